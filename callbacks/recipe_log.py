@@ -1,0 +1,37 @@
+"""Writes down what ran: the resolved recipe, package versions and the commit, to the run's folder and to the
+tracker.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.loggers import MLFlowLogger
+from typing_extensions import override
+
+from simct_pl.module import DistillModule
+
+
+class RecipeLog(L.Callback):
+    """Saves `recipe.yaml` under the trainer's root directory; logs it, versions, commit and the objective's variant to
+    MLflow.
+    """
+
+    @override
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, DistillModule)
+        info = pl_module.run_info
+        if info is None or not trainer.is_global_zero:
+            return
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "recipe.yaml").write_text(info.recipe, encoding="utf-8")
+        parameters = {f"version/{package}": number for package, number in info.versions.items()}
+        parameters["commit"] = info.commit or "unknown"
+        parameters |= {f"variant/{name}": str(value) for name, value in pl_module.objective.describe().items()}
+        parameters["variant/aligner"] = type(pl_module.aligner).__name__
+        for logger in trainer.loggers:
+            logger.log_hyperparams(parameters)
+            if isinstance(logger, MLFlowLogger):
+                logger.experiment.log_text(logger.run_id, info.recipe, "recipe.yaml")

@@ -1,0 +1,126 @@
+"""RolloutCallback: the student answers the prompts of a step before the step, with the weights of that step.
+
+Generation happens in `on_train_batch_start` and writes into the batch in place. A data set that generates would be one
+optimizer step stale, because Lightning fetches a batch ahead.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import lightning as L
+from typing_extensions import override
+
+from simct_pl.errors import PromptDataError, RecipeError
+from simct_pl.module import DistillModule
+from simct_pl.rollout.engine import RolloutEngine, SamplingParams, sample_seed
+from simct_pl.rollout.hf import HFEngine
+from simct_pl.types import Prompt, PromptBatch, Rollout
+
+NUM_CHECKED_BATCHES = 64
+
+
+class RolloutCallback(L.Callback):
+    """Refreshes the engine with the student's weights and fills each batch with responses.
+
+    Args:
+        sampling: temperature, top_p, top_k, max_tokens of training rollouts.
+        num_samples: responses a prompt.
+        val_sampling: the same for held-out prompts; by default greedy with training's max_tokens.
+        engine: who generates; HFEngine by default.
+        seed: with step, prompt and sample index it determines every sample.
+    """
+
+    def __init__(
+        self,
+        sampling: SamplingParams = SamplingParams(),  # noqa: B008 - frozen
+        num_samples: int = 1,
+        val_sampling: SamplingParams | None = None,
+        engine: RolloutEngine | None = None,
+        seed: int = 0,
+    ) -> None:
+        if num_samples < 1:
+            raise RecipeError(f"num_samples is {num_samples}; expected at least one response a prompt.")
+        self.sampling = sampling
+        self.val_sampling = val_sampling or SamplingParams(temperature=0.0, max_tokens=sampling.max_tokens)
+        self.num_samples = num_samples
+        self.engine = engine or HFEngine()
+        self.seed = seed
+
+    @override
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Check the first prompts against the student's context, before any weights load."""
+        module = _distill_module(pl_module)
+        module.check_models()  # a wrong path explains more than a prompt that cannot be rendered
+        datamodule = getattr(trainer, "datamodule", None)
+        context = module.student_context
+        if datamodule is None or context is None:
+            return
+        loaders = [(datamodule.val_dataloader, self.val_sampling)]
+        if stage == "fit":
+            loaders.insert(0, (datamodule.train_dataloader, self.sampling))
+        for loader, sampling in loaders:
+            for batch in islice(loader() or (), NUM_CHECKED_BATCHES):
+                for prompt in batch.prompts:
+                    self._render(module, prompt, sampling, context)
+
+    @override
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: PromptBatch, batch_idx: int
+    ) -> None:
+        module = _distill_module(pl_module)
+        if self.engine.policy_version != trainer.global_step:
+            self.engine.refresh(module.student, trainer.global_step)
+        batch.rollouts = self._generate(module, batch, self.sampling, self.num_samples, trainer.global_step)
+
+    @override
+    def on_validation_batch_start(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        batch: PromptBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        module = _distill_module(pl_module)
+        if self.engine.policy_version != trainer.global_step:
+            self.engine.refresh(module.student, trainer.global_step)
+        batch.rollouts = self._generate(module, batch, self.val_sampling, 1, step=-1)
+
+    def _generate(
+        self, module: DistillModule, batch: PromptBatch, sampling: SamplingParams, num_samples: int, step: int
+    ) -> list[Rollout]:
+        context = module.student_context
+        requests: list[tuple[Prompt, int, list[int], int]] = []
+        for prompt in batch.prompts:
+            prompt_ids = self._render(module, prompt, sampling, context)
+            for sample in range(num_samples):
+                requests.append((prompt, sample, prompt_ids, sample_seed(self.seed, step, prompt.index, sample)))
+        generations = self.engine.generate(
+            [prompt_ids for _, _, prompt_ids, _ in requests],
+            [seed for *_, seed in requests],
+            sampling,
+            module.pair.student.stop_ids,
+        )
+        version = self.engine.policy_version
+        assert version is not None
+        return [
+            Rollout(prompt, sample, ids, g.response_ids, g.logprobs, g.finish_reason, version, seed)
+            for (prompt, sample, ids, seed), g in zip(requests, generations, strict=True)
+        ]
+
+    @staticmethod
+    def _render(module: DistillModule, prompt: Prompt, sampling: SamplingParams, context: int | None) -> list[int]:
+        prompt_ids = module.pair.student.render_prompt(list(prompt.messages))
+        if context is not None and len(prompt_ids) + sampling.max_tokens > context:
+            raise PromptDataError(
+                f"Prompt {prompt.index} has {len(prompt_ids)} tokens; with max_tokens={sampling.max_tokens} that exceeds "
+                f"the student's context of {context}. Lower max_tokens, or leave such prompts out (max_prompt_chars)."
+            )
+        return prompt_ids
+
+
+def _distill_module(pl_module: L.LightningModule) -> DistillModule:
+    if not isinstance(pl_module, DistillModule):
+        raise RecipeError(f"RolloutCallback needs a DistillModule; the recipe's model is {type(pl_module).__name__}.")
+    return pl_module

@@ -1,0 +1,66 @@
+"""A table of sampled responses with the loss of each unit, as an MLflow artifact: what did the student say, and where
+was it wrong?
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.loggers import MLFlowLogger
+from typing_extensions import override
+
+from simct_pl.types import BYTE_END, BYTE_START, PromptBatch, Rollout, StepRecord, UnitAlignment
+
+
+class SampleTable(L.Callback):
+    """Logs `samples.json` to MLflow: step, prompt, response, finish reason, loss, and the loss per unit.
+
+    Args:
+        every_n_steps: how often. num_samples: responses a time.
+    """
+
+    def __init__(self, every_n_steps: int = 50, num_samples: int = 4) -> None:
+        self.every_n_steps, self.num_samples = every_n_steps, num_samples
+
+    @override
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: PromptBatch, batch_idx: int
+    ) -> None:
+        if batch_idx % self.every_n_steps or batch.record is None or not trainer.is_global_zero:
+            return
+        rows = sample_rows(batch.record, self.num_samples)
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        columns["step"] = [trainer.global_step] * len(rows)
+        for logger in trainer.loggers:
+            if isinstance(logger, MLFlowLogger):
+                logger.experiment.log_table(logger.run_id, columns, "samples.json")
+
+
+def sample_rows(record: StepRecord, num_samples: int) -> list[dict[str, Any]]:
+    """One row a response: texts, finish reason, its loss sum, and `unit loss` pairs in text order."""
+    rows = []
+    for rollout, alignment, stats in list(zip(record.rollouts, record.alignments, record.stats, strict=True))[
+        :num_samples
+    ]:
+        losses = stats.loss_U.tolist()
+        rows.append(
+            {
+                "prompt": rollout.prompt.messages[-1]["content"],
+                "response": alignment.text.decode(errors="replace"),
+                "finish_reason": rollout.finish_reason,
+                "loss": sum(losses),
+                "unit_losses": [
+                    f"{text!r} {loss:.3f}" for text, loss in zip(_unit_texts(rollout, alignment), losses, strict=True)
+                ],
+            }
+        )
+    return rows
+
+
+def _unit_texts(rollout: Rollout, alignment: UnitAlignment) -> list[str]:
+    units_U6 = alignment.units_U6[alignment.supervised_U]
+    texts = [alignment.text[unit[BYTE_START] : unit[BYTE_END]].decode(errors="replace") for unit in units_U6]
+    if alignment.has_stop and rollout.stopped:
+        texts[-1] = "<stop>"
+    return texts

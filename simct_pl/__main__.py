@@ -1,0 +1,7 @@
+"""`python -m simct_pl`."""
+
+import sys
+
+from simct_pl.cli import main
+
+sys.exit(main())

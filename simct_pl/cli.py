@@ -1,0 +1,50 @@
+"""The command line: `fit | validate | test` go to LightningCLI, the small commands to simct_pl.commands.
+
+Imports nothing heavy, so that `--help` and usage errors answer at once. Every SimctError ends on one screen with exit
+code 2.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from simct_pl.errors import SimctError
+
+COMMANDS = {
+    "align": ("simct_pl.commands.align", "cut texts into aligned units and show what was lost"),
+    "quickstart": ("simct_pl.commands.quickstart", "train the embedded example and show the result"),
+    "convert-gguf": ("simct_pl.commands.convert_gguf", "turn a GGUF file into an ordinary model folder"),
+    "transplant": ("simct_pl.commands.transplant", "put a model's body onto another family's tokenizer"),
+}
+TRAINER_COMMANDS = {
+    "fit": "train by a recipe: --recipe R [--recipe OVERLAY] [--key value]",
+    "validate": "score held-out prompts by a recipe",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns its exit code: 0, or 2 for anything the user can put right."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if arguments else 2
+    command, rest = arguments[0], arguments[1:]
+    try:
+        if command in TRAINER_COMMANDS:
+            return int(importlib.import_module("simct_pl.lightning_cli").run(arguments))
+        if command in COMMANDS:
+            return int(importlib.import_module(COMMANDS[command][0]).main(rest))
+    except SimctError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    print(f"Unknown command {command!r}.\n\n{usage()}", file=sys.stderr)
+    return 2
+
+
+def usage() -> str:
+    """What `--help` prints."""
+    lines = ["usage: python -m simct_pl COMMAND [options]", "", "commands:"]
+    described = {**TRAINER_COMMANDS, **{name: text for name, (_, text) in COMMANDS.items()}}
+    lines += [f"  {name:<13} {text}" for name, text in described.items()]
+    return "\n".join([*lines, "", "COMMAND --help tells more."])

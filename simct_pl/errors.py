@@ -1,0 +1,55 @@
+"""One hierarchy for everything a user can get wrong or a run can meet.
+
+Each class also inherits the standard-library type that a caller would catch anyway. A message names the value,
+what was expected and the fix. The command line prints it on one screen and exits with code 2.
+"""
+
+from __future__ import annotations
+
+
+class SimctError(Exception):
+    """Base of all errors that simct_pl raises on purpose."""
+
+
+class RecipeError(SimctError, ValueError):
+    """A recipe, or a combination of its values, cannot be run."""
+
+
+class MissingFileError(SimctError, FileNotFoundError):
+    """A path given by the user does not exist."""
+
+
+class ModelFolderError(SimctError, ValueError):
+    """A path exists but is not a model or tokenizer folder that can be loaded."""
+
+
+class TokenizerError(SimctError, ValueError):
+    """A tokenizer cannot be used."""
+
+
+class UnsupportedTokenizerError(TokenizerError):
+    """A tokenizer family whose tokens have no exact bytes (for example WordPiece)."""
+
+
+class MissingStopTokenError(TokenizerError):
+    """A model has no token that ends its turn."""
+
+
+class AlignmentError(SimctError, ValueError):
+    """An alignment breaks an invariant (ordered, disjoint, equal bytes, minimal)."""
+
+
+class PromptDataError(SimctError, ValueError):
+    """Prompts are missing, empty, malformed or too long."""
+
+
+class UnsupportedModelError(SimctError, ValueError):
+    """A model whose logits cannot be rebuilt from its hidden states."""
+
+
+class RolloutError(SimctError, RuntimeError):
+    """A batch reached the training step without rollouts, or with rollouts of another policy."""
+
+
+class CollapseError(SimctError, RuntimeError):
+    """A collapse guard stopped the run."""

@@ -1,0 +1,28 @@
+"""What a grader is: one prompt and one response in, a score in [0, 1] out."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+
+from simct_pl.types import Prompt
+
+NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+
+
+class Grader(ABC):
+    """Scores held-out responses."""
+
+    @abstractmethod
+    def __call__(self, prompt: Prompt, response: str) -> float:
+        """1.0 for a right response, 0.0 for a wrong one, or anything between."""
+
+
+class LastNumberGrader(Grader):
+    """Right if the last number of the response equals the prompt's answer as a number (commas ignored)."""
+
+    def __call__(self, prompt: Prompt, response: str) -> float:
+        found = NUMBER.findall(response)
+        if not found or prompt.answer is None:
+            return 0.0
+        return float(float(found[-1].replace(",", "")) == float(prompt.answer.replace(",", "")))

@@ -1,0 +1,75 @@
+"""Aggregates over the held-out prompts of one validation run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, Metric
+
+from simct_pl.evaluation.grader import Grader
+from simct_pl.types import Rollout, UnitAlignment
+
+NUM_SAMPLES = 4
+
+
+@dataclass(frozen=True)
+class HeldOutSample:
+    """A held-out prompt, the student's response, and the grader's score if there is a grader."""
+
+    prompt: str
+    response: str
+    score: float | None
+
+
+@dataclass(frozen=True)
+class HeldOutResult:
+    """One validation run: after how many optimizer steps, its metrics, and its first samples."""
+
+    step: int
+    metrics: dict[str, float]
+    samples: list[HeldOutSample]
+
+
+class HeldOutMetrics(nn.Module):
+    """Means over ranks and batches; only what was updated is reported.
+
+    eval/loss: divergence per response token. eval/accuracy: the grader's mean. eval/bits_per_byte: of the reference
+    responses under the student. eval/response_tokens, eval/truncation_rate, eval/coverage: of the sampled responses.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        names = ("loss", "accuracy", "response_tokens", "truncation_rate", "coverage", "bits_per_byte")
+        self.samples: list[HeldOutSample] = []
+        self.means = nn.ModuleDict({name: MeanMetric(nan_strategy="warn") for name in names})
+
+    def _mean(self, name: str) -> Metric:
+        metric = self.means[name]
+        assert isinstance(metric, Metric)
+        return metric
+
+    def update_loss(self, loss_sum: float, num_tokens: int) -> None:
+        self._mean("loss").update(loss_sum / num_tokens, weight=num_tokens)
+
+    def update_response(self, rollout: Rollout, alignment: UnitAlignment, grader: Grader | None) -> None:
+        self._mean("response_tokens").update(len(rollout.response_ids))
+        self._mean("truncation_rate").update(float(not rollout.stopped))
+        self._mean("coverage").update(alignment.coverage)
+        response = alignment.text.decode(errors="replace")
+        score = grader(rollout.prompt, response) if grader is not None else None
+        if score is not None:
+            self._mean("accuracy").update(score)
+        if len(self.samples) < NUM_SAMPLES:
+            self.samples.append(HeldOutSample(rollout.prompt.messages[-1]["content"], response, score))
+
+    def update_bits(self, bits: float, num_bytes: int) -> None:
+        self._mean("bits_per_byte").update(bits / num_bytes, weight=num_bytes)
+
+    def compute(self) -> dict[str, Tensor]:
+        return {f"eval/{name}": self._mean(name).compute() for name in self.means if self._mean(name).update_called}
+
+    def reset(self) -> None:
+        self.samples = []
+        for name in self.means:
+            self._mean(name).reset()

@@ -1,0 +1,69 @@
+"""A model folder that transformers and vLLM load: weights, tokenizer, chat template, generation config; written whole
+or not at all.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Copied as they are: saving a loaded tokenizer again may rebuild its pipeline.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+
+def export_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    output: str | Path,
+    tokenizer_source: str | Path | None = None,
+) -> Path:
+    """Write a model folder atomically, replacing one that is there.
+
+    Args:
+        model: saved as safetensors with its config and generation config.
+        tokenizer: saved next to it, unless tokenizer_source is a folder with tokenizer.json, whose files are copied
+            unchanged.
+    """
+
+    def write(folder: Path) -> None:
+        model.save_pretrained(folder)
+        source = Path(tokenizer_source) if tokenizer_source is not None else None
+        if source is not None and (source / "tokenizer.json").is_file():
+            for name in TOKENIZER_FILES:
+                if (source / name).is_file():
+                    shutil.copyfile(source / name, folder / name)
+        else:
+            tokenizer.save_pretrained(folder)
+
+    return write_folder(Path(output), write)
+
+
+def write_folder(output: Path, write: Callable[[Path], None]) -> Path:
+    """Let `write` fill a temporary sibling and rename it to output; a failure leaves what was there untouched."""
+    output = output.expanduser().absolute()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    try:
+        fresh = staging / "new"
+        fresh.mkdir()
+        write(fresh)
+        if output.exists():
+            output.rename(staging / "old")
+        fresh.rename(output)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return output

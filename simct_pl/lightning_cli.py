@@ -1,0 +1,196 @@
+"""`fit` and `validate`: recipes through LightningCLI, with OmegaConf interpolation and errors that fit on one screen.
+
+A recipe is LightningCLI's config under a better name: components by class_path/init_args, types checked from
+constructors. `--recipe` may be repeated; later files and `--key value` overlay earlier ones.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import yaml
+from jsonargparse import ActionConfigFile
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import MLFlowLogger
+from omegaconf import OmegaConf
+from typing_extensions import override
+
+from simct_pl.errors import MissingFileError, RecipeError
+from simct_pl.module import DistillModule
+from simct_pl.run_info import RunInfo, installed_versions, project_commit
+from simct_pl.summary import TRACKING_URI, print_summary
+
+PACKAGE = Path(__file__).resolve().parent
+RECIPE_FLAGS = ("--recipe", "--config", "-c")
+ARTIFACTS = "runs/mlflow-artifacts"
+
+
+def run(arguments: list[str]) -> int:
+    """Run a trainer command, e.g. ["fit", "--recipe", "quickstart"].
+
+    Raises:
+        SimctError: for anything in the recipe or the data that the user can put right.
+    """
+    recipes = _resolve_recipes(arguments)
+    quiet_libraries()
+    if not OmegaConf.has_resolver("asset"):
+        OmegaConf.register_resolver("asset", lambda name: str(PACKAGE / "assets" / name))
+    SimctCLI(recipe_names=[Path(recipe).stem for recipe in recipes], args=arguments)
+    return 0
+
+
+def recipe_folder() -> Path:
+    """Where the shipped recipes are: in the wheel, or beside the package in a checkout."""
+    bundled = PACKAGE / "_recipes"
+    return bundled if bundled.is_dir() else PACKAGE.parent / "recipes"
+
+
+def find_recipe(name: str) -> Path:
+    """A recipe by path, or by the name of a shipped one ("quickstart", "ablations/exact").
+
+    Raises:
+        MissingFileError: naming the nearest shipped recipe.
+    """
+    folder = recipe_folder()
+    for candidate in (Path(name), folder / name, folder / f"{name}.yaml"):
+        if candidate.is_file():
+            return candidate
+    shipped = sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+    near = difflib.get_close_matches(Path(name).stem, shipped, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise MissingFileError(f"Recipe {name!r} is neither a file nor a shipped recipe ({', '.join(shipped)}).{hint}")
+
+
+def _resolve_recipes(arguments: list[str]) -> list[str]:
+    """Replace the names of shipped recipes by their paths, in place; returns the paths."""
+    recipes = []
+    for i, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        if flag not in RECIPE_FLAGS:
+            continue
+        if equals:
+            recipes.append(str(find_recipe(value)))
+            arguments[i] = f"{flag}={recipes[-1]}"
+        elif i + 1 < len(arguments):
+            recipes.append(str(find_recipe(arguments[i + 1])))
+            arguments[i + 1] = recipes[-1]
+    return recipes
+
+
+def quiet_libraries() -> None:
+    """Silence chatter that says nothing about a run."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    for name in ("alembic", "mlflow", "httpx", "datasets"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Prompts are cheap to load; rollouts are what takes time.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*have not been set for this class.*")
+
+
+class RecipeParser(LightningArgumentParser):
+    """Turns argparse's exit into a RecipeError with the nearest known name."""
+
+    @override
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        raise RecipeError(_with_hint(_last_cause(message, ex), self))
+
+
+def _last_cause(message: str, ex: Exception | None) -> str:
+    """The whole message, without jsonargparse's pointers to its own options."""
+    del ex
+    lines = [line.rstrip() for line in str(message).splitlines()]
+    return "\n".join(line for line in lines if line and "Given value type" not in line and "tip:" not in line.lower())
+
+
+def _with_hint(message: str, parser: LightningArgumentParser) -> str:
+    """Append "did you mean" for a key that is not known."""
+    unknown = re.search(
+        r"""(?:[Kk]ey|[Uu]nrecognized arguments:|[Oo]ption|[Pp]arameter)[^\w'"-]*['"]?([\w.-]+)['"]?""", message
+    )
+    if not unknown:
+        return message
+    name = unknown.group(1).lstrip("-").split(".")[-1]
+    known = {action.dest.split(".")[-1] for action in parser._actions}
+    known |= set(re.findall(r"[\w]+", message)) - {name}
+    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.7)
+    return f"{message}\nDid you mean {near[0]!r}?" if near else message
+
+
+class SimctCLI(LightningCLI):
+    """LightningCLI with recipes, MLflow by default, and what ran attached to the module for the recipe log."""
+
+    def __init__(self, recipe_names: list[str], args: list[str]) -> None:
+        self.run_name = "+".join(recipe_names) or "unnamed"
+        # LightningCLI warns when given both args and a command line; the command line is what args came from.
+        sys.argv = sys.argv[:1]
+        super().__init__(
+            model_class=L.LightningModule,
+            datamodule_class=L.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            seed_everything_default=0,
+            # Held-out prompts are scored before a fit (before_fit), so nothing needs a sanity check; and tensors that are made
+            # then must be usable in training, which inference mode forbids.
+            trainer_defaults={"num_sanity_val_steps": 0, "inference_mode": False},
+            parser_class=RecipeParser,
+            parser_kwargs={"parser_mode": "omegaconf"},
+            auto_configure_optimizers=False,
+            args=args,
+        )
+
+    @override
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        parser = self.parser_class(**kwargs)
+        parser.add_argument(
+            "-c",
+            "--config",
+            "--recipe",
+            action=ActionConfigFile,
+            help="Recipe: a YAML file, or the name of a shipped one.",
+        )
+        return parser
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        own = {"model", "dataloaders", "train_dataloaders", "val_dataloaders", "datamodule"}
+        return {"fit": own, "validate": own}
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        config = self._get(self.config_init, "trainer")
+        if config.get("logger") is None:
+            Path(ARTIFACTS).mkdir(parents=True, exist_ok=True)
+            kwargs["logger"] = MLFlowLogger(
+                experiment_name="simct_pl",
+                run_name=self.run_name,
+                tracking_uri=TRACKING_URI,
+                artifact_location=Path(ARTIFACTS).absolute().as_uri(),
+            )
+        if config.get("default_root_dir") is None:
+            kwargs["default_root_dir"] = f"runs/{self.run_name}"
+        return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        """Score the held-out prompts first: a curve needs a step 0."""
+        if self.datamodule is not None and isinstance(self.model, DistillModule):
+            self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+
+    def after_fit(self) -> None:
+        if self.trainer.is_global_zero and isinstance(self.model, DistillModule):
+            print_summary(self.model, self.trainer)
+
+    @override
+    def after_instantiate_classes(self) -> None:
+        self._dump_config()
+        recipe = yaml.safe_dump(self.config_dump, sort_keys=False, allow_unicode=True)
+        if isinstance(self.model, DistillModule):
+            self.model.run_info = RunInfo(self.run_name, recipe, installed_versions(), project_commit())

@@ -1,0 +1,75 @@
+"""What a rollout engine is: prompts of token ids in, sampled ids with their log-probabilities out."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+
+from simct_pl.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How responses are drawn.
+
+    temperature: 0 is greedy. top_p: nucleus mass in (0, 1]. top_k: None is no limit. max_tokens: new tokens, stop
+        included.
+
+    Raises:
+        RecipeError: for a value outside its range.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    max_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise RecipeError(f"max_tokens is {self.max_tokens}; expected at least 1, or no response can be sampled.")
+        if self.temperature < 0:
+            raise RecipeError(f"temperature is {self.temperature}; expected 0 (greedy) or more.")
+        if not 0 < self.top_p <= 1:
+            raise RecipeError(f"top_p is {self.top_p}; expected a number in (0, 1]; 1 switches it off.")
+        if self.top_k is not None and self.top_k < 1:
+            raise RecipeError(f"top_k is {self.top_k}; expected at least 1, or null to switch it off.")
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One response: ids (with the stop, if it stopped), log-probabilities at temperature 1 before truncation, "stop" |
+    "length".
+    """
+
+    response_ids: list[int]
+    logprobs: list[float]
+    finish_reason: str
+
+
+class RolloutEngine(ABC):
+    """Generates with the student's current weights. `policy_version` says which weights those are; None before any
+    refresh.
+    """
+
+    policy_version: int | None = None
+
+    @abstractmethod
+    def refresh(self, model: PreTrainedModel, policy_version: int) -> None:
+        """Take over the student's weights; afterwards `policy_version` equals the argument."""
+
+    @abstractmethod
+    def generate(
+        self, prompts_ids: list[list[int]], seeds: list[int], sampling: SamplingParams, stop_ids: tuple[int, ...]
+    ) -> list[Generation]:
+        """One response a prompt, in order. The same prompt, seed and weights give the same response in any batch."""
+
+
+def sample_seed(run_seed: int, step: int, prompt_index: int, sample_index: int) -> int:
+    """A 63-bit seed from where the sample stands in the run, so that a resumed run samples what the first would
+    have.
+    """
+    key = f"{run_seed}/{step}/{prompt_index}/{sample_index}".encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest()) >> 1

@@ -1,0 +1,152 @@
+"""Chained additions: the embedded task on which a tiny student can be watched learning.
+
+    13+25+7?  →  13+25= 38, 38+7= 45, total 45
+
+Every step is written out, so that a wrong number early on shows later, and a teacher can grade a student's own mistakes.
+A tenth of all problems, chosen by a hash of their text, is never trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from typing_extensions import override
+
+from simct_pl.errors import RecipeError
+from simct_pl.evaluation.grader import Grader
+from simct_pl.types import Prompt
+
+HELD_OUT_SHARE = 10  # one problem in so many
+TOTAL = re.compile(r"total (\d+)")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Numbers to be added from left to right; at least two."""
+
+    terms: tuple[int, ...]
+
+    @property
+    def question(self) -> str:
+        return "+".join(map(str, self.terms)) + "?"
+
+    @property
+    def total(self) -> int:
+        return sum(self.terms)
+
+    @property
+    def held_out(self) -> bool:
+        """Whether the problem is kept for evaluation; a property of its text alone."""
+        digest = hashlib.blake2b(self.question.encode(), digest_size=8).digest()
+        return int.from_bytes(digest) % HELD_OUT_SHARE == 0
+
+    @property
+    def response(self) -> str:
+        """The right chain."""
+        return chain(list(self.terms))
+
+    def prompt(self, index: int, response: str | None = None) -> Prompt:
+        """One user message, with the right response unless another one is given."""
+        messages = ({"role": "user", "content": self.question},)
+        return Prompt(index, messages, self.response if response is None else response, str(self.total))
+
+
+def chain(terms: list[int], wrong: dict[int, int] | None = None) -> str:
+    """The response to `terms`, in which the n-th number written is replaced as `wrong` says.
+
+    Numbers are counted from 0 in the order of writing: each step writes left, right and sum. What follows a wrong number is
+    computed from the text as it stands, so the chain goes on consistently.
+    """
+    replaced = wrong or {}
+    steps, running = [], terms[0]
+    for step, term in enumerate(terms[1:]):
+        left = replaced.get(3 * step, running)
+        right = replaced.get(3 * step + 1, term)
+        running = replaced.get(3 * step + 2, left + right)
+        steps.append(f"{left}+{right}= {running}")
+    return ", ".join([*steps, f"total {running}"])
+
+
+def corrupted_chain(problem: Problem, rng: random.Random) -> str:
+    """A chain with one wrong number and a continuation that is right for the text before it.
+
+    Trained on such chains, a teacher reads a student's mistake as it stands instead of answering it with nonsense.
+    """
+    position = rng.randrange(3 * (len(problem.terms) - 1))
+    written = [int(number) for number in re.findall(r"\d+", problem.response)]
+    return chain(list(problem.terms), {position: _other_number(written[position], rng)})
+
+
+def _other_number(number: int, rng: random.Random) -> int:
+    """A near miss as often as any other number of the same size: students make both mistakes."""
+    if rng.random() < 0.5:
+        candidates = [number + delta for delta in (-10, -2, -1, 1, 2, 10) if number + delta >= 0]
+        return rng.choice(candidates)
+    other = rng.randrange(max(2 * number, 10))
+    return other if other != number else number + 1
+
+
+def draw_problem(rng: random.Random, num_terms: int, limit: int, held_out: bool) -> Problem:
+    """A problem whose terms are drawn uniformly from [0, limit), out of the held-out ones or out of all others."""
+    while True:
+        problem = Problem(tuple(rng.randrange(limit) for _ in range(num_terms)))
+        if problem.held_out == held_out:
+            return problem
+
+
+def distinct_problems(seed: int, count: int, num_terms: int, limit: int, held_out: bool) -> list[Problem]:
+    """`count` different problems, the same ones for the same seed.
+
+    Raises:
+        RecipeError: if so many do not exist.
+    """
+    share = 1 / HELD_OUT_SHARE if held_out else 1 - 1 / HELD_OUT_SHARE
+    available = share * limit**num_terms
+    if count > 0.8 * available:  # the hash splits only approximately, and the last few take long to find
+        raise RecipeError(
+            f"{count} different problems of {num_terms} terms below {limit} were asked for; about {available:.0f} exist. "
+            "Ask for fewer, or raise num_terms or limit."
+        )
+    return list(_distinct(random.Random(f"{seed}/{held_out}"), count, num_terms, limit, held_out))
+
+
+def _distinct(rng: random.Random, count: int, num_terms: int, limit: int, held_out: bool) -> Iterator[Problem]:
+    seen: set[Problem] = set()
+    while len(seen) < count:
+        problem = draw_problem(rng, num_terms, limit, held_out)
+        if problem not in seen:
+            seen.add(problem)
+            yield problem
+
+
+def stated_total(response: str) -> int | None:
+    """The number behind the only, final "total", or None when the response does not end with one."""
+    match = re.search(rf"(?:^|, ){TOTAL.pattern}$", response)
+    return int(match.group(1)) if match and response.count("total") == 1 else None
+
+
+def chain_is_correct(question: str, response: str) -> bool:
+    """Whether every step is written and right: the response is exactly the one that Problem.response gives."""
+    terms = [int(term) for term in question.rstrip("?").split("+")]
+    return response == chain(terms)
+
+
+class TotalGrader(Grader):
+    """Right if the response ends with "total N" and N is the answer, whatever stands in between."""
+
+    @override
+    def __call__(self, prompt: Prompt, response: str) -> float:
+        total = stated_total(response)
+        return float(total is not None and prompt.answer is not None and total == int(prompt.answer))
+
+
+class ChainGrader(Grader):
+    """Right if the whole chain is, step by step."""
+
+    @override
+    def __call__(self, prompt: Prompt, response: str) -> float:
+        return float(chain_is_correct(prompt.messages[-1]["content"], response))

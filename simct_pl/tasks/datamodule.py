@@ -1,0 +1,99 @@
+"""Arithmetic prompts in batches, with right responses attached: for supervised fine-tuning and for distillation alike."""
+
+from __future__ import annotations
+
+import random
+
+import lightning as L
+from torch.utils.data import DataLoader, Dataset
+from typing_extensions import override
+
+from simct_pl.errors import RecipeError
+from simct_pl.tasks.arithmetic import Problem, corrupted_chain, distinct_problems, draw_problem
+from simct_pl.types import Prompt, PromptBatch
+
+
+class ArithmeticDataset(Dataset[Prompt]):
+    """Training prompts; item i depends on the seed and i alone, whoever asks for it and when."""
+
+    def __init__(
+        self, num_prompts: int, pool: list[Problem] | None, num_terms: int, limit: int, corrupt_share: float, seed: int
+    ) -> None:
+        self.num_prompts, self.pool = num_prompts, pool
+        self.num_terms, self.limit = num_terms, limit
+        self.corrupt_share, self.seed = corrupt_share, seed
+
+    def __len__(self) -> int:
+        return self.num_prompts
+
+    def __getitem__(self, index: int) -> Prompt:
+        if not 0 <= index < self.num_prompts:
+            raise IndexError(index)
+        rng = random.Random(f"{self.seed}/{index}")
+        if self.pool is None:
+            problem = draw_problem(rng, self.num_terms, self.limit, held_out=False)
+        else:
+            problem = rng.choice(self.pool)
+        corrupt = rng.random() < self.corrupt_share
+        return problem.prompt(index, corrupted_chain(problem, rng) if corrupt else None)
+
+
+class ArithmeticDataModule(L.LightningDataModule):
+    """Batches of `13+25+7?` prompts.
+
+    Args:
+        batch_size: prompts an optimizer step and rank. num_train_batches: steps of one epoch on one rank.
+        num_val_prompts, val_batch_size: held-out prompts, the same for every seed.
+        num_problems: distinct problems to train on; null draws from all that are not held out.
+        corrupt_share: share of training responses with one wrong number that the rest follows from (robust teachers).
+        num_terms, limit: how many numbers are added, each below limit.
+        seed: of problems and corruptions.
+    """
+
+    def __init__(
+        self,
+        batch_size: int = 64,
+        num_train_batches: int = 150,
+        num_val_prompts: int = 200,
+        val_batch_size: int = 200,
+        num_problems: int | None = None,
+        corrupt_share: float = 0.0,
+        num_terms: int = 3,
+        limit: int = 50,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= corrupt_share <= 1:
+            raise RecipeError(f"corrupt_share is {corrupt_share}; expected a share in [0, 1].")
+        if num_terms < 2 or limit < 2:
+            raise RecipeError(f"num_terms={num_terms}, limit={limit}; expected at least two numbers, each below 2 or more.")
+        self.batch_size, self.num_train_batches = batch_size, num_train_batches
+        self.num_val_prompts, self.val_batch_size = num_val_prompts, val_batch_size
+        self.num_problems, self.corrupt_share = num_problems, corrupt_share
+        self.num_terms, self.limit, self.seed = num_terms, limit, seed
+
+    @override
+    def train_dataloader(self) -> DataLoader[PromptBatch]:
+        """In the order of the indices; Lightning deals them out when there are several ranks."""
+        pool = None
+        if self.num_problems is not None:
+            pool = distinct_problems(self.seed, self.num_problems, self.num_terms, self.limit, held_out=False)
+        world_size = self.trainer.world_size if self.trainer else 1
+        dataset = ArithmeticDataset(
+            world_size * self.batch_size * self.num_train_batches,
+            pool,
+            self.num_terms,
+            self.limit,
+            self.corrupt_share,
+            self.seed,
+        )
+        return DataLoader(dataset, self.batch_size, collate_fn=PromptBatch)
+
+    @override
+    def val_dataloader(self) -> DataLoader[PromptBatch]:
+        return DataLoader(self.held_out_prompts(), self.val_batch_size, collate_fn=PromptBatch)  # type: ignore[arg-type]
+
+    def held_out_prompts(self) -> list[Prompt]:
+        """The prompts that accuracy is measured on."""
+        problems = distinct_problems(0, self.num_val_prompts, self.num_terms, self.limit, held_out=True)
+        return [problem.prompt(index) for index, problem in enumerate(problems)]

@@ -1,0 +1,144 @@
+"""Two byte-level BPE tokenizers that cut the same arithmetic differently, and untrained model folders around them.
+
+The teacher reads characters, and "total" as one token. The student merges a space with the digit behind it and round numbers
+with their zero, and reads "total" as two tokens. So ` 38, total 40` is
+
+    teacher  `_` `3` `8` `,` `_` `total` `_` `4` `0`        student  `_3` `8` `,` `_to` `tal` `_40`
+
+Both hold all 256 bytes, so either can write any text. They differ in chat template, turn-end token and BOS as real families do.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
+
+DIGITS = "0123456789"
+SPACE = "Ġ"  # how the byte-level alphabet spells a space
+
+TEACHER_MERGES = [("t", "o"), ("to", "t"), ("tot", "a"), ("tota", "l")]
+STUDENT_MERGES = [
+    *[(digit, "0") for digit in DIGITS[1:]],
+    *[(SPACE, f"{digit}0") for digit in DIGITS[1:]],
+    *[(SPACE, digit) for digit in DIGITS],
+    ("t", "o"),
+    (SPACE, "to"),
+    ("a", "l"),
+    ("t", "al"),
+]
+
+TEACHER_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+STUDENT_TEMPLATE = (
+    "{% for message in messages %}{{ '<' + message['role'] + '>' + message['content'] + '</turn>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+)
+MAX_POSITIONS = 128
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """One side of the example: its tokenizer and the shape of its Llama-style network."""
+
+    merges: list[tuple[str, str]]
+    template: str
+    special_tokens: tuple[str, ...]
+    stop: str
+    pad: str
+    bos: str | None
+    width: int
+    mlp_width: int
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The tokenizer; its id order is bytes, merges, special tokens."""
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        vocabulary = {token: i for i, token in enumerate([*alphabet, *("".join(pair) for pair in self.merges)])}
+        backend = Tokenizer(models.BPE(vocab=vocabulary, merges=self.merges))
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.decoder = decoders.ByteLevel()
+        backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in self.special_tokens])
+        if self.bos is not None:  # a plain call adds BOS, as Llama's and Gemma's do
+            bos_id = backend.token_to_id(self.bos)
+            backend.post_processor = processors.TemplateProcessing(
+                single=f"{self.bos} $A", pair=f"{self.bos} $A $B", special_tokens=[(self.bos, bos_id)]
+            )
+        return PreTrainedTokenizerFast(
+            tokenizer_object=backend,
+            bos_token=self.bos,
+            eos_token=self.stop,
+            pad_token=self.pad,
+            chat_template=self.template,
+            model_max_length=MAX_POSITIONS,
+            clean_up_tokenization_spaces=False,
+        )
+
+    def config(self) -> LlamaConfig:
+        """Two layers, four heads, tied embeddings."""
+        tokenizer = self.tokenizer()
+        return LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=self.width,
+            intermediate_size=self.mlp_width,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=MAX_POSITIONS,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            architectures=["LlamaForCausalLM"],
+            dtype="float32",
+        )
+
+    def save_untrained(self, folder: Path) -> None:
+        """Everything of a model folder but the weights."""
+        tokenizer, config = self.tokenizer(), self.config()
+        tokenizer.save_pretrained(folder)
+        config.save_pretrained(folder)
+        GenerationConfig(
+            bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
+        ).save_pretrained(folder)
+
+
+TEACHER = TinyModel(
+    merges=TEACHER_MERGES,
+    template=TEACHER_TEMPLATE,
+    special_tokens=("<|pad|>", "<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"),
+    stop="<|end|>",
+    pad="<|pad|>",
+    bos="<|bos|>",
+    width=128,
+    mlp_width=256,
+)
+STUDENT = TinyModel(
+    merges=STUDENT_MERGES,
+    template=STUDENT_TEMPLATE,
+    special_tokens=("<pad>", "</turn>", "<system>", "<user>", "<assistant>"),
+    stop="</turn>",
+    pad="<pad>",
+    bos=None,
+    width=96,
+    mlp_width=192,
+)
+
+
+def main() -> None:
+    """Write `teacher` and `student`, without weights, into a folder."""
+    parser = argparse.ArgumentParser(prog="python -m simct_pl.tasks.tokenizers", description=main.__doc__)
+    parser.add_argument("--output", type=Path, required=True, help="folder that receives teacher/ and student/")
+    output = parser.parse_args().output
+    for name, model in (("teacher", TEACHER), ("student", STUDENT)):
+        model.save_untrained(output / name)
+        print(f"wrote {output / name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""Token id → exact bytes, for every tokenizer family whose tokens have exact bytes.
+
+In: a fast tokenizer. Out: TokenBytes, one flat buffer and offsets, so that a whole response is joined by one gather.
+Decoding tokens one by one is wrong wherever a character is split over tokens; these tables are not. families.py has
+the rules, cache.py keeps the tables on disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from simct_pl.tokenization import cache as table_cache
+from simct_pl.tokenization.families import read_token_bytes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True, eq=False)
+class TokenBytes:
+    """The bytes of every token of one tokenizer (V = table size here: largest id + 1).
+
+    buffer: uint8, all tokens' bytes one after another. offsets: int64 [V + 1], token i is
+    buffer[offsets[i]:offsets[i + 1]]. is_special_V: control tokens (`<s>`, `<|im_end|>`) and the unknown token;
+    their bytes are no text. is_fallback_V: `<0xHH>` tokens of a byte-fallback vocabulary, often a second id for
+    bytes that another token has. is_mapped_V: whether the id has bytes at all; False for holes in the vocabulary and
+    for the unknown token. dummy_prefix: the tokenizer puts a space in front of a text that is not part of it.
+    fingerprint: hash of the tokenizer's definition; equal fingerprints mean equal tables.
+    """
+
+    buffer: np.ndarray
+    offsets: np.ndarray
+    is_special_V: np.ndarray
+    is_fallback_V: np.ndarray
+    is_mapped_V: np.ndarray
+    dummy_prefix: bool
+    fingerprint: str
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer: PreTrainedTokenizerFast, cache: bool = True) -> TokenBytes:
+        """The table of a tokenizer, from the disk cache when there is one.
+
+        Raises:
+            UnsupportedTokenizerError: for a family whose tokens have no exact bytes, such as WordPiece.
+        """
+        definition = tokenizer.backend_tokenizer.to_str()
+        # A tokenizer_config.json can make tokens special that tokenizer.json does not mark.
+        special_ids = sorted(tokenizer.all_special_ids)
+        fingerprint = table_cache.fingerprint(definition, special_ids)
+        if cache and (arrays := table_cache.load(fingerprint)) is not None:
+            dummy_prefix = bool(arrays.pop("dummy_prefix"))
+            return cls(**arrays, dummy_prefix=dummy_prefix, fingerprint=fingerprint)
+        read = read_token_bytes(definition)
+        table = cls._pack(
+            read.tokens, read.special_ids | set(special_ids), read.fallback_ids, read.dummy_prefix, fingerprint
+        )
+        if cache:
+            table_cache.save(fingerprint, {**table._arrays(), "dummy_prefix": np.array(table.dummy_prefix)})
+        return table
+
+    @classmethod
+    def from_list(
+        cls,
+        tokens: Sequence[bytes | None],
+        special_ids: Iterable[int] = (),
+        fallback_ids: Iterable[int] = (),
+        dummy_prefix: bool = False,
+    ) -> TokenBytes:
+        """A table of a synthetic vocabulary; None marks an id without bytes."""
+        special_ids, fallback_ids = sorted(special_ids), sorted(fallback_ids)
+        definition = repr((list(tokens), special_ids, fallback_ids, dummy_prefix)).encode()
+        return cls._pack(tokens, special_ids, fallback_ids, dummy_prefix, hashlib.blake2b(definition).hexdigest())
+
+    @classmethod
+    def _pack(
+        cls,
+        tokens: Sequence[bytes | None],
+        special_ids: Iterable[int],
+        fallback_ids: Iterable[int],
+        dummy_prefix: bool,
+        fingerprint: str,
+    ) -> TokenBytes:
+        present = [token or b"" for token in tokens]
+        lengths = np.fromiter(map(len, present), np.int64, len(present))
+        flags = np.zeros((2, len(present)), bool)
+        for flag_V, ids in zip(flags, (special_ids, fallback_ids), strict=True):
+            flag_V[[token_id for token_id in ids if token_id < len(present)]] = True
+        return cls(
+            buffer=np.frombuffer(b"".join(present), np.uint8),
+            offsets=np.concatenate([[0], np.cumsum(lengths)]),
+            is_special_V=flags[0],
+            is_fallback_V=flags[1],
+            is_mapped_V=np.fromiter((token is not None for token in tokens), bool, len(present)),
+            dummy_prefix=dummy_prefix,
+            fingerprint=fingerprint,
+        )
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        names = ("buffer", "offsets", "is_special_V", "is_fallback_V", "is_mapped_V")
+        return {name: getattr(self, name) for name in names}
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, token_id: int) -> bytes:
+        if not 0 <= token_id < len(self):
+            raise IndexError(f"token id {token_id} is outside the table of {len(self)} tokens")
+        return self.buffer[self.offsets[token_id] : self.offsets[token_id + 1]].tobytes()
+
+    @cached_property
+    def lengths_V(self) -> np.ndarray:
+        """Bytes of each token, int64 [V]."""
+        return np.diff(self.offsets)
+
+    @cached_property
+    def tokens(self) -> list[bytes]:
+        """All tokens as a list; made once, for dictionaries and sorting."""
+        whole, edges = self.buffer.tobytes(), self.offsets.tolist()
+        return [whole[start:end] for start, end in itertools.pairwise(edges)]
+
+    def known(self, ids_N: np.ndarray) -> np.ndarray:
+        """Which ids have bytes, bool [N]; False for ids beyond the table (rows of a padded embedding)."""
+        inside_N = (ids_N >= 0) & (ids_N < len(self))
+        return inside_N & self.is_mapped_V[np.where(inside_N, ids_N, 0)]
+
+    def gather(self, ids_N: np.ndarray) -> tuple[bytes, np.ndarray]:
+        """The joined bytes of some known ids, and where each token ends in them (int64 [N])."""
+        lengths_N = self.lengths_V[ids_N]
+        ends_N = np.cumsum(lengths_N)
+        # Byte k of the result is byte k - (start of its token) of that token: one shift a token, repeated over its
+        # bytes.
+        shift_N = self.offsets[ids_N] - (ends_N - lengths_N)
+        num_bytes = int(ends_N[-1]) if len(ends_N) else 0
+        return self.buffer[np.repeat(shift_N, lengths_N) + np.arange(num_bytes)].tobytes(), ends_N
+
+    def join(self, ids: Sequence[int] | np.ndarray) -> bytes:
+        """The bytes of a sequence of ids, a dummy prefix included.
+
+        Raises:
+            IndexError: for an id beyond the table.
+        """
+        return self.gather(np.asarray(ids, np.int64))[0]

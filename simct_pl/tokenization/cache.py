@@ -1,0 +1,67 @@
+"""Byte tables on disk: one npz a tokenizer, keyed by a hash of its definition, written atomically.
+
+The cache only saves time. A broken file is rebuilt, a folder that cannot be written is no error. SIMCT_PL_CACHE
+names the folder; otherwise it is the user's cache folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+FORMAT_VERSION = 1
+_NAMES = ("buffer", "offsets", "is_special_V", "is_fallback_V", "is_mapped_V", "dummy_prefix")
+
+
+def fingerprint(definition: str, special_ids: Sequence[int]) -> str:
+    """Hash of everything that a table depends on, the rules of this version included."""
+    digest = hashlib.blake2b(definition.encode(), digest_size=16)
+    digest.update(repr((FORMAT_VERSION, list(special_ids))).encode())
+    return digest.hexdigest()
+
+
+def folder() -> Path:
+    """Where tables are kept."""
+    if chosen := os.environ.get("SIMCT_PL_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "simct_pl"
+
+
+def load(fingerprint: str) -> dict[str, np.ndarray] | None:
+    """The arrays of a table, or None if there is no whole file."""
+    try:
+        with np.load(_path(fingerprint), allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in _NAMES}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    num_tokens = len(arrays["offsets"]) - 1
+    whole = len(arrays["buffer"]) == arrays["offsets"][-1] and len(arrays["is_mapped_V"]) == num_tokens
+    return arrays if whole else None
+
+
+def save(fingerprint: str, arrays: dict[str, np.ndarray]) -> None:
+    """Write a table under its final name in one step, so that no reader and no crash ever sees half of it."""
+    path = _path(fingerprint)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    except OSError:
+        return
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+
+
+def _path(fingerprint: str) -> Path:
+    return folder() / f"token-bytes-{fingerprint}.npz"

@@ -1,0 +1,84 @@
+"""One model's tokenizer: its ids, its bytes, its chat template and its stops.
+
+In: a model folder, a tokenizer.json or a hub name. Out: ModelTokenizer. The pipeline is the one in tokenizer.json,
+unchanged: AutoTokenizer rebuilds pipelines and gives other ids on some texts. loading.py finds the files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from simct_pl.data.chat import find_stop_ids, render_prompt
+from simct_pl.errors import MissingStopTokenError
+from simct_pl.tokenization.bytes import TokenBytes
+from simct_pl.tokenization.loading import load_tokenizer
+from simct_pl.types import Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+class ModelTokenizer:
+    """A tokenizer with exact bytes.
+
+    Args:
+        hf: the fast tokenizer.
+        generation_stop_ids: eos ids of the model's generation_config.json.
+        name: how errors call it.
+
+    Raises:
+        UnsupportedTokenizerError: if its tokens have no exact bytes.
+    """
+
+    def __init__(
+        self, hf: PreTrainedTokenizerFast, generation_stop_ids: Sequence[int] = (), name: str = "the tokenizer"
+    ) -> None:
+        self.hf = hf
+        self.name = name
+        self.table = TokenBytes.from_tokenizer(hf)
+        self.found_stop_ids = find_stop_ids(hf, generation_stop_ids)
+
+    @classmethod
+    def from_pretrained(cls, path: str) -> ModelTokenizer:
+        """Load from a model folder, a folder with a tokenizer, a tokenizer.json path, or a hub name.
+
+        Raises:
+            MissingFileError, ModelFolderError, UnsupportedTokenizerError: naming the path and the fix.
+        """
+        hf, generation_stop_ids = load_tokenizer(path)
+        return cls(hf, generation_stop_ids, name=path)
+
+    @cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end a turn, the one that follows an assistant's words in the chat template first.
+
+        Raises:
+            MissingStopTokenError: if there is none; found_stop_ids is empty then.
+        """
+        if not self.found_stop_ids:
+            raise MissingStopTokenError(
+                f"{self.name} has no token that ends a turn: no chat template with one, no eos_token_id in "
+                "generation_config.json, no eos_token in tokenizer_config.json. Add one of the three."
+            )
+        return self.found_stop_ids
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text: no specials added, and nothing in it becomes a control token."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The same for several texts at once."""
+        backend = self.hf.backend_tokenizer
+        before = backend.encode_special_tokens
+        backend.encode_special_tokens = True  # "as text"; prompts need the opposite, so it is set back
+        try:
+            encodings = backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        finally:
+            backend.encode_special_tokens = before
+        return [encoding.ids for encoding in encodings]
+
+    def render_prompt(self, messages: Sequence[Message], system_prompt: str | None = None) -> list[int]:
+        """Ids of a prompt in the model's own chat template, ready for its answer (see data/chat.py)."""
+        return render_prompt(self.hf, messages, system_prompt)

@@ -1,0 +1,197 @@
+"""One response in the tokens of both models.
+
+In: the student's SAMPLED ids. Out: TokenizedPair. The student's ids stay as they are; their bytes are the text; the
+teacher tokenises that text alone, with nothing in it read as a control token, and stop is paired with stop (METHOD:
+byte offsets, stops).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from simct_pl.errors import AlignmentError
+from simct_pl.tokenization.bytes import TokenBytes
+from simct_pl.tokenization.model_tokenizer import ModelTokenizer
+from simct_pl.tokenization.shared_vocab import SharedVocab
+from simct_pl.types import LostReason
+
+# Codes of SideTokens.faults_N: 0, or 1 + the place of the reason here.
+FAULT_REASONS = (
+    LostReason.UNMAPPED_TOKEN,
+    LostReason.ADDED_TOKEN,
+    LostReason.TRUNCATED_UTF8,
+    LostReason.BYTE_MISMATCH,
+    LostReason.NORMALIZER,
+)
+UNMAPPED, ADDED, TRUNCATED, MISMATCH, NORMALIZED = range(1, 6)
+
+
+@dataclass(frozen=True, eq=False)
+class SideTokens:
+    """One model's tokens of a response (N = tokens without the stop).
+
+    ids: int64, the stop included. data: the bytes of the N tokens without a dummy prefix. ends_N: int64, where in
+    data each token ends. faults_N: int8, 0 or a code of FAULT_REASONS: no unit may hold this token. stripped: a
+    dummy prefix was taken off the first token, whose shared columns therefore mean other bytes than those of a side
+    without one.
+    """
+
+    ids: np.ndarray
+    data: bytes
+    ends_N: np.ndarray
+    faults_N: np.ndarray
+    stripped: bool
+
+    @property
+    def num_content(self) -> int:
+        return len(self.ends_N)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenizedPair:
+    """What an aligner needs: the text, both sides' tokens, and whether both end with a stop."""
+
+    text: bytes
+    student: SideTokens
+    teacher: SideTokens
+    has_stop: bool
+
+
+class TokenizerPair:
+    """The tokenizers of a student and a teacher.
+
+    Args:
+        student, teacher: what reads and renders for each model.
+    """
+
+    def __init__(self, student: ModelTokenizer, teacher: ModelTokenizer) -> None:
+        self.student = student
+        self.teacher = teacher
+
+    @classmethod
+    def from_pretrained(cls, student: str, teacher: str) -> TokenizerPair:
+        """Load both from model folders, tokenizer.json paths or hub names.
+
+        Raises:
+            MissingFileError, ModelFolderError, UnsupportedTokenizerError: naming the path and the fix.
+        """
+        return cls(ModelTokenizer.from_pretrained(student), ModelTokenizer.from_pretrained(teacher))
+
+    @cached_property
+    def shared_vocab(self) -> SharedVocab:
+        """Shared columns of the two vocabularies; without a stop column if one of the two has no stop."""
+        return SharedVocab.build(
+            self.student.table, self.teacher.table, self.student.found_stop_ids, self.teacher.found_stop_ids
+        )
+
+    def tokenize(self, student_response_ids: Sequence[int], stopped: bool) -> TokenizedPair:
+        """Both sides' tokens of one sampled response.
+
+        student_response_ids: the sampled ids, the stop included when stopped.
+
+        Raises:
+            AlignmentError: if stopped and the last id is not a stop of the student.
+            MissingStopTokenError: if stopped and a model has no stop.
+        """
+        return self.tokenize_batch([(student_response_ids, stopped)])[0]
+
+    def tokenize_batch(self, responses: Sequence[tuple[Sequence[int], bool]]) -> list[TokenizedPair]:
+        """The same for several (ids, stopped), with one batched call of the teacher's tokenizer."""
+        students = [self._student_side(ids, stopped) for ids, stopped in responses]
+        teacher_ids = self.teacher.encode_batch([read for _, read in students])
+        return [
+            TokenizedPair(
+                side.data,
+                side,
+                read_side(self.teacher.table, ids, side.data, self._teacher_stop(side.ids[-1]) if stopped else None),
+                stopped,
+            )
+            for (side, _), ids, (_, stopped) in zip(students, teacher_ids, responses, strict=True)
+        ]
+
+    def tokenize_text(self, text: str) -> TokenizedPair:
+        """Both sides read a given text; no stop."""
+        data = text.encode()
+        student, teacher = (read_side(side.table, side.encode(text), data) for side in (self.student, self.teacher))
+        return TokenizedPair(data, student, teacher, has_stop=False)
+
+    def _student_side(self, ids: Sequence[int], stopped: bool) -> tuple[SideTokens, str]:
+        """The student's tokens, and what the teacher is to read."""
+        if stopped and (not len(ids) or ids[-1] not in self.student.stop_ids):
+            raise AlignmentError(
+                f"a response that stopped ends with {ids[-1] if len(ids) else 'nothing'}; expected one of the "
+                f"student's stop ids {self.student.stop_ids}. Pass stopped=False for a response that was cut."
+            )
+        table, ids_N = self.student.table, np.asarray(ids, np.int64)
+        data, ends_N, faults_N = _gather(table, ids_N[: len(ids_N) - stopped], special_fault=ADDED)
+        stripped = table.dummy_prefix and data.startswith(b" ")
+        if stripped:
+            data, ends_N = data[1:], np.maximum(ends_N - 1, 0)
+        text, damages = readable_text(data)
+        for start, end, fault in damages:
+            touched = slice(np.searchsorted(ends_N, start, "right"), np.searchsorted(ends_N, end, "left") + 1)
+            faults_N[touched] = np.where(faults_N[touched] == 0, fault, faults_N[touched])
+        return SideTokens(ids_N, data, ends_N, faults_N, stripped), text
+
+    def _teacher_stop(self, student_stop: int) -> int:
+        same = self.student.table.fingerprint == self.teacher.table.fingerprint
+        stops = self.teacher.stop_ids
+        return int(student_stop) if same and student_stop in stops else stops[0]
+
+
+def read_side(table: TokenBytes, ids: Sequence[int], text: bytes, stop_id: int | None = None) -> SideTokens:
+    """A side that tokenised the text itself.
+
+    The unknown token marks text that its vocabulary cannot spell. A leading space is a dummy prefix only if the text
+    does not begin with it.
+    """
+    ids_N = np.asarray(ids, np.int64)
+    data, ends_N, faults_N = _gather(table, ids_N, special_fault=NORMALIZED)
+    stripped = table.dummy_prefix and data.startswith(b" ") and data != text
+    stripped = stripped and (not text.startswith(b" ") or data.startswith(b"  "))
+    if stripped:
+        data, ends_N = data[1:], np.maximum(ends_N - 1, 0)
+    if stop_id is not None:
+        ids_N = np.append(ids_N, stop_id)
+    return SideTokens(ids_N, data, ends_N, faults_N, stripped)
+
+
+def _gather(table: TokenBytes, ids_N: np.ndarray, special_fault: int) -> tuple[bytes, np.ndarray, np.ndarray]:
+    """(bytes, ends, faults) of some ids; an id without bytes is a fault of no length."""
+    known_N = table.known(ids_N)
+    if known_N.all():
+        return *table.gather(ids_N), np.where(table.is_special_V[ids_N], special_fault, 0).astype(np.int8)
+    data, known_ends = table.gather(ids_N[known_N])
+    lengths_N = np.zeros(len(ids_N), np.int64)
+    lengths_N[known_N] = np.diff(known_ends, prepend=0)
+    faults_N = np.full(len(ids_N), UNMAPPED, np.int8)
+    faults_N[known_N] = np.where(table.is_special_V[ids_N[known_N]], special_fault, 0)
+    return data, np.cumsum(lengths_N), faults_N
+
+
+def readable_text(data: bytes) -> tuple[str, list[tuple[int, int, int]]]:
+    """What a tokenizer can read of some bytes, and (start, end, fault) of what it cannot.
+
+    An incomplete character at the very end is left out; any other invalid byte is read as U+FFFD.
+    """
+    try:
+        return data.decode(), []
+    except UnicodeDecodeError:
+        pass
+    pieces, damages, done = [], [], 0
+    while done < len(data):
+        try:
+            pieces.append(data[done:].decode())
+            break
+        except UnicodeDecodeError as error:
+            start, end = done + error.start, done + error.end
+            pieces.append(data[done:start].decode())
+            cut = end == len(data) and error.reason == "unexpected end of data"
+            pieces.append("" if cut else "\ufffd")
+            damages.append((start, end, TRUNCATED if cut else MISMATCH))
+            done = end
+    return "".join(pieces), damages

@@ -1,0 +1,85 @@
+"""What every test runs in: offline, on one thread, with caches and tracking in a folder of its own.
+
+Two fixtures fail a test that leaves something behind for the next one: environment variables, or a process group.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+
+# Read when transformers and torch are first imported, so before anything else.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest-xdist runs one worker a core; child processes inherit it
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+# Set by libraries when they are first used, and harmless to the next test.
+ENVIRONMENT_SET_BY_LIBRARIES = frozenset(
+    {
+        "PYTEST_CURRENT_TEST",
+        "PL_GLOBAL_SEED",  # lightning.seed_everything
+        "PL_SEED_WORKERS",
+        "TORCHINDUCTOR_CACHE_DIR",
+        "TRITON_CACHE_DIR",
+        "KMP_INIT_AT_FORK",
+        "KMP_DUPLICATE_LIB_OK",
+        "CUDA_MODULE_LOADING",
+        "CRC32C_SW_MODE",
+        "MATPLOTLIBRC",
+        "GIT_PYTHON_REFRESH",
+    }
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def isolated_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Send caches and tracking to a temporary folder, and keep torch to one thread."""
+    folder = tmp_path_factory.mktemp("session")
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SIMCT_PL_CACHE", str(folder / "cache"))
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+        yield
+
+
+@pytest.fixture(autouse=True)
+def no_leaked_environment(isolated_session: None) -> Iterator[None]:
+    """Fail a test that leaves environment variables changed, and put them back for the next one."""
+    before = dict(os.environ)
+    yield
+    after = dict(os.environ)
+    changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    leaked = sorted(changed - ENVIRONMENT_SET_BY_LIBRARIES)
+    for name in leaked:
+        if name in before:
+            os.environ[name] = before[name]
+        else:
+            del os.environ[name]
+    assert not leaked, f"the test left environment variables changed: {leaked}; use monkeypatch.setenv"
+
+
+@pytest.fixture(autouse=True)
+def no_leaked_process_group() -> Iterator[None]:
+    """Fail a test that leaves torch.distributed initialised, and end the group for the next one."""
+    yield
+    leaked = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if leaked:
+        torch.distributed.destroy_process_group()
+    assert not leaked, "the test left a process group initialised; call torch.distributed.destroy_process_group()"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what this machine cannot run, by marker."""
+    missing = {}
+    if not torch.cuda.is_available():
+        missing["gpu"] = "no CUDA device"
+    if importlib.util.find_spec("vllm") is None:
+        missing["vllm"] = "vLLM is not installed"
+    for item in items:
+        for marker, reason in missing.items():
+            if marker in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=reason))

@@ -1,0 +1,124 @@
+"""Prompt sources: formats, fields, order, and errors that name the row."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from simct_pl.data.prompts import PromptDataModule, PromptSource, PromptStream
+from simct_pl.errors import MissingFileError, PromptDataError, SimctError
+
+
+def jsonl(path: Path, rows: list[dict[str, object]]) -> str:
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(text.encode()))
+    else:
+        path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def numbered(path: Path, count: int) -> str:
+    return jsonl(path, [{"prompt": f"question {i} 🙂", "answer": f"steps\n#### {i},000"} for i in range(count)])
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.parquet"])
+def test_files_are_streamed_in_order(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name.endswith("parquet"):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.table({"prompt": [f"question {i} 🙂" for i in range(5)]}), path)
+    else:
+        numbered(path, 5)
+    prompts = list(PromptStream(PromptSource(str(path))))
+    assert [p.index for p in prompts] == list(range(5))
+    assert prompts[3].messages == ({"role": "user", "content": "question 3 🙂"},)
+
+
+def test_answers_are_cut_out_by_their_pattern_and_messages_pass_through(tmp_path: Path) -> None:
+    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+    path = jsonl(tmp_path / "a.jsonl", [{"chat": messages, "gold": "so\n#### 1,234", "text": "r"}])
+    source = PromptSource(path, prompt_field="chat", answer_field="gold", answer_pattern=r"####\s*(.+)", response_field="text")
+    (prompt,) = PromptStream(source)
+    assert (prompt.messages, prompt.answer, prompt.response) == (tuple(messages), "1,234", "r")
+
+
+def test_system_prompts_of_both_models(tmp_path: Path) -> None:
+    source = PromptSource(jsonl(tmp_path / "a.jsonl", [{"prompt": "u"}]))
+    (prompt,) = PromptStream(source, system_prompt="both", teacher_system_prompt="teacher only")
+    assert [m["content"] for m in prompt.messages] == ["both", "u"]
+    assert prompt.teacher_messages is not None
+    assert [m["content"] for m in prompt.teacher_messages] == ["teacher only", "u"]
+
+
+def test_skip_limit_and_length(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", [{"prompt": "x" * (i + 1)} for i in range(10)])
+    stream = PromptStream(PromptSource(path, skip=2, limit=5, max_prompt_chars=4))
+    assert [p.index for p in stream] == [2, 3]
+    assert stream.num_too_long == 3
+
+
+def test_each_pass_is_shuffled_anew_and_the_same_in_every_run(tmp_path: Path) -> None:
+    source = PromptSource(numbered(tmp_path / "a.jsonl", 50))
+    stream, again = (PromptStream(source, shuffle_buffer=50, seed=1) for _ in range(2))
+    first, second = ([p.index for p in stream] for _ in range(2))
+    assert sorted(first) == sorted(second) == list(range(50))
+    assert first != second
+    assert first == [p.index for p in again]
+
+
+def test_ranks_share_the_prompts(tmp_path: Path) -> None:
+    source = PromptSource(numbered(tmp_path / "a.jsonl", 10))
+    parts = [[p.index for p in PromptStream(source, rank=rank, world_size=2)] for rank in range(2)]
+    assert sorted(parts[0] + parts[1]) == list(range(10))
+    assert len(parts[0]) == len(parts[1]) == 5
+
+
+def test_batches(tmp_path: Path) -> None:
+    data = PromptDataModule(PromptSource(numbered(tmp_path / "a.jsonl", 10)), batch_size=4)
+    data.setup("fit")
+    assert [len(batch) for batch in data.train_dataloader()] == [4, 4, 2]
+    assert data.val_dataloader() == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "source", "match"),
+    [
+        ([{"text": "x"}], {}, "Row 0 .* has no 'prompt'; its fields are text"),
+        ([{"prompt": "x"}, {"prompt": ""}], {}, "Row 1 .* has no 'prompt'"),
+        ([{"prompt": 3}], {}, "expected a text, or a list of messages"),
+        ([{"prompt": "x", "a": "no mark"}], {"answer_field": "a", "answer_pattern": "#### (.+)"}, "answer_pattern"),
+    ],
+    ids=["no field", "empty", "wrong type", "no answer"],
+)  # fmt: skip
+def test_bad_rows_are_named(tmp_path: Path, rows: list[dict[str, object]], source: dict[str, str], match: str) -> None:
+    stream = PromptStream(PromptSource(jsonl(tmp_path / "a.jsonl", rows), **source))  # type: ignore[arg-type]
+    with pytest.raises(PromptDataError, match=match):
+        list(stream)
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "error"),
+    [
+        (None, "a.jsonl", MissingFileError),
+        (b"", "a.jsonl", PromptDataError),
+        (b"\n", "a.jsonl", PromptDataError),
+        (b"{not json\n", "a.jsonl", PromptDataError),
+        (b"PAR1 nonsense", "a.parquet", PromptDataError),
+        (None, "./nowhere", MissingFileError),
+    ],
+    ids=["missing", "empty", "blank", "not json", "not parquet", "missing folder"],
+)
+def test_unfit_files_are_refused_at_setup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None, name: str, error: type[SimctError]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        Path(name).write_bytes(content)
+    with pytest.raises(error, match=name):
+        PromptDataModule(PromptSource(name)).setup("fit")

@@ -1,0 +1,96 @@
+"""The two tokenizers: exact bytes, other tokens, other templates, other stops."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+from simct_pl.tasks.arithmetic import distinct_problems
+from simct_pl.tasks.tokenizers import STUDENT, TEACHER, TinyModel
+from simct_pl.tokenization.model_tokenizer import ModelTokenizer
+
+SIDES = pytest.mark.parametrize("side", [TEACHER, STUDENT], ids=["teacher", "student"])
+TOKENIZERS = {id(side): ModelTokenizer(side.tokenizer()) for side in (TEACHER, STUDENT)}
+
+
+def tokens(side: TinyModel, text: str) -> list[str]:
+    """Spell the tokens of a text with _ for a space."""
+    tokenizer = TOKENIZERS[id(side)]
+    return [tokenizer.table[i].decode().replace(" ", "_") for i in tokenizer.encode(text)]
+
+
+def test_the_same_text_is_cut_differently() -> None:
+    text = "1+37= 38, total 40"
+    assert tokens(TEACHER, text) == ["1", "+", "3", "7", "=", "_", "3", "8", ",", "_", "total", "_", "4", "0"]
+    assert tokens(STUDENT, text) == ["1", "+", "3", "7", "=", "_3", "8", ",", "_to", "tal", "_40"]
+
+
+@SIDES
+@given(text=st.text(max_size=40))
+def test_any_text_survives(side: TinyModel, text: str) -> None:
+    tokenizer = TOKENIZERS[id(side)]
+    assert tokenizer.table.join(tokenizer.encode(text)) == text.encode()
+
+
+@SIDES
+def test_every_byte_has_a_token(side: TinyModel) -> None:
+    table = TOKENIZERS[id(side)].table
+    single = {table[i] for i in range(len(table)) if not table.is_special_V[i] and len(table[i]) == 1}
+    assert single == {bytes([byte]) for byte in range(256)}
+
+
+@SIDES
+def test_no_token_is_out_of_reach(side: TinyModel) -> None:
+    """A token that its own bytes are not encoded to can only come from a non-canonical sample."""
+    tokenizer = TOKENIZERS[id(side)]
+    table = tokenizer.table
+    words = [i for i in range(len(table)) if not table.is_special_V[i] and table[i].isascii()]
+    assert [table[i] for i in words if tokenizer.encode(table[i].decode()) != [i]] == []
+
+
+def test_each_side_has_its_own_template_and_stop() -> None:
+    messages = [{"role": "system", "content": "Add."}, {"role": "user", "content": "1+2?"}]
+    texts = {
+        name: side.tokenizer().apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        for name, side in (("teacher", TEACHER), ("student", STUDENT))
+    }
+    assert texts["teacher"] == "<|bos|><|system|>Add.<|end|><|user|>1+2?<|end|><|assistant|>"
+    assert texts["student"] == "<system>Add.</turn><user>1+2?</turn><assistant>"
+    stops = [TOKENIZERS[id(side)].stop_ids for side in (TEACHER, STUDENT)]
+    assert [len(ids) for ids in stops] == [1, 1]
+    assert [TOKENIZERS[id(side)].hf.convert_ids_to_tokens(ids[0]) for side, ids in zip((TEACHER, STUDENT), stops, strict=True)] == [
+        "<|end|>",
+        "</turn>",
+    ]
+
+
+def test_only_the_teacher_has_a_bos_and_a_rendered_prompt_has_it_once() -> None:
+    teacher, student = TOKENIZERS[id(TEACHER)], TOKENIZERS[id(STUDENT)]
+    prompt = [{"role": "user", "content": "1+2?"}]
+    assert teacher.hf("1").input_ids[0] == teacher.hf.bos_token_id  # a plain call adds one
+    assert teacher.render_prompt(prompt).count(teacher.hf.bos_token_id) == 1
+    assert student.hf.bos_token_id is None
+
+
+def test_a_quarter_or_more_of_the_student_tokens_are_not_tokens_of_the_teacher() -> None:
+    student, teacher = TOKENIZERS[id(STUDENT)], TOKENIZERS[id(TEACHER)]
+    known = {teacher.table[i] for i in range(len(teacher.table))}
+    responses = [problem.response for problem in distinct_problems(0, 200, 3, 50, held_out=False)]
+    found = [student.table[i] not in known for text in responses for i in student.encode(text)]
+    assert 0.25 < sum(found) / len(found) < 0.4
+
+
+@SIDES
+def test_an_untrained_folder_loads_by_the_auto_classes(side: TinyModel, tmp_path: Path) -> None:
+    side.save_untrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    text = "13+25= 38, total 38 é\n"
+    assert tokenizer(text, add_special_tokens=False).input_ids == TOKENIZERS[id(side)].encode(text)
+    assert tokenizer.chat_template == side.template
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert config.vocab_size == len(tokenizer)
+    assert GenerationConfig.from_pretrained(tmp_path).eos_token_id == tokenizer.eos_token_id == config.eos_token_id

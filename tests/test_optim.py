@@ -1,0 +1,49 @@
+"""The schedule at its corners, and values that make no sense."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from simct_pl.errors import RecipeError
+from simct_pl.optim import OptimizerConfig
+
+
+def test_schedule_warms_up_and_ends_at_the_minimum() -> None:
+    config = OptimizerConfig(lr=1e-3, min_lr=1e-5, warmup_ratio=0.1)
+    rates = [1e-3 * config.scale(step, 100) for step in range(101)]
+    assert all(a < b for a, b in zip(rates[:10], rates[1:11], strict=True))
+    assert rates[10] == pytest.approx(1e-3)
+    assert rates[55] == pytest.approx(1e-5 + (1e-3 - 1e-5) * 0.5 * (1 + math.cos(math.pi * 0.5)))
+    assert rates[100] == pytest.approx(1e-5)
+    assert all(a > b for a, b in zip(rates[10:100], rates[11:], strict=True))
+
+
+def test_optimizer_follows_the_schedule() -> None:
+    config = OptimizerConfig(lr=1e-3, betas=(0.8, 0.9), weight_decay=0.5, warmup_ratio=0.5)
+    optimizer, scheduler = config.build([torch.nn.Parameter(torch.zeros(1))], 4)
+    assert (optimizer.defaults["betas"], optimizer.defaults["weight_decay"]) == ((0.8, 0.9), 0.5)
+    seen = []
+    for _ in range(4):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert seen == pytest.approx([1e-3 * config.scale(step, 4) for step in range(4)])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"lr": 0.0}, {"lr": 1e-3, "min_lr": 1e-2}, {"warmup_ratio": 1.0}, {"max_grad_norm": 0.0}],
+    ids=str,
+)
+def test_values_outside_their_range_are_refused(values: dict[str, float]) -> None:
+    with pytest.raises(RecipeError, match=list(values)[-1]):
+        OptimizerConfig(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("num_steps", [math.inf, 0])
+def test_an_unbounded_run_is_refused(num_steps: float) -> None:
+    with pytest.raises(RecipeError, match="max_steps"):
+        OptimizerConfig().build([torch.nn.Parameter(torch.zeros(1))], num_steps)
