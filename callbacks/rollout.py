@@ -13,14 +13,14 @@ from typing_extensions import override
 
 from simct_pl.errors import PromptDataError, RecipeError
 from simct_pl.module import DistillModule
-from simct_pl.rollout.engine import RolloutEngine, SamplingParams, sample_seed
+from simct_pl.rollout.engine import RolloutEngine, RolloutProvider, SamplingParams, sample_seed
 from simct_pl.rollout.hf import HFEngine
 from simct_pl.types import Prompt, PromptBatch, Rollout
 
 NUM_CHECKED_BATCHES = 64
 
 
-class RolloutCallback(L.Callback):
+class RolloutCallback(RolloutProvider):
     """Refreshes the engine with the student's weights and fills each batch with responses.
 
     Args:

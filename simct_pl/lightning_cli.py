@@ -90,38 +90,53 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     for name in ("alembic", "mlflow", "httpx", "datasets"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "Tip:" not in record.getMessage()
+    )
     # Prompts are cheap to load; rollouts are what takes time.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*have not been set for this class.*")
 
 
+NOISE = re.compile(r"Union subtypes|^\s*Subtypes:|<class 'NoneType'>|^\s*Given value")
+UNKNOWN_KEY = re.compile(r"[Oo]ption '([\w.]+)'|[Uu]nrecognized arguments: --([\w.]+)")
+BAD_CHOICE = re.compile(r"Literal\[(.+)\]\. Got value: (\S+)")
+
+
 class RecipeParser(LightningArgumentParser):
-    """Turns argparse's exit into a RecipeError with the nearest known name."""
+    """Turns argparse's exit into a RecipeError, with the nearest known name and without jsonargparse's inner
+    workings.
+    """
 
     @override
     def error(self, message: str, ex: Exception | None = None) -> Any:
-        raise RecipeError(_with_hint(_last_cause(message, ex), self))
+        lines = [line.rstrip() for line in str(message).splitlines() if line.strip() and not NOISE.search(line)]
+        raise RecipeError("\n".join(lines) + _nearest_name("\n".join(lines), self))
 
 
-def _last_cause(message: str, ex: Exception | None) -> str:
-    """The whole message, without jsonargparse's pointers to its own options."""
-    del ex
-    lines = [line.rstrip() for line in str(message).splitlines()]
-    return "\n".join(line for line in lines if line and "Given value type" not in line and "tip:" not in line.lower())
+def _nearest_name(message: str, parser: LightningArgumentParser) -> str:
+    """ "Did you mean …?" for an unknown key or choice; empty if nothing is near or the message already says it."""
+    if "Did you mean" in message:
+        return ""
+    if choice := BAD_CHOICE.search(message):
+        wrong, known = choice.group(2), re.findall(r"'([^']+)'", choice.group(1))
+    elif key := UNKNOWN_KEY.search(message):
+        wrong, known = key.group(1) or key.group(2), _known_keys(parser)
+    else:
+        return ""
+    near = difflib.get_close_matches(wrong, known, n=1, cutoff=0.6)
+    return f". Did you mean {near[0]!r}?" if near else ""
 
 
-def _with_hint(message: str, parser: LightningArgumentParser) -> str:
-    """Append "did you mean" for a key that is not known."""
-    unknown = re.search(
-        r"""(?:[Kk]ey|[Uu]nrecognized arguments:|[Oo]ption|[Pp]arameter)[^\w'"-]*['"]?([\w.-]+)['"]?""", message
-    )
-    if not unknown:
-        return message
-    name = unknown.group(1).lstrip("-").split(".")[-1]
-    known = {action.dest.split(".")[-1] for action in parser._actions}
-    known |= set(re.findall(r"[\w]+", message)) - {name}
-    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.7)
-    return f"{message}\nDid you mean {near[0]!r}?" if near else message
+def _known_keys(parser: LightningArgumentParser) -> list[str]:
+    """Every key of the parser and of its subcommands."""
+    keys = []
+    for action in parser._actions:
+        if isinstance(action.choices, dict):
+            keys += [key for sub in action.choices.values() for key in _known_keys(sub)]
+        keys.append(action.dest)
+    return keys
 
 
 class SimctCLI(LightningCLI):
@@ -138,8 +153,8 @@ class SimctCLI(LightningCLI):
             subclass_mode_data=True,
             save_config_callback=None,
             seed_everything_default=0,
-            # Held-out prompts are scored before a fit (before_fit), so nothing needs a sanity check; and tensors that are made
-            # then must be usable in training, which inference mode forbids.
+            # Held-out prompts are scored before a fit (before_fit), so nothing needs a sanity check; and tensors that
+            # are made then must be usable in training, which inference mode forbids.
             trainer_defaults={"num_sanity_val_steps": 0, "inference_mode": False},
             parser_class=RecipeParser,
             parser_kwargs={"parser_mode": "omegaconf"},

@@ -25,6 +25,7 @@ from simct_pl.evaluation.metrics import HeldOutMetrics, HeldOutResult
 from simct_pl.losses.base import Objective
 from simct_pl.models import DtypeName, check_model_path, context_length, load_causal_lm, load_config
 from simct_pl.optim import OptimizerConfig
+from simct_pl.rollout.engine import RolloutProvider
 from simct_pl.run_info import RunInfo
 from simct_pl.scoring.candidates import PairTables
 from simct_pl.scoring.chunks import UnitStats, chunked_loss
@@ -34,6 +35,11 @@ from simct_pl.scoring.teacher import FrozenTeacher
 from simct_pl.scoring.units import build_unit_rows
 from simct_pl.tokenization.pair import TokenizerPair
 from simct_pl.types import Prompt, PromptBatch, Rollout, StepRecord, UnitAlignment
+
+NO_ROLLOUTS = (
+    "Nobody generates rollouts. Add callbacks.RolloutCallback to trainer.callbacks; in an overlay, `trainer.callbacks:` "
+    "REPLACES the list: write `trainer.callbacks+:` to append to it."
+)
 
 
 class DistillModule(L.LightningModule):
@@ -100,6 +106,8 @@ class DistillModule(L.LightningModule):
 
     @override
     def setup(self, stage: str) -> None:
+        if not any(isinstance(callback, RolloutProvider) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+            raise RolloutError(NO_ROLLOUTS)
         self.check_models()
 
     def check_models(self) -> None:
@@ -198,10 +206,7 @@ class DistillModule(L.LightningModule):
 
     def _require_rollouts(self, batch: PromptBatch) -> list[Rollout]:
         if not batch.rollouts:
-            raise RolloutError(
-                "The batch has no rollouts. Add callbacks.RolloutCallback to trainer.callbacks; in an overlay, "
-                "`trainer.callbacks:` REPLACES the list: write `trainer.callbacks+:` to append to it."
-            )
+            raise RolloutError(NO_ROLLOUTS)
         return batch.rollouts
 
     def _micro_batches(self, rollouts: list[Rollout]) -> list[tuple[list[int], float]]:

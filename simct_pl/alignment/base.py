@@ -88,6 +88,8 @@ def check_invariants(
         raise AlignmentError(
             f"unit {int((units_U6[:, _STARTS] > units_U6[:, _ENDS]).any(1).argmax())} ends before it starts"
         )
+    if (units_U6[1:, _STARTS] < units_U6[:-1, _ENDS]).any():
+        raise AlignmentError("units overlap or are out of order")
     content_U6 = units_U6[: len(units_U6) - alignment.has_stop]
     _check_order(alignment, complete)
     for unit, row in enumerate(content_U6.tolist()):
@@ -110,9 +112,7 @@ def _check_order(alignment: UnitAlignment, complete: bool) -> None:
         else:
             starts = tuple(span[i] for i in _STARTS)
         if any(start < end for start, end in zip(starts, ends, strict=True)):
-            raise AlignmentError(
-                f"units or lost spans overlap or are out of order at (student, teacher, byte) {starts}"
-            )
+            raise AlignmentError(f"a unit and a lost span overlap at (student, teacher, byte) {starts}")
         if complete and starts != ends:
             raise AlignmentError(f"neither a unit nor a lost span covers {ends} to {starts} (student, teacher, byte)")
         if span is not None:

@@ -24,21 +24,29 @@ class CommonBoundaryAligner(Aligner):
 
 def minimal_units(pair: TokenizedPair) -> np.ndarray:
     """The content units that hold no faulty token, int64 [U, 6]."""
-    student_blocks = matching_blocks(pair.student.data, pair.text)
-    teacher_blocks = matching_blocks(pair.teacher.data, pair.text)
+    student_tokens, teacher_tokens = _spelling_tokens(pair.student), _spelling_tokens(pair.teacher)
+    student_ends, teacher_ends = pair.student.ends_N[student_tokens], pair.teacher.ends_N[teacher_tokens]
     parts = [
-        _segment_units(pair, student_block, teacher_block, start, end)
-        for student_block, teacher_block, start, end in _overlaps(student_blocks, teacher_blocks)
+        _segment_units(student_ends, teacher_ends, student_block, teacher_block, start, end)
+        for student_block, teacher_block, start, end in _overlaps(
+            matching_blocks(pair.student.data, pair.text), matching_blocks(pair.teacher.data, pair.text)
+        )
     ]
     units_U6 = np.concatenate([np.empty((0, 6), np.int64), *parts])
-    for side, start, end in (
-        (pair.student, STUDENT_START, STUDENT_END),
-        (pair.teacher, TEACHER_START, TEACHER_END),
+    for side, tokens, start, end in (
+        (pair.student, student_tokens, STUDENT_START, STUDENT_END),
+        (pair.teacher, teacher_tokens, TEACHER_START, TEACHER_END),
     ):
         if side.faults_N.any():
+            units_U6[:, start], units_U6[:, end] = tokens[units_U6[:, start]], tokens[units_U6[:, end] - 1] + 1
             faulty = np.concatenate([[0], np.cumsum(side.faults_N != 0)])
             units_U6 = units_U6[faulty[units_U6[:, end]] == faulty[units_U6[:, start]]]
     return units_U6
+
+
+def _spelling_tokens(side: SideTokens) -> np.ndarray:
+    """Positions of the tokens that can be part of a unit: all but the faulty ones without bytes."""
+    return np.flatnonzero((side.faults_N == 0) | (np.diff(side.ends_N, prepend=0) > 0))
 
 
 def _overlaps(student_blocks: list[Block], teacher_blocks: list[Block]) -> list[tuple[Block, Block, int, int]]:
@@ -54,41 +62,43 @@ def _overlaps(student_blocks: list[Block], teacher_blocks: list[Block]) -> list[
     return found
 
 
-def _segment_units(pair: TokenizedPair, student: Block, teacher: Block, start: int, end: int) -> np.ndarray:
-    """Units within text[start:end], where both sides' bytes are the text's."""
-    student_shift, teacher_shift = student.text_start - student.own_start, teacher.text_start - teacher.own_start
-    common = np.flatnonzero(
-        _boundaries(pair.student, start - student_shift, end - student_shift)
-        & _boundaries(pair.teacher, start - teacher_shift, end - teacher_shift)
-    )
-    if len(common) < 2:
-        return np.empty((0, 6), np.int64)
+def _segment_units(
+    student_ends: np.ndarray, teacher_ends: np.ndarray, student: Block, teacher: Block, start: int, end: int
+) -> np.ndarray:
+    """Units within text[start:end], where both sides' bytes are the text's.
+
+    student_ends, teacher_ends: where each token ends in its side's own bytes.
+    """
+    # From offsets of the text to a side's own.
+    student_shift, teacher_shift = student.own_start - student.text_start, teacher.own_start - teacher.text_start
+    is_common = _boundaries(student_ends, start + student_shift, end + student_shift)
+    is_common &= _boundaries(teacher_ends, start + teacher_shift, end + teacher_shift)
+    common = np.flatnonzero(is_common) + start
     cuts_C3 = np.stack(
         [
-            _tokens_before(pair.student, common + start - student_shift),
-            _tokens_before(pair.teacher, common + start - teacher_shift),
-            common + start,
+            _tokens_before(student_ends, common + student_shift),
+            _tokens_before(teacher_ends, common + teacher_shift),
+            common,
         ],
         axis=1,
     )
-    units_U23 = np.stack([cuts_C3[:-1], cuts_C3[1:]], axis=2)
-    return units_U23.reshape(-1, 6)
+    return np.stack([cuts_C3[:-1], cuts_C3[1:]], axis=2).reshape(-1, 6)
 
 
-def _boundaries(side: SideTokens, start: int, end: int) -> np.ndarray:
-    """Which of the side's own offsets start..end lie between two tokens, bool [end - start + 1]."""
+def _boundaries(ends_N: np.ndarray, start: int, end: int) -> np.ndarray:
+    """Which of a side's own offsets start..end lie between two tokens, bool [end - start + 1]."""
     is_boundary = np.zeros(end - start + 1, bool)
-    first, last = np.searchsorted(side.ends_N, [start, end + 1])
-    is_boundary[side.ends_N[first:last] - start] = True
+    first, last = np.searchsorted(ends_N, [start, end + 1])
+    is_boundary[ends_N[first:last] - start] = True
     if start == 0:
         is_boundary[0] = True
     return is_boundary
 
 
-def _tokens_before(side: SideTokens, offsets: np.ndarray) -> np.ndarray:
-    """How many tokens end by each of the side's own offsets.
+def _tokens_before(ends_N: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """How many tokens end by each of a side's own offsets.
 
-    A token without bytes (a dummy prefix by itself) goes with the unit in front of it, at the very start with the
-    first unit.
+    A token without bytes (a dummy prefix by itself) goes with the unit in front of it, at the very start with the first
+    unit.
     """
-    return np.where(offsets == 0, 0, np.searchsorted(side.ends_N, offsets, "right"))
+    return np.where(offsets == 0, 0, np.searchsorted(ends_N, offsets, "right"))

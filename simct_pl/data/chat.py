@@ -80,7 +80,7 @@ def _with_system_prompt(messages: Sequence[Message], system_prompt: str | None) 
 def _render(tokenizer: PreTrainedTokenizerFast, messages: list[Message], add_generation_prompt: bool) -> str:
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-    except TemplateError as error:
+    except (TemplateError, TypeError) as error:  # a template is a program; TypeError is what it raises on None + str
         fix = "Check the roles and their order, or change the model's chat template."
         if any(message["role"] == "system" for message in messages):
             fix = "If it takes no system role, drop the system prompt or put its text into the first user message."

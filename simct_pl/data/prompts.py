@@ -82,7 +82,9 @@ class PromptSource:
         """
         value = self._field(index, row, self.prompt_field)
         messages = [{"role": "user", "content": value}] if isinstance(value, str) else value
-        if not isinstance(messages, list) or not all(isinstance(m, Mapping) and isinstance(m.get("content"), str) for m in messages):
+        if not isinstance(messages, list) or not all(
+            isinstance(m, Mapping) and isinstance(m.get("content"), str) for m in messages
+        ):
             raise PromptDataError(
                 f"Row {index} of {self.path!r}: {self.prompt_field!r} is {value!r:.80}; "
                 "expected a text, or a list of messages with 'role' and 'content'."

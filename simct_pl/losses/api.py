@@ -61,7 +61,7 @@ def distillation_loss(
     device = student_logits_SV.device
     rows = build_unit_rows([alignment], shared_vocab).to(device)
     if rows.num_units == 0:
-        return student_logits_SV.sum() * 0.0
+        return student_logits_SV[:0].sum()  # zero, but one that runs backward
     tables = PairTables.build(shared_vocab, device)
     chunk = UnitChunk(
         student_logits_SV[rows.student_rows_N], teacher_logits_TV.to(device)[rows.teacher_rows_M], rows, tables

@@ -90,11 +90,12 @@ def total_variation(student_logq_UC: Tensor, teacher_logq_UC: Tensor) -> Tensor:
 
 
 def top1_cross_entropy(student_logq_UC: Tensor, teacher_logq_UC: Tensor) -> Tensor:
-    """-log of what the student gives to the teacher's favourite candidate, [U]. Not a divergence: it is > 0 at S =
-    T.
+    """Cross-entropy cut to the teacher's favourite candidate w, -q_T(w) log q_S(w) as in the released code, [U].
+
+    Not a divergence: it is > 0 at S = T.
     """
-    favourite_U1 = teacher_logq_UC.argmax(-1, keepdim=True)
-    return -student_logq_UC.gather(-1, favourite_U1).squeeze(-1)
+    top_logq_U1, favourite_U1 = teacher_logq_UC.max(-1, keepdim=True)
+    return -(top_logq_U1.exp() * student_logq_UC.gather(-1, favourite_U1)).squeeze(-1)
 
 
 def named_divergence(name: DivergenceName, *, jsd_beta: float = 0.5, skew: float = 0.1) -> Divergence:

@@ -6,6 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import lightning as L
 from transformers import PreTrainedModel
 
 from simct_pl.errors import RecipeError
@@ -65,6 +66,10 @@ class RolloutEngine(ABC):
         self, prompts_ids: list[list[int]], seeds: list[int], sampling: SamplingParams, stop_ids: tuple[int, ...]
     ) -> list[Generation]:
         """One response a prompt, in order. The same prompt, seed and weights give the same response in any batch."""
+
+
+class RolloutProvider(L.Callback):
+    """A callback that fills every batch's `rollouts` before the step; DistillModule refuses to start without one."""
 
 
 def sample_seed(run_seed: int, step: int, prompt_index: int, sample_index: int) -> int:

@@ -79,9 +79,7 @@ def chunked_loss(
         (loss_sum, stats). Without any unit, loss_sum is a zero that still runs backward through the student, so that
         ranks on which nothing aligns keep collectives in step.
     """
-    loss_sum = student_hidden_NH.sum() * 0.0
-    if loss_sum.dtype not in (torch.float32, torch.float64):
-        loss_sum = loss_sum.float()
+    loss_sum = at_least_fp32(student_hidden_NH[:0]).sum()
 
     def run_chunk(student_states: Tensor, teacher_states: Tensor, chunk_rows: UnitRows) -> tuple[Tensor, UnitStats]:
         student_logits_NK = student_head(student_states)

@@ -1,4 +1,6 @@
-"""Arithmetic prompts in batches, with right responses attached: for supervised fine-tuning and for distillation alike."""
+"""Arithmetic prompts in batches, with right responses attached: for supervised fine-tuning and for distillation
+alike.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,9 @@ class ArithmeticDataModule(L.LightningDataModule):
         if not 0 <= corrupt_share <= 1:
             raise RecipeError(f"corrupt_share is {corrupt_share}; expected a share in [0, 1].")
         if num_terms < 2 or limit < 2:
-            raise RecipeError(f"num_terms={num_terms}, limit={limit}; expected at least two numbers, each below 2 or more.")
+            raise RecipeError(
+                f"num_terms={num_terms}, limit={limit}; expected at least two numbers, each below 2 or more."
+            )
         self.batch_size, self.num_train_batches = batch_size, num_train_batches
         self.num_val_prompts, self.val_batch_size = num_val_prompts, val_batch_size
         self.num_problems, self.corrupt_share = num_problems, corrupt_share

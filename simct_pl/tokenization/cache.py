@@ -37,7 +37,7 @@ def folder() -> Path:
 def load(fingerprint: str) -> dict[str, np.ndarray] | None:
     """The arrays of a table, or None if there is no whole file."""
     try:
-        with np.load(_path(fingerprint), allow_pickle=False) as stored:
+        with _path(fingerprint).open("rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in _NAMES}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from simct_pl.data.chat import find_stop_ids, render_prompt
-from simct_pl.errors import MissingStopTokenError
+from simct_pl.errors import MissingStopTokenError, UnsupportedTokenizerError
 from simct_pl.tokenization.bytes import TokenBytes
 from simct_pl.tokenization.loading import load_tokenizer
 from simct_pl.types import Message
@@ -37,7 +37,10 @@ class ModelTokenizer:
     ) -> None:
         self.hf = hf
         self.name = name
-        self.table = TokenBytes.from_tokenizer(hf)
+        try:
+            self.table = TokenBytes.from_tokenizer(hf)
+        except UnsupportedTokenizerError as error:
+            raise UnsupportedTokenizerError(f"{name}: {error}") from error
         self.found_stop_ids = find_stop_ids(hf, generation_stop_ids)
 
     @classmethod

@@ -7,15 +7,15 @@ rewrote costs just its surroundings and never the rest of the response.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-_FIRST_WINDOW = 64
-# Long grams first: a false match needs as many equal bytes in a row. Short ones serve texts in which every second
-# character was rewritten, and only near the mismatch.
-_GRAMS = (16, 8, 4)
-_SHORT_GRAM_WINDOW = 256
+# (window, gram sizes): how far from a mismatch to look for which common grams. Right beside it three bytes will do,
+# for texts in which every second character was rewritten; farther away chance matches are likelier: long grams first.
+_SEARCH = ((16, (3,)), (64, (16, 8, 4)), (256, (16, 8, 4)))
+_LONGEST_GRAM = 16
 
 
 class Block(NamedTuple):
@@ -73,14 +73,20 @@ def _resynchronise(own: bytes, text: bytes, i: int, j: int) -> tuple[int, int] |
 
     (i, j) itself is no answer: the characters that start there differ.
     """
-    window = _FIRST_WINDOW
-    while True:
-        for size in _GRAMS if window <= _SHORT_GRAM_WINDOW else _GRAMS[:1]:
+    for window, sizes in _search_plan(max(len(own) - i, len(text) - j)):
+        for size in sizes:
             if (found := _nearest_gram(own, text, i, j, window, size)) is not None:
                 return found
-        if window >= max(len(own) - i, len(text) - j):
-            return _common_tail(own, text, i, j)
+    return _common_tail(own, text, i, j)
+
+
+def _search_plan(remaining: int) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """Windows that grow to all that remains. Doubling keeps the cost in proportion to what is skipped."""
+    yield from _SEARCH
+    window = _SEARCH[-1][0]
+    while window < remaining:
         window *= 2
+        yield window, (_LONGEST_GRAM,)
 
 
 def _nearest_gram(own: bytes, text: bytes, i: int, j: int, window: int, size: int) -> tuple[int, int] | None:
@@ -102,7 +108,7 @@ def _nearest_gram(own: bytes, text: bytes, i: int, j: int, window: int, size: in
 
 def _common_tail(own: bytes, text: bytes, i: int, j: int) -> tuple[int, int] | None:
     """The common suffix, for endings too short to hold a gram."""
-    length, limit = 0, min(len(own) - i, len(text) - j, max(_GRAMS))
+    length, limit = 0, min(len(own) - i, len(text) - j, _LONGEST_GRAM)
     while length < limit and own[-length - 1] == text[-length - 1]:
         length += 1
     while length and text[len(text) - length] & 0xC0 == 0x80:

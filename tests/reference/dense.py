@@ -6,6 +6,8 @@ Good for moderate logits only. The value is compared with the reference of loops
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,7 +17,8 @@ from tests.reference.simct import Variant, is_graded, is_one_shared_token, readi
 from tests.reference.vocabulary import Candidate, Side, Unit, bucket_of, candidate_ids, shared_candidates
 
 
-def membership(side: Side, shared: list[Candidate], width: int, marginal: bool) -> Tensor:
+@cache
+def membership(side: Side, shared: tuple[Candidate, ...], width: int, marginal: bool) -> Tensor:
     """[width, V] with a one where an id's probability belongs to a column."""
     matrix = torch.zeros(width, len(shared), dtype=torch.float64)
     for column, candidate in enumerate(shared):
@@ -30,7 +33,7 @@ def membership(side: Side, shared: list[Candidate], width: int, marginal: bool) 
 
 
 def candidate_weights(
-    side: Side, ids: tuple[int, ...], logits_kW: Tensor, unit: Unit, shared: list[Candidate], variant: Variant
+    side: Side, ids: tuple[int, ...], logits_kW: Tensor, unit: Unit, shared: tuple[Candidate, ...], variant: Variant
 ) -> Tensor:
     """[C] non-negative weights whose normalisation is q: exp of the scores of columns, unit and rest."""
     matrix = membership(side, shared, logits_kW.shape[1], variant.prefix == "marginal")
@@ -50,7 +53,7 @@ def candidate_weights(
 
 
 def _handle_prefixes(
-    columns: Tensor, own_column: Tensor, unit_prob: Tensor, unit: Unit, shared: list[Candidate], prefix: str
+    columns: Tensor, own_column: Tensor, unit_prob: Tensor, unit: Unit, shared: tuple[Candidate, ...], prefix: str
 ) -> Tensor:
     if prefix == "mask":
         keep = [not (isinstance(c, bytes) and c != unit.text and unit.text.startswith(c)) for c in shared]

@@ -60,7 +60,7 @@ class Reading:
         return math.fsum(self.logprob(position, token_id) for position, token_id in enumerate(self.ids))
 
 
-def is_one_shared_token(unit: Unit, shared: list[Candidate]) -> bool:
+def is_one_shared_token(unit: Unit, shared: tuple[Candidate, ...]) -> bool:
     return unit.is_stop or unit.text in shared
 
 
@@ -69,7 +69,7 @@ def log_minus(log_whole: float, log_part: float) -> float:
     return -math.inf if log_part >= log_whole else log_whole + math.log1p(-math.exp(log_part - log_whole))
 
 
-def column_logprobs(reading: Reading, unit: Unit, shared: list[Candidate], prefix: str) -> dict[Candidate, float]:
+def column_logprobs(reading: Reading, unit: Unit, shared: tuple[Candidate, ...], prefix: str) -> dict[Candidate, float]:
     """log of the probability that each shared token stands for at the unit's first position."""
     vocabulary = range(len(reading.side.tokens))
     members = {candidate: candidate_ids(reading.side, candidate) for candidate in shared}
@@ -93,7 +93,9 @@ def _is_proper_prefix(candidate: Candidate, text: bytes) -> bool:
     return isinstance(candidate, bytes) and len(candidate) < len(text) and text.startswith(candidate)
 
 
-def true_logprobs(reading: Reading, unit: Unit, shared: list[Candidate], variant: Variant) -> dict[Candidate, float]:
+def true_logprobs(
+    reading: Reading, unit: Unit, shared: tuple[Candidate, ...], variant: Variant
+) -> dict[Candidate, float]:
     """log of the probability that each candidate stands for: columns, the unit, the rest."""
     logs = column_logprobs(reading, unit, shared, variant.prefix)
     if not is_one_shared_token(unit, shared):
@@ -104,7 +106,7 @@ def true_logprobs(reading: Reading, unit: Unit, shared: list[Candidate], variant
     return logs
 
 
-def scores(reading: Reading, unit: Unit, shared: list[Candidate], variant: Variant) -> dict[Candidate, float]:
+def scores(reading: Reading, unit: Unit, shared: tuple[Candidate, ...], variant: Variant) -> dict[Candidate, float]:
     """The score of each candidate before the softmax (Eq. 7, or its variants).
 
     mean_logit keeps raw logits: a candidate's log-probability plus the first position's normaliser is its raw logit.
@@ -125,7 +127,7 @@ def scores(reading: Reading, unit: Unit, shared: list[Candidate], variant: Varia
     return result
 
 
-def unit_loss(student: Reading, teacher: Reading, unit: Unit, shared: list[Candidate], variant: Variant) -> float:
+def unit_loss(student: Reading, teacher: Reading, unit: Unit, shared: tuple[Candidate, ...], variant: Variant) -> float:
     """D(q_S, q_T) at one unit."""
     student_logq, teacher_logq = (normalize(scores(side, unit, shared, variant)) for side in (student, teacher))
     kept = [c for c in student_logq if not student_logq[c] == teacher_logq[c] == -math.inf]
@@ -143,12 +145,12 @@ def normalize(logs: dict[Candidate, float]) -> dict[Candidate, float]:
     return {candidate: log - total for candidate, log in logs.items()}
 
 
-def teacher_candidate_mass(teacher: Reading, unit: Unit, shared: list[Candidate], variant: Variant) -> float:
+def teacher_candidate_mass(teacher: Reading, unit: Unit, shared: tuple[Candidate, ...], variant: Variant) -> float:
     """Sum of the true probabilities of all candidates of a row."""
     return math.fsum(math.exp(log) for log in true_logprobs(teacher, unit, shared, variant).values())
 
 
-def is_graded(teacher: Reading, unit: Unit, shared: list[Candidate], variant: Variant) -> bool:
+def is_graded(teacher: Reading, unit: Unit, shared: tuple[Candidate, ...], variant: Variant) -> bool:
     """Whether a unit has a row: `exact` grades one shared token on each side, and the mass threshold drops rows."""
     is_one_to_one = len(unit.student_ids) == len(unit.teacher_ids) == 1
     if variant.objective == "exact" and not (is_one_to_one and is_one_shared_token(unit, shared)):

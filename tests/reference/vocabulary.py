@@ -53,12 +53,11 @@ class Unit:
         return not self.text
 
 
-def shared_candidates(student: Side, teacher: Side) -> list[Candidate]:
+@cache
+def shared_candidates(student: Side, teacher: Side) -> tuple[Candidate, ...]:
     """Byte strings that both vocabularies hold as one token, in order; then stop with stop."""
-    shared: list[Candidate] = sorted(set(student.ids_by_bytes()) & set(teacher.ids_by_bytes()))
-    if student.stop_ids and teacher.stop_ids:
-        shared.append(STOP)
-    return shared
+    shared = sorted(set(student.ids_by_bytes()) & set(teacher.ids_by_bytes()))
+    return (*shared, STOP) if student.stop_ids and teacher.stop_ids else tuple(shared)
 
 
 def candidate_ids(side: Side, candidate: Candidate) -> list[int]:
@@ -66,7 +65,8 @@ def candidate_ids(side: Side, candidate: Candidate) -> list[int]:
     return list(side.stop_ids) if isinstance(candidate, str) else [side.ids_by_bytes()[candidate]]
 
 
-def bucket_of(side: Side, token_id: int, shared: list[Candidate]) -> Candidate | None:
+@cache
+def bucket_of(side: Side, token_id: int, shared: tuple[Candidate, ...]) -> Candidate | None:
     """The longest shared token that is a byte prefix of this id; None when there is none."""
     if token_id in side.stop_ids:
         return STOP if STOP in shared else None

@@ -67,6 +67,21 @@ def test_a_shared_token_sampled_in_pieces_gets_no_second_column(score: str, pref
     assert in_pieces == pytest.approx(float(as_one), rel=1e-9)
 
 
+def test_exact_leaves_a_shared_token_sampled_in_pieces_out() -> None:
+    """`exact` grades one shared token on each side; here only the `a` that follows is one."""
+    student = Side((b"2", b"0", b"20", b"a"))
+    teacher = Side((b"20", b"0", b"a", b"b"))
+    loss, reference = both(student, teacher, [0, 1, 3], [0, 2], Variant(objective="exact"))
+    assert loss == pytest.approx(reference, rel=1e-9)
+    last_row = distillation_loss(
+        random_logits(3, 4, 1)[2:],
+        random_logits(2, 4, 2)[1:],
+        alignment_of(student, teacher, [3], [2]),
+        shared_vocab_of(student, teacher),
+    )
+    assert loss == pytest.approx(float(last_row), rel=1e-9)
+
+
 @every_prefix
 def test_a_byte_fallback_twin_is_the_same_candidate(prefix: str) -> None:
     """`<0x61>` sampled for `a`: the row of `a`, without a column for the unit."""

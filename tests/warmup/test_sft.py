@@ -1,0 +1,113 @@
+"""Supervised fine-tuning: the loss by an independent formula, and a fit that learns, exports and loads again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from simct_pl.errors import MissingFileError, PromptDataError, RecipeError
+from simct_pl.optim import OptimizerConfig
+from simct_pl.tasks.arithmetic import Problem, TotalGrader
+from simct_pl.tasks.datamodule import ArithmeticDataModule
+from simct_pl.tasks.tokenizers import STUDENT, TEACHER
+from simct_pl.types import Prompt
+from simct_pl.warmup.sft import SFTModule
+
+PROMPTS = [Problem(terms).prompt(i) for i, terms in enumerate([(1, 2), (13, 25, 7), (40, 9, 9, 8)])]
+
+
+@pytest.fixture(params=[TEACHER, STUDENT], ids=["teacher", "student"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    request.param.save_untrained(tmp_path / "untrained")
+    return tmp_path / "untrained"
+
+
+def module(folder: Path, **options: object) -> SFTModule:
+    made = SFTModule(str(folder), from_scratch=True, **options)
+    made.configure_model()
+    return made
+
+
+def reference_loss(sft: SFTModule, folder: Path, prompts: list[Prompt], smoothing: float) -> float:
+    """One sequence at a time, in float64, with the template rendered as one text and no padding."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = sft.model.double().eval()
+    total, count = 0.0, 0
+    for prompt in prompts:
+        asked = tokenizer.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
+        whole = [*prompt.messages, {"role": "assistant", "content": prompt.response}]
+        ids = tokenizer(tokenizer.apply_chat_template(whole, tokenize=False), add_special_tokens=False).input_ids
+        start = len(tokenizer(asked, add_special_tokens=False).input_ids)
+        logp = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        for position in range(start, len(ids)):
+            row = logp[position - 1]
+            total -= (1 - smoothing) * row[ids[position]].item() + smoothing * row.mean().item()
+            count += 1
+    return total / count
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_is_the_cross_entropy_of_response_and_stop(folder: Path, smoothing: float) -> None:
+    sft = module(folder, label_smoothing=smoothing)
+    with torch.no_grad():
+        for parameter in sft.parameters():  # far from uniform, so that a wrong row or target shows
+            parameter.mul_(4)
+        found = sft.loss(PROMPTS).item()
+        assert found == pytest.approx(reference_loss(sft, folder, PROMPTS, smoothing), rel=1e-4)
+
+
+def test_the_same_seed_initialises_the_same_weights_and_leaves_the_global_stream_alone(folder: Path) -> None:
+    state = torch.get_rng_state()
+    first, again, other = (module(folder, init_seed=seed).model.lm_head.weight for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_fit_learns_and_exports_a_folder_that_loads(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "trained"
+    sft = SFTModule(
+        str(folder), str(output), from_scratch=True, optimizer=OptimizerConfig(lr=3e-3), grader=TotalGrader()
+    )
+    data = ArithmeticDataModule(batch_size=16, num_train_batches=12, num_val_prompts=8, num_problems=4)
+    trainer = L.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(sft, data)
+    assert trainer.callback_metrics["loss/train"] < 4.5  # 5.6 at the start: log of the vocabulary's size
+    assert 0 <= trainer.callback_metrics["eval/accuracy"] <= 1
+
+    again = AutoModelForCausalLM.from_pretrained(output)
+    for name, weight in sft.model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], weight)
+    assert (output / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+    assert again.generation_config.eos_token_id == AutoTokenizer.from_pretrained(output).eos_token_id
+    continued = SFTModule(str(output))
+    continued.setup("fit")
+    continued.configure_model()
+    assert torch.equal(continued.model.lm_head.weight, again.lm_head.weight)
+
+
+def test_a_prompt_without_a_response_is_refused(folder: Path) -> None:
+    prompt = Prompt(17, ({"role": "user", "content": "1+2?"},))
+    with pytest.raises(PromptDataError, match="Prompt 17 has no response"):
+        module(folder).loss([prompt])
+
+
+def test_a_folder_that_does_not_exist_is_refused_before_anything_loads() -> None:
+    with pytest.raises(MissingFileError, match=r"\./nowhere"):
+        SFTModule("./nowhere").setup("fit")
+
+
+def test_label_smoothing_out_of_range_is_refused(folder: Path) -> None:
+    with pytest.raises(RecipeError, match=r"label_smoothing is 1\.0"):
+        SFTModule(str(folder), label_smoothing=1.0)
