@@ -21,9 +21,10 @@ from jsonargparse import ActionConfigFile
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import MLFlowLogger
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from typing_extensions import override
 
-from simct_pl.errors import MissingFileError, RecipeError
+from simct_pl.errors import MissingFileError, RecipeError, SimctError
 from simct_pl.module import DistillModule
 from simct_pl.run_info import RunInfo, installed_versions, project_commit
 from simct_pl.summary import TRACKING_URI, print_summary
@@ -43,7 +44,12 @@ def run(arguments: list[str]) -> int:
     quiet_libraries()
     if not OmegaConf.has_resolver("asset"):
         OmegaConf.register_resolver("asset", lambda name: str(PACKAGE / "assets" / name))
-    SimctCLI(recipe_names=[Path(recipe).stem for recipe in recipes], args=arguments)
+    for recipe in recipes:
+        _check_yaml(recipe)
+    try:
+        SimctCLI(recipe_names=[Path(recipe).stem for recipe in recipes], args=arguments)
+    except OmegaConfBaseException as error:
+        raise RecipeError(f"A value cannot be interpolated: {error}") from error
     return 0
 
 
@@ -83,6 +89,15 @@ def _resolve_recipes(arguments: list[str]) -> list[str]:
             recipes.append(str(find_recipe(arguments[i + 1])))
             arguments[i + 1] = recipes[-1]
     return recipes
+
+
+def _check_yaml(recipe: str) -> None:
+    try:
+        content = yaml.safe_load(Path(recipe).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"Recipe {recipe!r} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise RecipeError(f"Recipe {recipe!r} holds {content!r:.40}; expected keys such as model, data and trainer.")
 
 
 def quiet_libraries() -> None:
@@ -125,8 +140,12 @@ def _nearest_name(message: str, parser: LightningArgumentParser) -> str:
         wrong, known = key.group(1) or key.group(2), _known_keys(parser)
     else:
         return ""
-    near = difflib.get_close_matches(wrong, known, n=1, cutoff=0.6)
+    near = next((found for part in (wrong, wrong.split(".")[0]) if (found := _near(part, known))), [])
     return f". Did you mean {near[0]!r}?" if near else ""
+
+
+def _near(name: str, known: list[str]) -> list[str]:
+    return difflib.get_close_matches(name, known, n=1, cutoff=0.6)
 
 
 def _known_keys(parser: LightningArgumentParser) -> list[str]:
@@ -135,8 +154,15 @@ def _known_keys(parser: LightningArgumentParser) -> list[str]:
     for action in parser._actions:
         if isinstance(action.choices, dict):
             keys += [key for sub in action.choices.values() for key in _known_keys(sub)]
-        keys.append(action.dest)
+        keys += [action.dest, action.dest.split(".")[-1]]
     return keys
+
+
+def _first_own_error(error: BaseException | None) -> SimctError | None:
+    """The SimctError that an exception was raised from, however deep."""
+    while error is not None and not isinstance(error, SimctError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 class SimctCLI(LightningCLI):
@@ -193,6 +219,14 @@ class SimctCLI(LightningCLI):
         if config.get("default_root_dir") is None:
             kwargs["default_root_dir"] = f"runs/{self.run_name}"
         return super().instantiate_trainer(**kwargs)
+
+    @override
+    def instantiate_classes(self) -> None:
+        """Let what a component refuses reach the user as it was said, not as one of a union's failed alternatives."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError) as error:
+            raise (_first_own_error(error) or error) from None
 
     def before_fit(self) -> None:
         """Score the held-out prompts first: a curve needs a step 0."""

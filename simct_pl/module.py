@@ -119,7 +119,8 @@ class DistillModule(L.LightningModule):
         for role, path in (("student", self.student_path), ("teacher", self.teacher_path)):
             check_model_path(role, path)
             load_config(role, path, role in self.trust_remote_code)
-        self.pair.shared_vocab  # noqa: B018 - built here, so that an unfit pair stops the run now
+        # Reading them raises what there is to raise: a model without a stop, a tokenizer without exact bytes.
+        _ = self.pair.student.stop_ids, self.pair.teacher.stop_ids, self.pair.shared_vocab
 
     @override
     def configure_model(self) -> None:
@@ -129,7 +130,7 @@ class DistillModule(L.LightningModule):
         verify_head(student)
         if self.gradient_checkpointing:
             student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self.student = student
+        self.student = student.train()
         self.teacher = FrozenTeacher(
             self.teacher_path, self.teacher_dtype, self.teacher_batch_tokens, "teacher" in self.trust_remote_code
         )
@@ -260,7 +261,8 @@ class DistillModule(L.LightningModule):
     @override
     def on_validation_epoch_end(self) -> None:
         metrics = self.held_out.compute()
-        self.log_dict(metrics, prog_bar=True)
+        # "step" is what Lightning hands to the logger; left to itself it would count one step too few here.
+        self.log_dict({**metrics, "step": float(self.global_step)})
         if not self.trainer.sanity_checking:
             numbers = {name: float(value) for name, value in metrics.items()}
             self.history.append(HeldOutResult(self.global_step, numbers, self.held_out.samples))

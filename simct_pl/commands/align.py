@@ -139,11 +139,14 @@ def _print_alignment(console: Console, alignment: UnitAlignment, num_shared: int
 
 def _print_counts(console: Console, alignment: UnitAlignment, num_shared: int) -> None:
     one_to_one = int(is_one_to_one(alignment.units_U6).sum())
-    console.print(f"units           {alignment.num_units} ({one_to_one} of them 1:1)")
-    console.print(f"tokens          student {alignment.num_student_tokens}, teacher {alignment.num_teacher_tokens}")
-    console.print(f"coverage        {alignment.coverage:.1%} of the student's tokens")
-    console.print(f"shared tokens   {num_shared}")
-    console.print(f"lost            {_lost_words(alignment.lost_counts)}")
+    console.print(f"units           {alignment.num_units} ({one_to_one} of them 1:1)", highlight=False)
+    console.print(
+        f"tokens          student {alignment.num_student_tokens}, teacher {alignment.num_teacher_tokens}",
+        highlight=False,
+    )
+    console.print(f"coverage        {alignment.coverage:.1%} of the student's tokens", highlight=False)
+    console.print(f"shared tokens   {num_shared}", highlight=False)
+    console.print(f"lost            {_lost_words(alignment.lost_counts)}", highlight=False)
 
 
 def colour_units(alignment: UnitAlignment, separator: str = "") -> Text:

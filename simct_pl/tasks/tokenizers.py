@@ -1,9 +1,9 @@
 """Two byte-level BPE tokenizers that cut the same arithmetic differently, and untrained model folders around them.
 
-The teacher reads characters, and "total" as one token. The student merges a space with the digit behind it and round numbers
-with their zero, and reads "total" as two tokens. So ` 38, total 40` is
+The teacher reads characters, and "total" as one token. The student merges a space with the digit behind it, and reads " total"
+as two tokens. So ` 38, total 38` is
 
-    teacher  `_` `3` `8` `,` `_` `total` `_` `4` `0`        student  `_3` `8` `,` `_to` `tal` `_40`
+    teacher  `_` `3` `8` `,` `_` `total` `_` `3` `8`        student  `_3` `8` `,` `_to` `tal` `_3` `8`
 
 Both hold all 256 bytes, so either can write any text. They differ in chat template, turn-end token and BOS as real families do.
 """
@@ -22,8 +22,6 @@ SPACE = "Ġ"  # how the byte-level alphabet spells a space
 
 TEACHER_MERGES = [("t", "o"), ("to", "t"), ("tot", "a"), ("tota", "l")]
 STUDENT_MERGES = [
-    *[(digit, "0") for digit in DIGITS[1:]],
-    *[(SPACE, f"{digit}0") for digit in DIGITS[1:]],
     *[(SPACE, digit) for digit in DIGITS],
     ("t", "o"),
     (SPACE, "to"),

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from typing_extensions import override
 
 from simct_pl.errors import PromptDataError, RecipeError
@@ -172,4 +172,6 @@ def _untrained(path: str, dtype: DtypeName, seed: int) -> PreTrainedModel:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch_dtype(dtype))
+    if (Path(path) / "generation_config.json").is_file():  # as from_pretrained would: it names the stops
+        model.generation_config = GenerationConfig.from_pretrained(path)
     return model

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import normalizers
 
 from simct_pl.alignment import CommonBoundaryAligner, check_invariants
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer
@@ -160,6 +161,28 @@ def test_losses_are_local_and_have_their_reason(name: str) -> None:
 
 def align_response(ids: list[int], stopped: bool) -> UnitAlignment:
     return align(TokenizerPair(STUDENT, TEACHER).tokenize(ids, stopped))
+
+
+REWRITTEN = {
+    "nfc": (lambda: small.byte_level(normalizer=normalizers.NFC()), "hello e\u0301 hello"),
+    "nfkc": (lambda: small.byte_level(normalizer=normalizers.NFKC()), "hello ﬁ hello"),
+    "nfkc longer": (lambda: small.byte_level(normalizer=normalizers.NFKC()), "hello ﷺ hello"),
+    "unigram nfkc": (lambda: small.unigram(normalizers.NFKC()), "hello ① hello"),
+    "unknown": (lambda: small.unigram(byte_fallback=False), "hello ≈ hello"),
+    "space mark": (small.sentencepiece_bpe, "hello ▁ hello"),
+}
+
+
+@pytest.mark.parametrize("name", REWRITTEN)
+def test_alignment_resumes_behind_a_rewritten_character(name: str) -> None:
+    build, text = REWRITTEN[name]
+    ids = STUDENT.encode(text)
+    alignment = align(TokenizerPair(STUDENT, ModelTokenizer(build())).tokenize(ids, stopped=False))
+    assert set(alignment.lost_counts) == {LostReason.NORMALIZER}
+    lost = sum(span.student_end - span.student_start for span in alignment.lost)
+    odd = len(STUDENT.encode(text.split()[1]))
+    assert odd <= lost <= odd + 2, "the character, and at most the spaces beside it"
+    assert alignment.units_U6[-1, 1] == len(ids)
 
 
 def test_a_truncated_response_may_still_have_its_stop() -> None:

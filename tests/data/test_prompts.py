@@ -43,7 +43,9 @@ def test_files_are_streamed_in_order(tmp_path: Path, name: str) -> None:
 def test_answers_are_cut_out_by_their_pattern_and_messages_pass_through(tmp_path: Path) -> None:
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
     path = jsonl(tmp_path / "a.jsonl", [{"chat": messages, "gold": "so\n#### 1,234", "text": "r"}])
-    source = PromptSource(path, prompt_field="chat", answer_field="gold", answer_pattern=r"####\s*(.+)", response_field="text")
+    source = PromptSource(
+        path, prompt_field="chat", answer_field="gold", answer_pattern=r"####\s*(.+)", response_field="text"
+    )
     (prompt,) = PromptStream(source)
     assert (prompt.messages, prompt.answer, prompt.response) == (tuple(messages), "1,234", "r")
 

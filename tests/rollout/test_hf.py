@@ -44,7 +44,9 @@ def test_a_sample_does_not_depend_on_its_neighbours(model: LlamaForCausalLM) -> 
     assert together[0].response_ids != together[3].response_ids  # same prompt, other seed
 
 
-@pytest.mark.parametrize("sampling", [SamplingParams(temperature=0.0, max_tokens=10), SamplingParams(top_k=1, max_tokens=10)])
+@pytest.mark.parametrize(
+    "sampling", [SamplingParams(temperature=0.0, max_tokens=10), SamplingParams(top_k=1, max_tokens=10)]
+)
 def test_greedy_follows_the_argmax_of_a_plain_forward(model: LlamaForCausalLM, sampling: SamplingParams) -> None:
     for generation, prompt in zip(engine_of(model).generate(PROMPTS, [0] * 4, sampling, (STOP,)), PROMPTS, strict=True):
         ids = list(prompt)
@@ -55,7 +57,9 @@ def test_greedy_follows_the_argmax_of_a_plain_forward(model: LlamaForCausalLM, s
 
 def test_logprobs_are_those_of_the_model_at_temperature_1(model: LlamaForCausalLM) -> None:
     sampling = SamplingParams(temperature=0.6, top_p=0.9, max_tokens=10)
-    for generation, prompt in zip(engine_of(model).generate(PROMPTS, [1, 2, 3, 4], sampling, (STOP,)), PROMPTS, strict=True):
+    for generation, prompt in zip(
+        engine_of(model).generate(PROMPTS, [1, 2, 3, 4], sampling, (STOP,)), PROMPTS, strict=True
+    ):
         logp = model(torch.tensor([prompt + generation.response_ids])).logits[0].log_softmax(-1)
         expected = [float(logp[len(prompt) - 1 + i, t]) for i, t in enumerate(generation.response_ids)]
         assert generation.logprobs == pytest.approx(expected, abs=1e-5)
@@ -71,7 +75,9 @@ def test_stop_is_kept_and_ends_the_response(model: LlamaForCausalLM) -> None:
         assert g.finish_reason == "stop" or len(g.response_ids) == 8
 
 
-@pytest.mark.parametrize(("temperature", "top_p", "top_k"), [(1.0, 1.0, None), (0.5, 1.0, None), (1.0, 0.7, None), (1.0, 1.0, 3)])
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "top_k"), [(1.0, 1.0, None), (0.5, 1.0, None), (1.0, 0.7, None), (1.0, 1.0, 3)]
+)
 def test_first_token_frequencies(model: LlamaForCausalLM, temperature: float, top_p: float, top_k: int | None) -> None:
     """Against probabilities truncated and renormalised here, by sorting."""
     num = 4000

@@ -26,7 +26,7 @@ def tokens(side: TinyModel, text: str) -> list[str]:
 def test_the_same_text_is_cut_differently() -> None:
     text = "1+37= 38, total 40"
     assert tokens(TEACHER, text) == ["1", "+", "3", "7", "=", "_", "3", "8", ",", "_", "total", "_", "4", "0"]
-    assert tokens(STUDENT, text) == ["1", "+", "3", "7", "=", "_3", "8", ",", "_to", "tal", "_40"]
+    assert tokens(STUDENT, text) == ["1", "+", "3", "7", "=", "_3", "8", ",", "_to", "tal", "_4", "0"]
 
 
 @SIDES
@@ -62,7 +62,10 @@ def test_each_side_has_its_own_template_and_stop() -> None:
     assert texts["student"] == "<system>Add.</turn><user>1+2?</turn><assistant>"
     stops = [TOKENIZERS[id(side)].stop_ids for side in (TEACHER, STUDENT)]
     assert [len(ids) for ids in stops] == [1, 1]
-    assert [TOKENIZERS[id(side)].hf.convert_ids_to_tokens(ids[0]) for side, ids in zip((TEACHER, STUDENT), stops, strict=True)] == [
+    assert [
+        TOKENIZERS[id(side)].hf.convert_ids_to_tokens(ids[0])
+        for side, ids in zip((TEACHER, STUDENT), stops, strict=True)
+    ] == [
         "<|end|>",
         "</turn>",
     ]
