@@ -2,8 +2,8 @@
 
     13+25+7?  →  13+25= 38, 38+7= 45, total 45
 
-Every step is written out, so that a wrong number early on shows later, and a teacher can grade a student's own mistakes.
-A tenth of all problems, chosen by a hash of their text, is never trained on.
+Every step is written out, so that a wrong number early on shows later, and a teacher can grade a student's own
+mistakes. A tenth of all problems, chosen by a hash of their text, is never trained on.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class Problem:
 def chain(terms: list[int], wrong: dict[int, int] | None = None) -> str:
     """The response to `terms`, in which the n-th number written is replaced as `wrong` says.
 
-    Numbers are counted from 0 in the order of writing: each step writes left, right and sum. What follows a wrong number is
-    computed from the text as it stands, so the chain goes on consistently.
+    Numbers are counted from 0 in the order of writing: each step writes left, right and sum. What follows a wrong
+    number is computed from the text as it stands, so the chain goes on consistently.
     """
     replaced = wrong or {}
     steps, running = [], terms[0]
@@ -108,8 +108,8 @@ def distinct_problems(seed: int, count: int, num_terms: int, limit: int, held_ou
     available = share * limit**num_terms
     if count > 0.8 * available:  # the hash splits only approximately, and the last few take long to find
         raise RecipeError(
-            f"{count} different problems of {num_terms} terms below {limit} were asked for; about {available:.0f} exist. "
-            "Ask for fewer, or raise num_terms or limit."
+            f"{count} different problems of {num_terms} terms below {limit} were asked for; about {available:.0f} "
+            "exist. Ask for fewer, or raise num_terms or limit."
         )
     return list(_distinct(random.Random(f"{seed}/{held_out}"), count, num_terms, limit, held_out))
 

@@ -91,7 +91,7 @@ class ArithmeticDataModule(L.LightningDataModule):
             self.corrupt_share,
             self.seed,
         )
-        return DataLoader(dataset, self.batch_size, collate_fn=PromptBatch)
+        return DataLoader(dataset, self.batch_size, collate_fn=PromptBatch)  # type: ignore[arg-type]
 
     @override
     def val_dataloader(self) -> DataLoader[PromptBatch]:

@@ -1,11 +1,12 @@
 """Two byte-level BPE tokenizers that cut the same arithmetic differently, and untrained model folders around them.
 
-The teacher reads characters, and "total" as one token. The student merges a space with the digit behind it, and reads " total"
-as two tokens. So ` 38, total 38` is
+The teacher reads characters, and "total" as one token. The student merges a space with the digit behind it, and reads
+" total" as two tokens. So ` 38, total 38` is
 
     teacher  `_` `3` `8` `,` `_` `total` `_` `3` `8`        student  `_3` `8` `,` `_to` `tal` `_3` `8`
 
-Both hold all 256 bytes, so either can write any text. They differ in chat template, turn-end token and BOS as real families do.
+Both hold all 256 bytes, so either can write any text. They differ in chat template, turn-end token and BOS as real
+families do.
 """
 
 from __future__ import annotations

@@ -1,14 +1,13 @@
 """One response in the tokens of both models.
 
 In: the student's SAMPLED ids. Out: TokenizedPair. The student's ids stay as they are; their bytes are the text; the
-teacher tokenises that text alone, with nothing in it read as a control token, and stop is paired with stop (METHOD:
-byte offsets, stops).
+teacher tokenises that text alone, with nothing in it read as a control token, and stop is paired with stop.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -82,6 +81,12 @@ class TokenizerPair:
         return cls(ModelTokenizer.from_pretrained(student), ModelTokenizer.from_pretrained(teacher))
 
     @cached_property
+    def same_tokenizer(self) -> bool:
+        """Whether both models read and stop alike; the shared vocabulary is then every id (vanilla distillation)."""
+        same_stops = set(self.student.found_stop_ids) == set(self.teacher.found_stop_ids)
+        return same_stops and self.student.table.fingerprint == self.teacher.table.fingerprint
+
+    @cached_property
     def shared_vocab(self) -> SharedVocab:
         """Shared columns of the two vocabularies; without a stop column if one of the two has no stop."""
         return SharedVocab.build(
@@ -102,12 +107,14 @@ class TokenizerPair:
     def tokenize_batch(self, responses: Sequence[tuple[Sequence[int], bool]]) -> list[TokenizedPair]:
         """The same for several (ids, stopped), with one batched call of the teacher's tokenizer."""
         students = [self._student_side(ids, stopped) for ids, stopped in responses]
+        if self.same_tokenizer:
+            return [_read_by_both(side, stopped) for (side, _), (_, stopped) in zip(students, responses, strict=True)]
         teacher_ids = self.teacher.encode_batch([read for _, read in students])
         return [
             TokenizedPair(
                 side.data,
                 side,
-                read_side(self.teacher.table, ids, side.data, self._teacher_stop(side.ids[-1]) if stopped else None),
+                read_side(self.teacher.table, ids, side.data, self.teacher.stop_ids[0] if stopped else None),
                 stopped,
             )
             for (side, _), ids, (_, stopped) in zip(students, teacher_ids, responses, strict=True)
@@ -137,10 +144,15 @@ class TokenizerPair:
             faults_N[touched] = np.where(faults_N[touched] == 0, fault, faults_N[touched])
         return SideTokens(ids_N, data, ends_N, faults_N, stripped), text
 
-    def _teacher_stop(self, student_stop: int) -> int:
-        same = self.student.table.fingerprint == self.teacher.table.fingerprint
-        stops = self.teacher.stop_ids
-        return int(student_stop) if same and student_stop in stops else stops[0]
+
+def _read_by_both(side: SideTokens, stopped: bool) -> TokenizedPair:
+    """Two models with one tokenizer: the teacher reads the sampled ids themselves, however unusual their spelling.
+
+    Every id that has bytes is then a unit, control tokens and broken characters included.
+    """
+    faults_N = np.where(side.faults_N == UNMAPPED, side.faults_N, 0).astype(np.int8)
+    shared = replace(side, faults_N=faults_N)
+    return TokenizedPair(side.data, shared, shared, stopped)
 
 
 def read_side(table: TokenBytes, ids: Sequence[int], text: bytes, stop_id: int | None = None) -> SideTokens:

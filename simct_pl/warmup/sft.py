@@ -1,7 +1,7 @@
 """SFTModule: cross-entropy on reference responses, with the prompt in the model's own chat template and a trained stop.
 
-A batch of prompts with responses comes in; a model folder goes out at the end. The loss is a mean over the response tokens
-of the batch, stop included; prompt tokens are read, never predicted.
+A batch of prompts with responses comes in; a model folder goes out at the end. The loss is a mean over the response
+tokens of the batch, stop included; prompt tokens are read, never predicted.
 """
 
 from __future__ import annotations
@@ -129,7 +129,8 @@ class SFTModule(L.LightningModule):
         """The reference response in the model's tokens, with the stop that ends the turn."""
         if not prompt.response:
             raise PromptDataError(
-                f"Prompt {prompt.index} has no response to learn from. Set data.train.response_field to the field that holds it."
+                f"Prompt {prompt.index} has no response to learn from. "
+                "Set data.train.response_field to the field that holds it."
             )
         return [*self.tokenizer.encode(prompt.response), self.tokenizer.stop_ids[0]]
 

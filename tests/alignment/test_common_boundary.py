@@ -222,9 +222,9 @@ def test_four_thousand_tokens_in_a_millisecond() -> None:
     assert len(pieces[0]) > 4000
     seconds = []
     for _ in range(100):
-        start = time.perf_counter()
+        start = time.process_time()
         ALIGNER.align(pair)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     assert min(seconds) < 1e-3
 
 

@@ -60,15 +60,8 @@ def test_each_side_has_its_own_template_and_stop() -> None:
     }
     assert texts["teacher"] == "<|bos|><|system|>Add.<|end|><|user|>1+2?<|end|><|assistant|>"
     assert texts["student"] == "<system>Add.</turn><user>1+2?</turn><assistant>"
-    stops = [TOKENIZERS[id(side)].stop_ids for side in (TEACHER, STUDENT)]
-    assert [len(ids) for ids in stops] == [1, 1]
-    assert [
-        TOKENIZERS[id(side)].hf.convert_ids_to_tokens(ids[0])
-        for side, ids in zip((TEACHER, STUDENT), stops, strict=True)
-    ] == [
-        "<|end|>",
-        "</turn>",
-    ]
+    spelled = [tokenizer.hf.convert_ids_to_tokens(list(tokenizer.stop_ids)) for tokenizer in TOKENIZERS.values()]
+    assert spelled == [["<|end|>"], ["</turn>"]]
 
 
 def test_only_the_teacher_has_a_bos_and_a_rendered_prompt_has_it_once() -> None:

@@ -198,7 +198,7 @@ def test_a_quarter_of_a_million_tokens_in_two_seconds() -> None:
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     hf = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
-    start = time.perf_counter()
+    start = time.process_time()
     table = TokenBytes.from_tokenizer(hf, cache=False)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2  # processor time: other tests may run beside this one
     assert table[262_143] == b" token262143"

@@ -78,6 +78,6 @@ def test_time_is_linear(make: str) -> None:
         "repetitive": (b"ab" * (size // 2), b"ab" * (size // 2 - 1) + b"ba"),
         "random": (rng.randbytes(size), rng.randbytes(size)),
     }[make]
-    start = time.perf_counter()
+    start = time.process_time()
     _check(matching_blocks(own, text), own, text)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
