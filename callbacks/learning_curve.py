@@ -36,7 +36,7 @@ class LearningCurve(L.Callback):
         self._collect(trainer, eval_metrics=False)
 
     @override
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.sanity_checking:
             self._collect(trainer, eval_metrics=True)
 

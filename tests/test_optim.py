@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -14,11 +15,11 @@ from simct_pl.optim import OptimizerConfig
 def test_schedule_warms_up_and_ends_at_the_minimum() -> None:
     config = OptimizerConfig(lr=1e-3, min_lr=1e-5, warmup_ratio=0.1)
     rates = [1e-3 * config.scale(step, 100) for step in range(101)]
-    assert all(a < b for a, b in zip(rates[:10], rates[1:11], strict=True))
+    assert all(a < b for a, b in pairwise(rates[:11]))
     assert rates[10] == pytest.approx(1e-3)
     assert rates[55] == pytest.approx(1e-5 + (1e-3 - 1e-5) * 0.5 * (1 + math.cos(math.pi * 0.5)))
     assert rates[100] == pytest.approx(1e-5)
-    assert all(a > b for a, b in zip(rates[10:100], rates[11:], strict=True))
+    assert all(a > b for a, b in pairwise(rates[10:]))
 
 
 def test_optimizer_follows_the_schedule() -> None:

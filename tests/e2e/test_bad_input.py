@@ -13,6 +13,8 @@ from simct_pl import models as simct_models
 from simct_pl.cli import main
 from simct_pl.lightning_cli import PACKAGE
 
+OBJECTIVE = "model: {init_args: {objective: {class_path: simct_pl.SimCTLoss, init_args: {%s}}}}"
+ROLLOUTS = "trainer: {callbacks: [{class_path: callbacks.RolloutCallback, init_args: {sampling: {max_tokens: %d}}}]}"
 STUDENT = PACKAGE / "assets/quickstart/student"
 
 
@@ -65,11 +67,11 @@ def test_unknown_keys_name_the_nearest_one(capsys: pytest.CaptureFixture[str], t
         ("a: [unclosed", "o.yaml"),
         ("model: {init_args: {optimizer: {lr: fast}}}", "fast"),
         ("model: {init_args: {objective: {class_path: simct_pl.Nothing}}}", "Nothing"),
-        ("model: {init_args: {objective: {class_path: simct_pl.SimCTLoss, init_args: {rest: true, prefix: keep}}}}", "rest=True"),
+        (OBJECTIVE % "rest: true, prefix: keep", "rest=True"),
         ("model: {init_args: {student: '${oc.env:SIMCT_PL_NOT_SET}'}}", "SIMCT_PL_NOT_SET"),
         ("trainer: {callbacks: [callbacks.AlignmentStats]}", "callbacks.RolloutCallback"),
-        ("trainer: {callbacks: [{class_path: callbacks.RolloutCallback, init_args: {sampling: {max_tokens: 0}}}]}", "max_tokens is 0"),
-        ("trainer: {callbacks: [{class_path: callbacks.RolloutCallback, init_args: {sampling: {max_tokens: 500}}}]}", "context of 128"),
+        (ROLLOUTS % 0, "max_tokens is 0"),
+        (ROLLOUTS % 500, "context of 128"),
     ],
     ids=["yaml", "type", "class", "combination", "variable", "no rollouts", "no tokens", "too long"],
 )  # fmt: skip

@@ -170,7 +170,9 @@ def test_every_precision_is_finite_and_near(variant: Variant, dtype: torch.dtype
 @pytest.mark.parametrize("prefix", PREFIXES[1:])
 @pytest.mark.parametrize("rest", [True, False])
 def test_small_differences_of_masses_keep_their_digits_in_float32(prefix: str, rest: bool) -> None:
-    """A sharp model leaves 1e-8 or less to the rest, or to a bucket without its unit, which a subtraction would round away."""
+    """A sharp model leaves 1e-8 or less to the rest, or to a bucket without its unit, which a subtraction would round
+    away.
+    """
     variant = Variant("sum_logprob", prefix, rest=rest)
     for seed in (118, 460, 708, 751):
         scene = random_scene(seed, scale=6.0)

@@ -1,0 +1,145 @@
+"""What the callbacks report, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+
+from callbacks import AlignmentStats, CollapseGuard, HFExport, LearningCurve, PolicyMismatch, SampleTable
+from callbacks.alignment_stats import alignment_metrics, unit_metrics
+from callbacks.collapse_guard import RunningReference
+from callbacks.learning_curve import draw_curves
+from callbacks.policy_mismatch import logprob_gap
+from callbacks.sample_table import sample_rows
+from simct_pl.errors import CollapseError
+from simct_pl.scoring.chunks import UnitStats
+from simct_pl.types import LostReason, LostSpan, Prompt, PromptBatch, Rollout, StepRecord, UnitAlignment
+from tests.tiny import data, distill_module, trainer
+
+
+def record(losses: tuple[float, ...] = (1.0, 2.0, 0.5), length: int = 5, entropy: float = 1.0) -> StepRecord:
+    """One response: a 1:1 unit, a 2:1 unit, one lost student token of 3 bytes, and the stop."""
+    alignment = UnitAlignment(
+        units_U6=np.array([[0, 1, 0, 1, 0, 1], [1, 3, 1, 2, 1, 4], [4, 5, 3, 4, 7, 7]]),
+        student_ids_S=np.arange(5),
+        teacher_ids_T=np.arange(4),
+        text=b"abcdxyz",
+        has_stop=True,
+        supervised_U=np.array([True, True, True]),
+        lost=(LostSpan(LostReason.NORMALIZER, 3, 4, 2, 3, 4, 7),),
+    )
+    ids = [0, 1, 2, 3, 4] + [4] * (length - 5)
+    rollout = Rollout(
+        Prompt(0, ({"role": "user", "content": "q"},)), 0, [7], ids, [-0.5, -1.0, -1.5, -9.0, -0.1], "stop", 0, 0
+    )
+    stats = UnitStats(
+        loss_U=torch.tensor(losses),
+        supervised_U=torch.tensor([True, False, True]),
+        student_logmass_U=torch.tensor([0.5, 1.0, 1.0]).log(),
+        teacher_logmass_U=torch.tensor([0.25, 0.5, 0.75]).log(),
+        student_entropy_U=torch.full((3,), entropy),
+        student_stop_U=torch.tensor([0.0, 0.3, 0.9]),
+        teacher_stop_U=torch.tensor([0.0, 0.0, 0.6]),
+        token_logprobs_N=torch.tensor([-0.5, -1.25, -1.5, -0.5]),
+    )
+    return StepRecord([rollout], [alignment], [stats], sum(losses), 5)
+
+
+def batch_of(step: StepRecord) -> PromptBatch:
+    batch = PromptBatch([rollout.prompt for rollout in step.rollouts])
+    batch.rollouts, batch.record = step.rollouts, step
+    return batch
+
+
+def test_alignment_metrics() -> None:
+    assert alignment_metrics(record().alignments) == {
+        "align/coverage": pytest.approx(4 / 5),
+        "align/multi_token_units": pytest.approx(1 / 3),
+        "align/lost_bytes": 3.0,
+        "align/lost_normalizer": 1.0,
+    }
+
+
+def test_unit_metrics() -> None:
+    assert unit_metrics(record()) == {
+        "align/supervised_tokens": pytest.approx(2 / 5),
+        "align/student_candidate_mass": pytest.approx(2.5 / 3),
+        "align/teacher_candidate_mass": pytest.approx(0.5),
+        "loss/shared_units": pytest.approx(1.5 / 5),
+        "loss/span_units": pytest.approx(2.0 / 5),
+        "policy/entropy": 1.0,
+        "policy/stop_probability": pytest.approx(0.4),
+        "policy/teacher_stop_probability": pytest.approx(0.2),
+    }
+
+
+def test_logprob_gap_skips_what_is_in_no_unit() -> None:
+    assert logprob_gap(record()).tolist() == pytest.approx([0.0, 0.25, 0.0, 0.4])
+
+
+def test_sample_rows_pair_texts_with_losses() -> None:
+    (row,) = sample_rows(record(), 3)
+    assert (row["prompt"], row["response"], row["finish_reason"], row["loss"]) == ("q", "abcdxyz", "stop", 3.5)
+    assert row["unit_losses"] == ["'a' 1.000", "'bcd' 2.000", "'<stop>' 0.500"]
+
+
+def steps(callback: Any, given: StepRecord, num: int) -> None:
+    """The same step several times."""
+    fake = cast(Any, SimpleNamespace(global_step=1, is_global_zero=True, loggers=[]))
+    for _ in range(num):
+        callback.on_train_batch_end(fake, cast(Any, None), None, batch_of(given), 0)
+
+
+def test_the_guard_stops_on_length_entropy_and_nan() -> None:
+    for bad, word in (
+        (record(length=60), "as long"),
+        (record(entropy=0.001), "entropy"),
+        (record((math.nan,) * 3), "nan"),
+    ):
+        guard = CollapseGuard("stop", num_reference_steps=2, smoothing=0.5)
+        steps(guard, record(), 3)
+        with pytest.raises(CollapseError, match=word):
+            steps(guard, bad, 4)
+
+
+def test_the_guard_warns_once_for_each_kind() -> None:
+    guard = CollapseGuard("warn", num_reference_steps=1, smoothing=0.0)
+    steps(guard, record(), 1)
+    with pytest.warns(UserWarning, match="as long") as seen:
+        steps(guard, record(length=60), 3)
+    assert len(seen) == 1
+
+
+def test_running_reference() -> None:
+    reference = RunningReference(num_reference_steps=2, smoothing=0.5)
+    assert [reference.update(v) for v in (1.0, 3.0, 2.0, 6.0)] == [1.0, 1.0, 1.0, 2.0]
+
+
+def test_every_callback_together_in_a_fit(tmp_path: Path) -> None:
+    curve = LearningCurve(str(tmp_path / "curve.png"))
+    reports = [AlignmentStats(), PolicyMismatch(), CollapseGuard("stop"), SampleTable(every_n_steps=1), curve]
+    export = HFExport(str(tmp_path / "student"), every_n_steps=1)
+    module = distill_module()
+    run = trainer(tmp_path, *reports, export, max_steps=2, val_check_interval=1)
+    run.fit(module, datamodule=data())
+    assert {"align/coverage", "align/non_canonical", "policy/mismatch_p99", "loss/span_units"} <= set(
+        run.callback_metrics
+    )
+    assert [p for p, _ in curve.curves["eval/bits_per_byte"]] == [1, 2]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [
+        "student",
+        "student-step1",
+        "student-step2",
+    ]
+    assert (tmp_path / "curve.png").stat().st_size > 10_000
+
+
+def test_curves_draw_what_there_is(tmp_path: Path) -> None:
+    draw_curves({"loss/train": [(1, 0.5), (2, 0.25)]}, tmp_path / "deep" / "one.png", "one panel")
+    assert (tmp_path / "deep" / "one.png").is_file()
