@@ -87,11 +87,11 @@ def _lengths(alignment: UnitAlignment):  # type: ignore[no-untyped-def]
 
 def _non_canonical_share(module: DistillModule, record: StepRecord) -> float:
     """Share of responses whose text the student's tokenizer would spell with other ids than those sampled."""
-    texts, sampled = [], []
+    tokenizer, odd = module.pair.student, []
     for rollout, alignment in zip(record.rollouts, record.alignments, strict=True):
-        texts.append(alignment.text.decode(errors="replace"))
-        sampled.append(rollout.response_ids[:-1] if rollout.stopped else rollout.response_ids)
-    return _mean([module.pair.student.encode(text) != ids for text, ids in zip(texts, sampled, strict=True)])
+        ids = rollout.response_ids[: len(rollout.response_ids) - rollout.stopped]
+        odd.append(not tokenizer.is_canonical(alignment.text.decode(errors="replace"), ids))
+    return _mean(odd)
 
 
 def _mean(values: list[int] | list[bool]) -> float:

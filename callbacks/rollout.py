@@ -60,7 +60,7 @@ class RolloutCallback(RolloutProvider):
         if stage == "fit":
             loaders.insert(0, (datamodule.train_dataloader, self.sampling))
         for loader, sampling in loaders:
-            for batch in islice(loader() or (), NUM_CHECKED_BATCHES):
+            for batch in islice(loader(), NUM_CHECKED_BATCHES):
                 for prompt in batch.prompts:
                     self._render(module, prompt, sampling, context)
 

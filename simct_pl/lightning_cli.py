@@ -183,7 +183,7 @@ class SimctCLI(LightningCLI):
             # are made then must be usable in training, which inference mode forbids.
             trainer_defaults={"num_sanity_val_steps": 0, "inference_mode": False},
             parser_class=RecipeParser,
-            parser_kwargs={"parser_mode": "omegaconf"},
+            parser_kwargs={"parser_mode": "omegaconf+"},
             auto_configure_optimizers=False,
             args=args,
         )

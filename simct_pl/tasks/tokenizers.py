@@ -12,7 +12,7 @@ families do.
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
@@ -129,12 +129,17 @@ STUDENT = TinyModel(
 )
 
 
+# A student that reads as its teacher does: the upper bound of what a student of another tokenizer can be taught.
+SAME_TOKENIZER_STUDENT = replace(TEACHER, width=STUDENT.width, mlp_width=STUDENT.mlp_width)
+MODELS = {"teacher": TEACHER, "student": STUDENT, "same_tokenizer_student": SAME_TOKENIZER_STUDENT}
+
+
 def main() -> None:
-    """Write `teacher` and `student`, without weights, into a folder."""
+    """Write every model of the example, without weights, into a folder."""
     parser = argparse.ArgumentParser(prog="python -m simct_pl.tasks.tokenizers", description=main.__doc__)
-    parser.add_argument("--output", type=Path, required=True, help="folder that receives teacher/ and student/")
+    parser.add_argument("--output", type=Path, required=True, help="folder that receives one folder a model")
     output = parser.parse_args().output
-    for name, model in (("teacher", TEACHER), ("student", STUDENT)):
+    for name, model in MODELS.items():
         model.save_untrained(output / name)
         print(f"wrote {output / name}")
 

@@ -67,6 +67,17 @@ class ModelTokenizer:
             )
         return self.found_stop_ids
 
+    def is_canonical(self, text: str, ids: Sequence[int]) -> bool:
+        """Whether ids are how this tokenizer spells a text, alone or as the continuation of a line before it.
+
+        The two differ in the dummy prefix: after its template a model may answer `The` as well as `▁The`.
+        """
+        ids = list(ids)
+        if self.encode(text) == ids:
+            return True
+        before = self.encode("\n")
+        return self.table.dummy_prefix and self.encode("\n" + text) == [*before, *ids]
+
     def encode(self, text: str) -> list[int]:
         """Ids of a text: no specials added, and nothing in it becomes a control token."""
         return self.encode_batch([text])[0]

@@ -10,11 +10,11 @@ from safetensors import safe_open
 import simct_pl
 from simct_pl.tasks.arithmetic import ChainGrader, TotalGrader
 from simct_pl.tasks.datamodule import ArithmeticDataModule
-from simct_pl.tasks.tokenizers import STUDENT, TEACHER, TinyModel
+from simct_pl.tasks.tokenizers import MODELS, TinyModel
 from simct_pl.warmup.sft import SFTModule
 
 ASSETS = Path(simct_pl.__file__).parent / "assets" / "quickstart"
-SIDES = pytest.mark.parametrize(("name", "side"), [("teacher", TEACHER), ("student", STUDENT)])
+SIDES = pytest.mark.parametrize(("name", "side"), MODELS.items(), ids=MODELS)
 
 
 def accuracy(name: str, num_prompts: int = 100) -> tuple[float, float]:
@@ -35,8 +35,9 @@ def test_the_teacher_adds() -> None:
     assert chain >= 0.95
 
 
-def test_the_student_adds_but_has_something_to_learn() -> None:
-    total, _ = accuracy("student")
+@pytest.mark.parametrize("name", ["student", "same_tokenizer_student"])
+def test_the_student_adds_but_has_something_to_learn(name: str) -> None:
+    total, _ = accuracy(name)
     assert 0.55 <= total <= 0.85
 
 
@@ -51,6 +52,7 @@ def test_the_folder_is_the_one_that_the_code_describes(name: str, side: TinyMode
 def test_the_folder_is_small_and_says_where_it_comes_from(name: str, side: TinyModel) -> None:
     assert sum(file.stat().st_size for file in (ASSETS / name).iterdir()) < 2_000_000
     card = (ASSETS / name / "MODEL_CARD.md").read_text()
-    assert f"python -m simct_pl fit --recipe recipes/quickstart_{name}.yaml" in card
+    assert "python -m simct_pl fit --recipe recipes/quickstart_" in card
+    assert f"quickstart{'/' if name.startswith('same') else '_'}{name}" in card
     with safe_open(ASSETS / name / "model.safetensors", "pt") as weights:
         assert {weights.get_tensor(key).dtype.itemsize for key in weights.keys()} == {4}  # noqa: SIM118 - no mapping

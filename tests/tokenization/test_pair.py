@@ -177,3 +177,13 @@ def test_the_shared_vocabulary_is_made_once() -> None:
     pair = TokenizerPair(BYTE_LEVEL, PREPEND)
     assert pair.shared_vocab is pair.shared_vocab
     assert pair.shared_vocab.stop_column == len(pair.shared_vocab) - 1
+
+
+def test_canonical_spelling_alone_or_behind_a_line() -> None:
+    hello = PREPEND.hf.convert_tokens_to_ids("hello")
+    assert PREPEND.encode("hello") != [hello]
+    assert PREPEND.is_canonical("hello", PREPEND.encode("hello"))  # alone, behind its dummy space
+    assert PREPEND.is_canonical("hello", [hello])  # as what follows a template's last newline
+    assert not PREPEND.is_canonical("hello", _bytes_of(PREPEND, b"hello"))
+    assert BYTE_LEVEL.is_canonical("hello", BYTE_LEVEL.encode("hello"))
+    assert not BYTE_LEVEL.is_canonical("hello", _bytes_of(BYTE_LEVEL, b"hello"))

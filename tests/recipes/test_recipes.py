@@ -1,0 +1,48 @@
+"""Every recipe: parsed, its components made, its header complete."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning as L
+import pytest
+
+from simct_pl import lightning_cli
+from simct_pl.lightning_cli import SimctCLI, find_recipe, recipe_folder, run
+
+RECIPES = sorted(recipe_folder().rglob("*.yaml"))
+
+
+def test_there_are_recipes_to_test() -> None:
+    names = {path.stem for path in RECIPES}
+    assert names >= {"quickstart", "quickstart_teacher", "quickstart_student", "same_tokenizer", "smollm2_to_mistral"}
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_makes_its_components(recipe: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made: list[SimctCLI] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GSM8K", str(tmp_path))
+    monkeypatch.setattr("sys.argv", ["simct_pl"])
+    monkeypatch.setattr(lightning_cli.SimctCLI, "_run_subcommand", lambda self, subcommand: made.append(self))
+    assert run(["fit", "--recipe", str(recipe), "--trainer.logger=false"]) == 0
+    (cli,) = made
+    assert isinstance(cli.model, L.LightningModule)
+    assert isinstance(cli.datamodule, L.LightningDataModule)
+    assert cli.run_name == recipe.stem
+    assert cli.trainer.max_steps > 0
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_says_how_to_run_it(recipe: Path) -> None:
+    header = recipe.read_text(encoding="utf-8").split("\nmodel:")[0]
+    assert all(line.startswith("#") for line in header.splitlines())
+    assert "python -m simct_pl fit --recipe" in header
+    assert "Hardware:" in header
+
+
+def test_recipes_are_found_by_path_and_by_name(tmp_path: Path) -> None:
+    own = tmp_path / "mine.yaml"
+    own.write_text("{}")
+    assert find_recipe(str(own)) == own
+    assert find_recipe("quickstart") == find_recipe("quickstart.yaml") == recipe_folder() / "quickstart.yaml"
