@@ -103,6 +103,7 @@ def _check_yaml(recipe: str) -> None:
 def quiet_libraries() -> None:
     """Silence chatter that says nothing about a run."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     for name in ("alembic", "mlflow", "httpx", "datasets"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(

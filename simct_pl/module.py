@@ -37,8 +37,8 @@ from simct_pl.tokenization.pair import TokenizerPair
 from simct_pl.types import Prompt, PromptBatch, Rollout, StepRecord, UnitAlignment
 
 NO_ROLLOUTS = (
-    "Nobody generates rollouts. Add callbacks.RolloutCallback to trainer.callbacks; in an overlay, `trainer.callbacks:` "
-    "REPLACES the list: write `trainer.callbacks+:` to append to it."
+    "Nobody generates rollouts. Add callbacks.RolloutCallback to trainer.callbacks; in an overlay, "
+    "`trainer.callbacks:` REPLACES the list: write `trainer.callbacks+:` to append to it."
 )
 
 

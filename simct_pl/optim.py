@@ -47,7 +47,8 @@ class OptimizerConfig:
         """
         if not math.isfinite(num_steps) or num_steps < 1:
             raise RecipeError(
-                f"The run has {num_steps} optimizer steps. Set trainer.max_steps, or max_epochs with data of known length."
+                f"The run has {num_steps} optimizer steps. Set trainer.max_steps, "
+                "or max_epochs with data of known length."
             )
         optimizer = AdamW(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
         return optimizer, LambdaLR(optimizer, lambda step: self.scale(step, int(num_steps)))

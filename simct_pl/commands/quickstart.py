@@ -9,8 +9,8 @@ def main(argv: list[str]) -> int:
     """Run the quickstart recipe; further arguments overlay it as in `fit`."""
     parser = argparse.ArgumentParser(
         prog="python -m simct_pl quickstart",
-        description="Distil a digit-splitting teacher into a student with merged-number tokens (about two minutes on two "
-        "cores). Further options go to `fit`, for example --trainer.max_steps 20.",
+        description="Distil a digit-splitting teacher into a student with merged-number tokens (about two minutes "
+        "on two cores). Further options go to `fit`, for example --trainer.max_steps 20.",
     )
     _, overlays = parser.parse_known_args(argv)
     from simct_pl.lightning_cli import run  # here, so that --help needs no torch

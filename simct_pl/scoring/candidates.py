@@ -112,8 +112,9 @@ def _side_tables(
 class SideScores:
     """One side of a chunk.
 
-    scores_UC: candidate scores, -inf where a row has no such candidate. candidate_logmass_U: log of the probability that the
-    row's candidates hold, in the model's own terms (with `keep` a unit counts twice, which is the fault of `keep`).
+    scores_UC: candidate scores, -inf where a row has no such candidate. candidate_logmass_U: log of the probability
+    that the row's candidates hold, in the model's own terms (with `keep` a unit counts twice, which is the fault of
+    `keep`).
     """
 
     scores_UC: Tensor
@@ -131,7 +132,8 @@ def score_side(
 ) -> SideScores:
     """Score the candidates of each unit with one model.
 
-    logits_NK: [tokens, the model's vocabulary], any float dtype; row i predicts ids_N[i]. unit_N, first_U: as in UnitRows.
+    logits_NK: [tokens, the model's vocabulary], any float dtype; row i predicts ids_N[i]. unit_N, first_U: as in
+        UnitRows.
     """
     logits_NK = at_least_fp32(logits_NK)
     logz_N = logits_NK.logsumexp(-1)
@@ -199,7 +201,8 @@ def _carve_units(
 ) -> Tensor:
     """Take each unit's probability out of its own first token: p(first) - p(unit) = p(first) * (1 - p(later | first)).
 
-    Done on the token, before any bucket is summed, because "bucket - unit" would cancel where the unit is most of its bucket.
+    Done on the token, before any bucket is summed, because "bucket - unit" would cancel where the unit is most of its
+    bucket.
     """
     unit_E = torch.nonzero(own_column_U).squeeze(-1)
     id_E = first_id_U[unit_E]
