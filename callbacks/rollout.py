@@ -114,8 +114,9 @@ class RolloutCallback(RolloutProvider):
         prompt_ids = module.pair.student.render_prompt(list(prompt.messages))
         if context is not None and len(prompt_ids) + sampling.max_tokens > context:
             raise PromptDataError(
-                f"Prompt {prompt.index} has {len(prompt_ids)} tokens; with max_tokens={sampling.max_tokens} that exceeds "
-                f"the student's context of {context}. Lower max_tokens, or leave long prompts out (max_prompt_chars)."
+                f"Prompt {prompt.index} has {len(prompt_ids)} tokens, and max_tokens={sampling.max_tokens}; "
+                f"together they exceed the student's context of {context}. "
+                "Lower max_tokens, or leave long prompts out (max_prompt_chars)."
             )
         return prompt_ids
 
