@@ -10,7 +10,6 @@ import difflib
 import logging
 import os
 import re
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -171,8 +170,6 @@ class SimctCLI(LightningCLI):
 
     def __init__(self, recipe_names: list[str], args: list[str]) -> None:
         self.run_name = "+".join(recipe_names) or "unnamed"
-        # LightningCLI warns when given both args and a command line; the command line is what args came from.
-        sys.argv = sys.argv[:1]
         super().__init__(
             model_class=L.LightningModule,
             datamodule_class=L.LightningDataModule,
@@ -200,6 +197,11 @@ class SimctCLI(LightningCLI):
             help="Recipe: a YAML file, or the name of a shipped one.",
         )
         return parser
+
+    @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Without LightningCLI's warning about args beside a command line: the command line is where they come from."""
+        self.config = parser.parse_args(args)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import random
 
 import lightning as L
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from typing_extensions import override
 
 from simct_pl.errors import RecipeError
@@ -78,11 +78,14 @@ class ArithmeticDataModule(L.LightningDataModule):
 
     @override
     def train_dataloader(self) -> DataLoader[PromptBatch]:
-        """In the order of the indices; Lightning deals them out when there are several ranks."""
+        """In the order of the indices, dealt out in turn to the ranks.
+
+        The sampler is explicit because Lightning's own would shuffle as soon as there are several ranks.
+        """
         pool = None
         if self.num_problems is not None:
             pool = distinct_problems(self.seed, self.num_problems, self.num_terms, self.limit, held_out=False)
-        world_size = self.trainer.world_size if self.trainer else 1
+        world_size, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         dataset = ArithmeticDataset(
             world_size * self.batch_size * self.num_train_batches,
             pool,
@@ -91,7 +94,8 @@ class ArithmeticDataModule(L.LightningDataModule):
             self.corrupt_share,
             self.seed,
         )
-        return DataLoader(dataset, self.batch_size, collate_fn=PromptBatch)  # type: ignore[arg-type]
+        sampler = DistributedSampler(dataset, world_size, rank, shuffle=False)
+        return DataLoader(dataset, self.batch_size, sampler=sampler, collate_fn=PromptBatch)  # type: ignore[arg-type]
 
     @override
     def val_dataloader(self) -> DataLoader[PromptBatch]:

@@ -22,7 +22,6 @@ STUDENT = PACKAGE / "assets/quickstart/student"
 def in_a_fresh_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    monkeypatch.setattr("sys.argv", ["simct_pl"])
 
     def refuse(*arguments: object, **options: object) -> None:
         raise AssertionError("weights were loaded before the input was refused")

@@ -34,7 +34,6 @@ def test_every_recipe_makes_its_components(recipe: Path, monkeypatch: pytest.Mon
     made: list[SimctCLI] = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GSM8K", str(tmp_path))
-    monkeypatch.setattr("sys.argv", ["simct_pl"])
     monkeypatch.setattr(lightning_cli.SimctCLI, "_run_subcommand", lambda self, subcommand: made.append(self))
     assert run(["fit", *command, "--trainer.logger=false"]) == 0
     (cli,) = made

@@ -136,3 +136,12 @@ def test_seeds_differ_in_every_part_and_are_stable() -> None:
     seeds = {sample_seed(*parts) for parts in [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]}
     assert len(seeds) == 5
     assert sample_seed(7, 3, 2, 1) == 1151961288138025769
+
+
+def test_after_a_refresh_the_engine_holds_the_students_very_tensors(model: LlamaForCausalLM) -> None:
+    engine = engine_of(model)
+    engine.refresh(model, 7)
+    assert engine.policy_version == 7
+    assert engine._model is not None
+    own = dict(engine._model.named_parameters())
+    assert all(own[name].data_ptr() == parameter.data_ptr() for name, parameter in model.named_parameters())
