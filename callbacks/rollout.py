@@ -111,7 +111,7 @@ class RolloutCallback(RolloutProvider):
 
     @staticmethod
     def _render(module: DistillModule, prompt: Prompt, sampling: SamplingParams, context: int | None) -> list[int]:
-        prompt_ids = module.pair.student.render_prompt(list(prompt.messages))
+        prompt_ids = module.pair.student.render_prompt(prompt.messages)
         if context is not None and len(prompt_ids) + sampling.max_tokens > context:
             raise PromptDataError(
                 f"Prompt {prompt.index} has {len(prompt_ids)} tokens, and max_tokens={sampling.max_tokens}; "

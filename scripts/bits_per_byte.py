@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import re
 import sys
 import time
 from pathlib import Path
 
-import torch
-
+from simct_pl.evaluation.bits import reference_bits
 from simct_pl.models import load_causal_lm
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer
+from simct_pl.types import Prompt
 
 CALCULATOR_NOTE = re.compile(r"<<.*?>>")
 
@@ -31,20 +30,17 @@ def read_pairs(path: Path, limit: int) -> list[tuple[str, str]]:
     return [(row["question"], CALCULATOR_NOTE.sub("", row["answer"])) for row in rows]
 
 
-@torch.inference_mode()
 def measure(folder: str, pairs: list[tuple[str, str]]) -> str:
     """Return the line of one model."""
     start = time.perf_counter()
     tokenizer = ModelTokenizer.from_pretrained(folder)
     model = load_causal_lm("model", folder, "float32").eval()
-    bits, num_tokens = 0.0, 0
-    for question, answer in pairs:
-        prompt_ids = tokenizer.render_prompt([{"role": "user", "content": question}])
-        answer_ids_S = torch.tensor(tokenizer.encode(answer))
-        logits_1SV = model(torch.cat([torch.tensor(prompt_ids), answer_ids_S])[None]).logits
-        logits_SV = logits_1SV[0, len(prompt_ids) - 1 : -1].float()
-        bits += torch.nn.functional.cross_entropy(logits_SV, answer_ids_S, reduction="sum").item() / math.log(2)
-        num_tokens += len(answer_ids_S)
+    prompts = [
+        Prompt(index, ({"role": "user", "content": question},), response=answer)
+        for index, (question, answer) in enumerate(pairs)
+    ]
+    bits = reference_bits(model, tokenizer, prompts)
+    num_tokens = sum(map(len, tokenizer.encode_batch([answer for _, answer in pairs])))
     num_bytes = sum(len(answer.encode()) for _, answer in pairs)
     return (
         f"{folder}: {bits / num_bytes:.4f} bits/byte, {num_bytes / num_tokens:.2f} bytes/token, "

@@ -9,7 +9,6 @@ cut.
 
 from __future__ import annotations
 
-import math
 from functools import cached_property
 
 import lightning as L
@@ -20,6 +19,7 @@ from typing_extensions import override
 
 from simct_pl.alignment.base import Aligner
 from simct_pl.errors import RolloutError
+from simct_pl.evaluation.bits import reference_bits
 from simct_pl.evaluation.grader import Grader
 from simct_pl.evaluation.metrics import HeldOutMetrics, HeldOutResult
 from simct_pl.losses.base import Objective
@@ -34,7 +34,7 @@ from simct_pl.scoring.microbatch import pack_by_length
 from simct_pl.scoring.teacher import FrozenTeacher
 from simct_pl.scoring.units import build_unit_rows
 from simct_pl.tokenization.pair import TokenizerPair
-from simct_pl.types import Prompt, PromptBatch, Rollout, StepRecord, UnitAlignment
+from simct_pl.types import PromptBatch, Rollout, StepRecord, UnitAlignment
 
 NO_ROLLOUTS = (
     "Nobody generates rollouts. Add callbacks.RolloutCallback to trainer.callbacks; in an overlay, "
@@ -203,7 +203,7 @@ class DistillModule(L.LightningModule):
     def teacher_prompt_ids(self, rollout: Rollout) -> list[int]:
         """The prompt in the teacher's own template."""
         prompt = rollout.prompt
-        return self.pair.teacher.render_prompt(list(prompt.teacher_messages or prompt.messages))
+        return self.pair.teacher.render_prompt(prompt.teacher_messages or prompt.messages)
 
     def _require_rollouts(self, batch: PromptBatch) -> list[Rollout]:
         if not batch.rollouts:
@@ -255,7 +255,10 @@ class DistillModule(L.LightningModule):
             self.held_out.update_response(rollout, alignment, self.grader)
         references = [prompt for prompt in batch.prompts if prompt.response]
         if references:
-            self.held_out.update_bits(*self._reference_bits(references))
+            bits = reference_bits(
+                self.student, self.pair.student, references, self.micro_batch_tokens, self.chunk_tokens
+            )
+            self.held_out.update_bits(bits, sum(len((prompt.response or "").encode()) for prompt in references))
         batch.record = StepRecord(rollouts, alignments, [], 0.0, 0)
 
     @override
@@ -267,24 +270,6 @@ class DistillModule(L.LightningModule):
             numbers = {name: float(value) for name, value in metrics.items()}
             self.history.append(HeldOutResult(self.global_step, numbers, self.held_out.samples))
         self.held_out.reset()
-
-    @torch.no_grad()
-    def _reference_bits(self, prompts: list[Prompt]) -> tuple[float, int]:
-        """(bits the student needs for the reference responses, their length in bytes)."""
-        tokenizer, bits = self.pair.student, 0.0
-        prompt_ids = [tokenizer.render_prompt(list(prompt.messages)) for prompt in prompts]
-        response_ids = [tokenizer.encode(prompt.response or "") for prompt in prompts]
-        lengths = [len(p) + len(r) for p, r in zip(prompt_ids, response_ids, strict=True)]
-        for members in pack_by_length(lengths, self.micro_batch_tokens):
-            states = response_states(self.student, [prompt_ids[i] for i in members], [response_ids[i] for i in members])
-            targets_N = torch.tensor([t for i in members for t in response_ids[i]], device=self.device)
-            for hidden, target in zip(
-                states.hidden_NH.split(self.chunk_tokens), targets_N.split(self.chunk_tokens), strict=True
-            ):
-                logits = LMHead(self.student)(hidden).float()
-                bits += torch.nn.functional.cross_entropy(logits, target, reduction="sum").item() / math.log(2)
-        num_bytes = sum(len((prompt.response or "").encode()) for prompt in prompts)
-        return bits, num_bytes
 
     def _over_ranks(self, value: float) -> Tensor:
         """The value of every rank, float64 [ranks]."""

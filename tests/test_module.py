@@ -193,18 +193,3 @@ def test_validation_keeps_a_history(tmp_path: Path) -> None:
     assert set(module.history[0].metrics) >= {"eval/loss", "eval/bits_per_byte", "eval/coverage"}
     assert "eval/accuracy" not in module.history[0].metrics
     assert len(module.history[0].samples) == 4
-
-
-def test_bits_per_byte_against_a_plain_forward() -> None:
-    module = distill_module()
-    prompts = [rollout.prompt for rollout in sampled(module, 3)]
-    bits, num_bytes = module._reference_bits(prompts)
-    expected = 0.0
-    for prompt in prompts:
-        first = module.pair.student.render_prompt(list(prompt.messages))
-        response = module.pair.student.encode(prompt.response or "")
-        with torch.no_grad():
-            logp = module.student(torch.tensor([first + response])).logits[0].log_softmax(-1)
-        expected -= sum(float(logp[len(first) - 1 + i, token]) for i, token in enumerate(response)) / math.log(2)
-    assert bits == pytest.approx(expected, rel=1e-5)
-    assert num_bytes == sum(len(p.response or "") for p in prompts)

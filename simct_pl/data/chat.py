@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
 
-from simct_pl.errors import TokenizerError
+from simct_pl.errors import PromptDataError, TokenizerError
 from simct_pl.types import Message
 
 if TYPE_CHECKING:
@@ -20,23 +20,22 @@ if TYPE_CHECKING:
 _QUESTION, _ANSWER = "Question 7481.", "Answer 9265."  # words no template contains
 
 
-def render_prompt(
-    tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message], system_prompt: str | None = None
-) -> list[int]:
+def render_prompt(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message]) -> list[int]:
     """Ids of a prompt, up to where the assistant's words begin.
 
     Without a chat template the contents are joined by line breaks; the tokenizer's own BOS stays, an EOS does not.
 
-    system_prompt: put in front of the messages, or of the system message that is already there.
-
     Raises:
         TokenizerError: if the template refuses the messages, for example a system role.
+        PromptDataError: if nothing is left to condition on, not even a BOS.
     """
-    messages = _with_system_prompt(messages, system_prompt)
     if tokenizer.chat_template is None:
-        return _plain_prompt(tokenizer, "\n".join(message["content"] for message in messages))
-    text = _render(tokenizer, messages, add_generation_prompt=True)
-    return tokenizer.encode(text, add_special_tokens=False)
+        ids = _plain_prompt(tokenizer, "\n".join(message["content"] for message in messages))
+    else:
+        ids = tokenizer.encode(_render(tokenizer, list(messages), add_generation_prompt=True), add_special_tokens=False)
+    if not ids:
+        raise PromptDataError(f"the messages {list(messages)!r:.80} render to no token; give the prompt some content")
+    return ids
 
 
 def find_stop_ids(tokenizer: PreTrainedTokenizerFast, generation_stop_ids: Sequence[int] = ()) -> tuple[int, ...]:
@@ -68,7 +67,8 @@ def _template_stop(tokenizer: PreTrainedTokenizerFast) -> list[int]:
     return [token_id for token_id in ids[:1] if token_id in tokenizer.added_tokens_decoder]
 
 
-def _with_system_prompt(messages: Sequence[Message], system_prompt: str | None) -> list[Message]:
+def with_system_prompt(messages: Sequence[Message], system_prompt: str | None) -> list[Message]:
+    """The messages behind a system prompt, which goes in front of a system message that is already there."""
     messages = list(messages)
     if system_prompt is None:
         return messages

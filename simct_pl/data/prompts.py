@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader
 from torch.utils.data import IterableDataset as TorchIterableDataset
 from typing_extensions import override
 
+from simct_pl.data.chat import with_system_prompt
 from simct_pl.errors import MissingFileError, PromptDataError
-from simct_pl.types import Message, Prompt, PromptBatch
+from simct_pl.types import Prompt, PromptBatch
 
 BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 COMPRESSIONS = {".gz", ".zst", ".xz", ".bz2"}
@@ -171,18 +172,11 @@ class PromptStream(TorchIterableDataset[Prompt]):
         teacher_text = self.teacher_system_prompt or self.system_prompt
         return Prompt(
             prompt.index,
-            _prepend(prompt.messages, self.system_prompt),
+            tuple(with_system_prompt(prompt.messages, self.system_prompt)),
             prompt.response,
             prompt.answer,
-            _prepend(prompt.messages, teacher_text),
+            tuple(with_system_prompt(prompt.messages, teacher_text)),
         )
-
-
-def _prepend(messages: tuple[Message, ...], system_prompt: str | None) -> tuple[Message, ...]:
-    """The messages behind a system prompt; the recipe's replaces one that the row brings along."""
-    if system_prompt is None:
-        return messages
-    return ({"role": "system", "content": system_prompt}, *(m for m in messages if m["role"] != "system"))
 
 
 class PromptDataModule(L.LightningDataModule):

@@ -94,7 +94,7 @@ class ArithmeticDataModule(L.LightningDataModule):
             self.corrupt_share,
             self.seed,
         )
-        sampler = DistributedSampler(dataset, world_size, rank, shuffle=False)
+        sampler: DistributedSampler[Prompt] = DistributedSampler(dataset, world_size, rank, shuffle=False)
         return DataLoader(dataset, self.batch_size, sampler=sampler, collate_fn=PromptBatch)  # type: ignore[arg-type]
 
     @override

@@ -93,6 +93,6 @@ class ModelTokenizer:
             backend.encode_special_tokens = before
         return [encoding.ids for encoding in encodings]
 
-    def render_prompt(self, messages: Sequence[Message], system_prompt: str | None = None) -> list[int]:
+    def render_prompt(self, messages: Sequence[Message]) -> list[int]:
         """Ids of a prompt in the model's own chat template, ready for its answer (see data/chat.py)."""
-        return render_prompt(self.hf, messages, system_prompt)
+        return render_prompt(self.hf, messages)

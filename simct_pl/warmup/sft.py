@@ -118,7 +118,7 @@ class SFTModule(L.LightningModule):
             PromptDataError: naming a prompt that has no response.
         """
         assert self.model is not None
-        prompt_ids = [self.tokenizer.render_prompt(list(prompt.messages)) for prompt in prompts]
+        prompt_ids = [self.tokenizer.render_prompt(prompt.messages) for prompt in prompts]
         response_ids = [self.response_ids(prompt) for prompt in prompts]
         hidden_NH = response_states(self.model, prompt_ids, response_ids).hidden_NH
         targets_N = torch.tensor([token for ids in response_ids for token in ids], device=hidden_NH.device)
@@ -149,7 +149,7 @@ class SFTModule(L.LightningModule):
         engine = HFEngine(batch_size=len(prompts))
         engine.refresh(self.model, policy_version=self.global_step)
         generations = engine.generate(
-            [self.tokenizer.render_prompt(list(prompt.messages)) for prompt in prompts],
+            [self.tokenizer.render_prompt(prompt.messages) for prompt in prompts],
             seeds=[0] * len(prompts),  # greedy draws nothing
             sampling=SamplingParams(temperature=0.0, max_tokens=self.max_response_tokens),
             stop_ids=self.tokenizer.stop_ids,

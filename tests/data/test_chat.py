@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tokenizers.processors import TemplateProcessing
 
-from simct_pl.data.chat import find_stop_ids, render_prompt
+from simct_pl.data.chat import find_stop_ids, render_prompt, with_system_prompt
 from simct_pl.errors import TokenizerError
 from tests.tokenization import small
 from tests.tokenization.real import real_tokenizer
@@ -46,17 +46,19 @@ def test_without_a_template_the_bos_stays_and_the_eos_goes() -> None:
 
 def test_system_prompt_goes_in_front() -> None:
     hf = small.byte_level(chat_template=small.CHATML)
-    text = hf.decode(render_prompt(hf, QUESTION, system_prompt="Be brief."))
+    text = hf.decode(render_prompt(hf, with_system_prompt(QUESTION, "Be brief.")))
     assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nhello")
-    merged = hf.decode(render_prompt(hf, [{"role": "system", "content": "Add."}, *QUESTION], system_prompt="Be brief."))
+    merged = hf.decode(
+        render_prompt(hf, with_system_prompt([{"role": "system", "content": "Add."}, *QUESTION], "Be brief."))
+    )
     assert merged.startswith("<|im_start|>system\nBe brief.\n\nAdd.<|im_end|>")
     assert merged.count("system") == 1
-    assert hf.decode(render_prompt(small.byte_level(), QUESTION, system_prompt="Be brief.")) == "Be brief.\nhello"
+    assert hf.decode(render_prompt(small.byte_level(), with_system_prompt(QUESTION, "Be brief."))) == "Be brief.\nhello"
 
 
 def test_messages_are_not_changed() -> None:
     messages = [{"role": "system", "content": "Add."}]
-    render_prompt(small.byte_level(chat_template=small.CHATML), messages, system_prompt="Be brief.")
+    render_prompt(small.byte_level(chat_template=small.CHATML), with_system_prompt(messages, "Be brief."))
     assert messages == [{"role": "system", "content": "Add."}]
 
 
@@ -64,7 +66,7 @@ def test_a_template_that_refuses_the_system_role() -> None:
     hf = small.byte_level(chat_template=NO_SYSTEM)
     assert render_prompt(hf, QUESTION)
     with pytest.raises(TokenizerError, match=r"System role not supported.*drop the system prompt"):
-        render_prompt(hf, QUESTION, system_prompt="Be brief.")
+        render_prompt(hf, with_system_prompt(QUESTION, "Be brief."))
 
 
 def test_a_template_with_a_mistake() -> None:
