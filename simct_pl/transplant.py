@@ -36,7 +36,7 @@ class RowSource(StrEnum):
     EXACT = "exact"  # an old token with the same bytes
     COMPOSED = "composed"  # the mean over the old pieces of the token's bytes
     ROLE = "role"  # the old special token with the same role (stop, beginning of text)
-    FALLBACK = "fallback"  # the mean of all old rows
+    FALLBACK = "fallback"  # the mean of all old rows: control tokens without a role, twins, bytes the old one lacks
 
 
 @dataclass(frozen=True)
@@ -74,19 +74,22 @@ class RowPlan:
 def plan_rows(new: TokenBytes, old: TokenBytes, encode: Encode, roles: Mapping[int, int]) -> RowPlan:
     """Find the old ids behind each new token.
 
+    Only one id of several with the same bytes gets their row, the one that the tokenizer itself makes: with the same
+    row, a byte-fallback twin would be sampled as often as the token it is the twin of.
+
     Args:
         new, old: byte tables of the two tokenizers.
         encode: the old tokenizer on a batch of texts, without special tokens.
         roles: new special id → old special id that does the same.
     """
-    old_ids = ids_by_bytes(old)
+    old_ids, new_ids = ids_by_bytes(old), ids_by_bytes(new)
     pieces: list[list[int]] = [[] for _ in range(len(new))]
     sources = [RowSource.FALLBACK] * len(new)
     unmatched = []
     for new_id in range(len(new)):
         if new_id in roles:
             pieces[new_id], sources[new_id] = [roles[new_id]], RowSource.ROLE
-        elif is_ordinary(new, new_id):
+        elif new_ids.get(new[new_id]) == new_id:
             same = old_ids.get(new[new_id])
             if same is None:
                 unmatched.append(new_id)

@@ -216,6 +216,14 @@ def test_a_byte_fallback_token_yields_to_the_ordinary_one_with_its_bytes() -> No
     assert plan.pieces.tolist() == [1]
 
 
+def test_a_twin_in_the_new_vocabulary_does_not_share_the_row() -> None:
+    """With one row for both, `<0x31>` would be sampled as often as `1`, in spellings that no tokenizer makes."""
+    new = TokenBytes.from_list([b"1", b"1"], fallback_ids=[0])
+    plan = plan_rows(new, TokenBytes.from_list([b"0", b"1"]), lambda texts: [], roles={})
+    assert plan.sources == (RowSource.FALLBACK, RowSource.EXACT)
+    assert plan.rows(torch.tensor([[2.0], [4.0]])).flatten().tolist() == [3.0, 4.0]
+
+
 def test_longest_match_is_greedy_and_all_or_nothing() -> None:
     ids = {b"a": 0, b"ab": 1, b"abc": 2, b"d": 3}
     assert longest_match(b"abcdab", ids, longest=3) == [2, 3, 1]
