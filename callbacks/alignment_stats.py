@@ -9,7 +9,7 @@ import torch
 from typing_extensions import override
 
 from simct_pl.module import DistillModule
-from simct_pl.types import PromptBatch, StepRecord, UnitAlignment
+from simct_pl.types import LostReason, PromptBatch, StepRecord, UnitAlignment
 
 
 class AlignmentStats(L.Callback):
@@ -54,14 +54,16 @@ def alignment_metrics(alignments: list[UnitAlignment]) -> dict[str, float]:
         "align/multi_token_units": num_multi / num_units,
         "align/lost_bytes": float(sum(span.byte_end - span.byte_start for a in alignments for span in a.lost)),
     }
-    return metrics | {f"align/lost_{reason}": float(count) for reason, count in sorted(lost.items())}
+    # Every reason on every rank, also at zero: ranks that log other names would wait for each other for ever.
+    return metrics | {f"align/lost_{reason}": float(lost[reason]) for reason in LostReason}
 
 
 def unit_metrics(record: StepRecord) -> dict[str, float]:
-    """Means over all units of the batch."""
+    """Means over all units of the batch; zeros when nothing aligned, never fewer names (see alignment_metrics)."""
     columns = {name: torch.cat([getattr(s, name) for s in record.stats]).float() for name in vars(record.stats[0])}
-    if len(columns["loss_U"]) == 0:
-        return {}
+    means = {name: column.sum().item() / max(len(column), 1) for name, column in columns.items()}
+    mass = {side: columns[f"{side}_logmass_U"].exp().sum().item() for side in ("student", "teacher")}
+    num_units = max(len(columns["loss_U"]), 1)
     multi_U = torch.cat([torch.from_numpy((_lengths(a) != 1).any(1)[a.supervised_U]) for a in record.alignments])
     supervised_tokens = sum(
         float(torch.from_numpy(_lengths(a)[a.supervised_U, 0])[s.supervised_U].sum())
@@ -70,13 +72,13 @@ def unit_metrics(record: StepRecord) -> dict[str, float]:
     num_tokens = sum(a.num_student_tokens for a in record.alignments)
     return {
         "align/supervised_tokens": supervised_tokens / num_tokens,
-        "align/student_candidate_mass": columns["student_logmass_U"].exp().mean().item(),
-        "align/teacher_candidate_mass": columns["teacher_logmass_U"].exp().mean().item(),
+        "align/student_candidate_mass": mass["student"] / num_units,
+        "align/teacher_candidate_mass": mass["teacher"] / num_units,
         "loss/shared_units": columns["loss_U"][~multi_U].sum().item() / num_tokens,
         "loss/span_units": columns["loss_U"][multi_U].sum().item() / num_tokens,
-        "policy/entropy": columns["student_entropy_U"].mean().item(),
-        "policy/stop_probability": columns["student_stop_U"].mean().item(),
-        "policy/teacher_stop_probability": columns["teacher_stop_U"].mean().item(),
+        "policy/entropy": means["student_entropy_U"],
+        "policy/stop_probability": means["student_stop_U"],
+        "policy/teacher_stop_probability": means["teacher_stop_U"],
     }
 
 

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from callbacks.alignment_stats import unit_metrics
 from simct_pl.errors import CollapseError
-from simct_pl.types import PromptBatch
+from simct_pl.types import PromptBatch, StepRecord
 
 
 class CollapseGuard(L.Callback):
@@ -44,31 +44,35 @@ class CollapseGuard(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: PromptBatch, batch_idx: int
     ) -> None:
         assert batch.record is not None
-        record = batch.record
+        found = self._symptoms(batch.record, trainer.global_step)
+        if self.action == "warn":
+            for kind in found.keys() - self._warned:
+                self._warned.add(kind)
+                rank_zero_warn(found[kind])
+        elif trainer.strategy.reduce_boolean_decision(bool(found), all=False):
+            # Ranks stop together: one that stopped alone would leave the others waiting for it.
+            message = " ".join(found.values()) or "Another rank saw a collapse."
+            raise CollapseError(f"{message} The run stops because CollapseGuard has action='stop'.")
+
+    def _symptoms(self, record: StepRecord, step: int) -> dict[str, str]:
+        """What is wrong with a step, by kind."""
+        found = {}
         if not math.isfinite(record.loss_sum):
-            self._report("loss", f"The loss of step {trainer.global_step} is {record.loss_sum}.")
+            found["loss"] = f"The loss of step {step} is {record.loss_sum}."
         lengths = [len(rollout.response_ids) for rollout in record.rollouts]
         ratio = self.length.update(sum(lengths) / len(lengths))
         if ratio > self.max_length_ratio:
-            self._report(
-                "length", f"Responses are {ratio:.1f} x as long as in the first steps (limit {self.max_length_ratio}). "
+            found["length"] = (
+                f"Responses are {ratio:.1f} x as long as in the first steps (limit {self.max_length_ratio}). "
                 "Check that both models' stop tokens are paired, and the share of truncated responses."
-            )  # fmt: skip
-        metrics = unit_metrics(record)
-        if "policy/entropy" in metrics:
-            ratio = self.entropy.update(metrics["policy/entropy"])
+            )
+        if any(len(stats.loss_U) for stats in record.stats):
+            ratio = self.entropy.update(unit_metrics(record)["policy/entropy"])
             if ratio < self.min_entropy_ratio:
-                self._report(
-                    "entropy",
-                    f"The student's entropy fell to {ratio:.2f} of its first value (limit {self.min_entropy_ratio}).",
+                found["entropy"] = (
+                    f"The student's entropy fell to {ratio:.2f} of its first value (limit {self.min_entropy_ratio})."
                 )
-
-    def _report(self, kind: str, message: str) -> None:
-        if self.action == "stop":
-            raise CollapseError(f"{message} The run stops because CollapseGuard has action='stop'.")
-        if kind not in self._warned:
-            self._warned.add(kind)
-            rank_zero_warn(message)
+        return found
 
 
 class RunningReference:

@@ -62,8 +62,19 @@ def test_alignment_metrics() -> None:
         "align/coverage": pytest.approx(4 / 5),
         "align/multi_token_units": pytest.approx(1 / 3),
         "align/lost_bytes": 3.0,
-        "align/lost_normalizer": 1.0,
+        **{f"align/lost_{reason}": float(reason == LostReason.NORMALIZER) for reason in LostReason},
     }
+
+
+def test_a_batch_without_units_reports_the_same_names() -> None:
+    """Ranks average metric by metric, so one that logged fewer would hang the others."""
+    full = record()
+    nothing = UnitAlignment(
+        np.empty((0, 6), np.int64), np.arange(5), np.arange(4), b"abcdxyz", False, np.empty(0, bool)
+    )
+    empty = StepRecord(full.rollouts, [nothing], [UnitStats.empty(torch.device("cpu"))], 0.0, 5)
+    assert alignment_metrics([nothing]).keys() == alignment_metrics(full.alignments).keys()
+    assert unit_metrics(empty) == dict.fromkeys(unit_metrics(full), 0.0)
 
 
 def test_unit_metrics() -> None:
@@ -91,7 +102,8 @@ def test_sample_rows_pair_texts_with_losses() -> None:
 
 def steps(callback: Any, given: StepRecord, num: int) -> None:
     """The same step several times."""
-    fake = cast(Any, SimpleNamespace(global_step=1, is_global_zero=True, loggers=[]))
+    strategy = SimpleNamespace(reduce_boolean_decision=lambda decision, all: decision)
+    fake = cast(Any, SimpleNamespace(global_step=1, is_global_zero=True, loggers=[], strategy=strategy))
     for _ in range(num):
         callback.on_train_batch_end(fake, cast(Any, None), None, batch_of(given), 0)
 
