@@ -8,6 +8,8 @@ import lightning as L
 from lightning.pytorch.loggers import MLFlowLogger
 from typing_extensions import override
 
+from simct_pl.export import check_parent
+
 PANELS = (
     ("eval/accuracy", "held-out accuracy"),
     ("eval/bits_per_byte", "held-out bits per byte"),
@@ -28,6 +30,10 @@ class LearningCurve(L.Callback):
     def __init__(self, output: str, title: str = "On-policy distillation") -> None:
         self.output, self.title = Path(output), title
         self.curves: dict[str, list[tuple[int, float]]] = {}
+
+    @override
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        check_parent(self.output)  # hours before it is needed
 
     @override
     def on_train_batch_end(

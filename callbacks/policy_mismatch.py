@@ -23,6 +23,7 @@ class PolicyMismatch(L.Callback):
 
     def __init__(self, mean_limit: float = 0.1, p99_limit: float = 0.5) -> None:
         self.mean_limit, self.p99_limit = mean_limit, p99_limit
+        self._warned = False
 
     @override
     def on_train_batch_start(
@@ -42,7 +43,8 @@ class PolicyMismatch(L.Callback):
             return
         mean, p99 = gap_N.mean().item(), gap_N.quantile(0.99).item()
         pl_module.log_dict({"policy/mismatch_mean": mean, "policy/mismatch_p99": p99}, batch_size=len(gap_N))
-        if mean > self.mean_limit or p99 > self.p99_limit:
+        if not self._warned and (mean > self.mean_limit or p99 > self.p99_limit):
+            self._warned = True
             rank_zero_warn(
                 f"Engine and trainer disagree about the sampled tokens: mean {mean:.3f} (limit {self.mean_limit}), "
                 f"p99 {p99:.3f} (limit {self.p99_limit}) nats. The rollouts are not from the policy that is trained; "

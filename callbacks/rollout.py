@@ -15,6 +15,7 @@ from simct_pl.errors import PromptDataError, RecipeError
 from simct_pl.module import DistillModule
 from simct_pl.rollout.engine import RolloutEngine, RolloutProvider, SamplingParams, sample_seed
 from simct_pl.rollout.hf import HFEngine
+from simct_pl.seeding import run_seed
 from simct_pl.types import Prompt, PromptBatch, Rollout
 
 NUM_CHECKED_BATCHES = 64
@@ -28,7 +29,7 @@ class RolloutCallback(RolloutProvider):
         num_samples: responses a prompt.
         val_sampling: the same for held-out prompts; by default greedy with training's max_tokens.
         engine: who generates; HFEngine by default.
-        seed: with step, prompt and sample index it determines every sample.
+        seed: with step, prompt and sample index it determines every sample; by default the run's seed_everything.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class RolloutCallback(RolloutProvider):
         num_samples: int = 1,
         val_sampling: SamplingParams | None = None,
         engine: RolloutEngine | None = None,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         if num_samples < 1:
             raise RecipeError(f"num_samples is {num_samples}; expected at least one response a prompt.")
@@ -45,7 +46,7 @@ class RolloutCallback(RolloutProvider):
         self.val_sampling = val_sampling or SamplingParams(temperature=0.0, max_tokens=sampling.max_tokens)
         self.num_samples = num_samples
         self.engine = engine or HFEngine()
-        self.seed = seed
+        self.seed = run_seed(seed)
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -56,13 +57,14 @@ class RolloutCallback(RolloutProvider):
         context = module.student_context
         if datamodule is None or context is None:
             return
-        loaders = [(datamodule.val_dataloader, self.val_sampling)]
-        if stage == "fit":
-            loaders.insert(0, (datamodule.train_dataloader, self.sampling))
+        # Both, whatever the stage: a fit scores held-out prompts first, and must not fail on a training prompt after
+        # that.
+        loaders = ((datamodule.train_dataloader, self.sampling), (datamodule.val_dataloader, self.val_sampling))
         for loader, sampling in loaders:
             for batch in islice(loader(), NUM_CHECKED_BATCHES):
                 for prompt in batch.prompts:
                     self._render(module, prompt, sampling, context)
+                    self._check_teacher(module, prompt)
 
     @override
     def on_train_batch_start(
@@ -119,6 +121,17 @@ class RolloutCallback(RolloutProvider):
                 "Lower max_tokens, or leave long prompts out (max_prompt_chars)."
             )
         return prompt_ids
+
+    @staticmethod
+    def _check_teacher(module: DistillModule, prompt: Prompt) -> None:
+        """The teacher's template must take the messages, and leave room for an answer."""
+        num_tokens = len(module.pair.teacher.render_prompt(prompt.teacher_messages or prompt.messages))
+        if module.teacher_context is not None and num_tokens >= module.teacher_context:
+            raise PromptDataError(
+                f"Prompt {prompt.index} has {num_tokens} tokens for the teacher, whose context is "
+                f"{module.teacher_context}. "
+                "Leave long prompts out (max_prompt_chars), or shorten teacher_system_prompt."
+            )
 
 
 def _distill_module(pl_module: L.LightningModule) -> DistillModule:

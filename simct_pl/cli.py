@@ -1,4 +1,4 @@
-"""The command line: `fit | validate | test` go to LightningCLI, the small commands to simct_pl.commands.
+"""The command line: `fit | validate` go to LightningCLI, the small commands to simct_pl.commands.
 
 Imports nothing heavy, so that `--help` and usage errors answer at once. Every SimctError ends on one screen with exit
 code 2.

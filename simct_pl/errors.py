@@ -47,6 +47,10 @@ class UnsupportedModelError(SimctError, ValueError):
     """A model whose logits cannot be rebuilt from its hidden states."""
 
 
+class ExportError(SimctError, OSError):
+    """An output cannot be written where the recipe says."""
+
+
 class RolloutError(SimctError, RuntimeError):
     """A batch reached the training step without rollouts, or with rollouts of another policy."""
 

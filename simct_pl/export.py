@@ -4,12 +4,16 @@ or not at all.
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from simct_pl.errors import ExportError
 
 # Copied as they are: saving a loaded tokenizer again may rebuild its pipeline.
 TOKENIZER_FILES = (
@@ -54,8 +58,7 @@ def export_model(
 
 def write_folder(output: Path, write: Callable[[Path], None]) -> Path:
     """Let `write` fill a temporary sibling and rename it to output; a failure leaves what was there untouched."""
-    output = output.expanduser().absolute()
-    output.parent.mkdir(parents=True, exist_ok=True)
+    output = check_output(output)
     staging = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     try:
         fresh = staging / "new"
@@ -64,6 +67,41 @@ def write_folder(output: Path, write: Callable[[Path], None]) -> Path:
         if output.exists():
             output.rename(staging / "old")
         fresh.rename(output)
+    except (OSError, SafetensorError) as error:
+        raise ExportError(f"{output} cannot be written: {error}. What was there before is untouched.") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return output
+
+
+def check_output(output: Path) -> Path:
+    """The absolute path of a folder that can be made or replaced; its parent exists afterwards.
+
+    Raises:
+        ExportError: if something else than a model is there, or the parent cannot be made or written to.
+    """
+    output = output.expanduser().absolute()
+    if output.exists() and not (output.is_dir() and _is_replaceable(output)):
+        raise ExportError(f"{output} exists and is no model folder; it is left alone. Choose another output folder.")
+    check_parent(output)
+    return output
+
+
+def check_parent(output: Path) -> None:
+    """Make the parent of an output.
+
+    Raises:
+        ExportError: if it cannot be made or written to.
+    """
+    output = output.expanduser().absolute()
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExportError(f"{output.parent} cannot be made: {error}. Choose another output folder.") from error
+    if not os.access(output.parent, os.W_OK):
+        raise ExportError(f"{output.parent} is not writable. Choose another output folder.")
+
+
+def _is_replaceable(folder: Path) -> bool:
+    """Whether a folder is empty or an earlier export; nobody's other files are ever removed."""
+    return (folder / "config.json").is_file() or not any(folder.iterdir())

@@ -10,6 +10,7 @@ import difflib
 import logging
 import os
 import re
+import traceback
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,13 @@ import yaml
 from jsonargparse import ActionConfigFile
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import MLFlowLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from typing_extensions import override
 
 from simct_pl.errors import MissingFileError, RecipeError, SimctError
+from simct_pl.export import check_parent
 from simct_pl.module import DistillModule
 from simct_pl.run_info import RunInfo, installed_versions, project_commit
 from simct_pl.summary import TRACKING_URI, print_summary
@@ -49,7 +52,17 @@ def run(arguments: list[str]) -> int:
         SimctCLI(recipe_names=[Path(recipe).stem for recipe in recipes], args=arguments)
     except OmegaConfBaseException as error:
         raise RecipeError(f"A value cannot be interpolated: {error}") from error
+    except (MisconfigurationException, ValueError) as error:
+        if isinstance(error, SimctError) or not _raised_by_lightning(error):
+            raise
+        raise RecipeError(f"Lightning refuses the recipe: {str(error).strip()}") from error
     return 0
+
+
+def _raised_by_lightning(error: BaseException) -> bool:
+    """Whether Lightning itself raised it, about the trainer's options; not our code, nor a library below."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__", "")).startswith("lightning")
 
 
 def recipe_folder() -> Path:
@@ -211,6 +224,8 @@ class SimctCLI(LightningCLI):
     @override
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config = self._get(self.config_init, "trainer")
+        root = Path(config.get("default_root_dir") or f"runs/{self.run_name}")
+        check_parent(root / "recipe.yaml")
         if config.get("logger") is None:
             Path(ARTIFACTS).mkdir(parents=True, exist_ok=True)
             kwargs["logger"] = MLFlowLogger(
@@ -219,8 +234,7 @@ class SimctCLI(LightningCLI):
                 tracking_uri=TRACKING_URI,
                 artifact_location=Path(ARTIFACTS).absolute().as_uri(),
             )
-        if config.get("default_root_dir") is None:
-            kwargs["default_root_dir"] = f"runs/{self.run_name}"
+        kwargs["default_root_dir"] = str(root)
         return super().instantiate_trainer(**kwargs)
 
     @override
@@ -237,7 +251,11 @@ class SimctCLI(LightningCLI):
             self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
 
     def after_fit(self) -> None:
-        if self.trainer.is_global_zero and isinstance(self.model, DistillModule):
+        if not isinstance(self.model, DistillModule):
+            return
+        if self.model.history and self.model.history[-1].step != self.trainer.global_step:
+            self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+        if self.trainer.is_global_zero:
             print_summary(self.model, self.trainer)
 
     @override

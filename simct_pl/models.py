@@ -27,7 +27,7 @@ def check_model_path(role: str, path: str) -> None:
     """
     folder = Path(path).expanduser()
     if not folder.exists():
-        looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
+        looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1 or folder.parent.is_dir()
         if looks_local:
             raise MissingFileError(
                 f"{role} {path!r} does not exist. Give a model folder, or a hub name such as org/model."

@@ -9,6 +9,7 @@ cut.
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
 
 import lightning as L
@@ -18,7 +19,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from simct_pl.alignment.base import Aligner
-from simct_pl.errors import RolloutError
+from simct_pl.errors import CollapseError, RecipeError, RolloutError
 from simct_pl.evaluation.bits import reference_bits
 from simct_pl.evaluation.grader import Grader
 from simct_pl.evaluation.metrics import HeldOutMetrics, HeldOutResult
@@ -36,6 +37,7 @@ from simct_pl.scoring.units import build_unit_rows
 from simct_pl.tokenization.pair import TokenizerPair
 from simct_pl.types import PromptBatch, Rollout, StepRecord, UnitAlignment
 
+MAX_SKIPPED_IN_A_ROW = 10
 NO_ROLLOUTS = (
     "Nobody generates rollouts. Add callbacks.RolloutCallback to trainer.callbacks; in an overlay, "
     "`trainer.callbacks:` REPLACES the list: write `trainer.callbacks+:` to append to it."
@@ -78,7 +80,7 @@ class DistillModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.student_path, self.teacher_path = student, teacher
+        self.student_path, self.teacher_path = os.path.expanduser(student), os.path.expanduser(teacher)
         self.objective, self.aligner, self.grader = objective, aligner, grader
         self.optimizer_config = optimizer
         self.micro_batch_tokens, self.teacher_batch_tokens = micro_batch_tokens, teacher_batch_tokens
@@ -89,7 +91,7 @@ class DistillModule(L.LightningModule):
         self.trust_remote_code = trust_remote_code
         self.held_out = HeldOutMetrics()
         self.teacher: FrozenTeacher | None = None
-        self.num_skipped_steps = 0
+        self.num_skipped_steps = self.num_skipped_in_a_row = 0
         self.history: list[HeldOutResult] = []
         self.run_info: RunInfo | None = None
 
@@ -104,10 +106,19 @@ class DistillModule(L.LightningModule):
         """Longest prompt + response of the student, in its tokens."""
         return context_length(load_config("student", self.student_path, "student" in self.trust_remote_code))
 
+    @cached_property
+    def teacher_context(self) -> int | None:
+        """The same for the teacher, in its tokens."""
+        return context_length(load_config("teacher", self.teacher_path, "teacher" in self.trust_remote_code))
+
     @override
     def setup(self, stage: str) -> None:
         if not any(isinstance(callback, RolloutProvider) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
             raise RolloutError(NO_ROLLOUTS)
+        if str(self.trainer.precision).startswith("16"):
+            raise RecipeError(
+                f"trainer.precision is {self.trainer.precision!r}; use bf16-mixed or 32: losses are not scaled."
+            )
         self.check_models()
 
     def check_models(self) -> None:
@@ -224,17 +235,25 @@ class DistillModule(L.LightningModule):
 
     def _optimizer_step(self) -> None:
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        lr = optimizer.param_groups[0]["lr"]  # type: ignore[union-attr]
         norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.optimizer_config.max_grad_norm)
         if bool(torch.isfinite(norm)):
             optimizer.step()  # type: ignore[union-attr]
             scheduler.step()  # type: ignore[union-attr]
-        else:
-            self.num_skipped_steps += 1  # a step with such gradients would ruin the weights
+            self.num_skipped_in_a_row = 0
+        else:  # a step with such gradients would ruin the weights
+            self.num_skipped_steps += 1
+            self.num_skipped_in_a_row += 1
+            if self.num_skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
+                raise CollapseError(
+                    f"The gradients of {MAX_SKIPPED_IN_A_ROW} steps in a row are not finite; none was taken. "
+                    "Lower optimizer.lr, or look for the first step at which loss/train or optim/grad_norm jumps."
+                )
         optimizer.zero_grad()  # type: ignore[union-attr]
         self.log_dict(
             {
                 "optim/grad_norm": norm,
-                "optim/lr": optimizer.param_groups[0]["lr"],  # type: ignore[union-attr]
+                "optim/lr": lr,
                 "optim/skipped_steps": float(self.num_skipped_steps),
             },
             batch_size=1,

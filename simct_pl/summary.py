@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lightning as L
+from lightning.pytorch.loggers import MLFlowLogger
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -30,7 +31,8 @@ def print_summary(module: DistillModule, trainer: L.Trainer) -> None:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if hasattr(callback, "output"):
             console.print(f"{type(callback).__name__}: {callback.output}", soft_wrap=True)
-    console.print(f"Metrics, recipe and samples: mlflow ui --backend-store-uri {TRACKING_URI}", soft_wrap=True)
+    if any(isinstance(logger, MLFlowLogger) for logger in trainer.loggers):
+        console.print(f"Metrics, recipe and samples: mlflow ui --backend-store-uri {TRACKING_URI}", soft_wrap=True)
 
 
 def metrics_table(before: HeldOutResult, after: HeldOutResult) -> Table:

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from simct_pl.errors import ExportError
 from simct_pl.export import write_folder
 
 
 def test_a_folder_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
     for text in ("old", "new"):
-        write_folder(tmp_path / "out", lambda folder, text=text: (folder / "a").write_text(text) and None)
-    assert (tmp_path / "out" / "a").read_text() == "new"
+        write_folder(tmp_path / "out", lambda folder, text=text: (folder / "config.json").write_text(text) and None)
+    assert (tmp_path / "out" / "config.json").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -21,8 +22,19 @@ def test_a_failed_write_leaves_the_old_folder(tmp_path: Path) -> None:
         (folder / "a").write_text("half")
         raise OSError(28, "No space left on device")
 
-    write_folder(tmp_path / "out", lambda folder: (folder / "a").write_text("old") and None)
-    with pytest.raises(OSError, match="No space"):
+    write_folder(tmp_path / "out", lambda folder: (folder / "config.json").write_text("old") and None)
+    with pytest.raises(ExportError, match="No space"):
         write_folder(tmp_path / "out", full_disk)
-    assert (tmp_path / "out" / "a").read_text() == "old"
+    assert (tmp_path / "out" / "config.json").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_is_no_model_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter").write_text("one")
+    (tmp_path / "file").write_text("x")
+    for name in ("thesis", "file", "file/below"):
+        with pytest.raises(ExportError, match="Choose another output folder"):
+            write_folder(tmp_path / name, lambda folder: None)
+    assert (tmp_path / "thesis" / "chapter").read_text() == "one"
+    assert (tmp_path / "file").read_text() == "x"

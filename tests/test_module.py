@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from callbacks import PolicyMismatch
+from callbacks import PolicyMismatch, RolloutCallback
 from simct_pl import DistillModule, SharedVocabLoss, SimCTLoss
-from simct_pl.errors import RolloutError
+from simct_pl.errors import CollapseError, RecipeError, RolloutError
 from simct_pl.losses.base import Objective, UnitChunk, UnitLosses
+from simct_pl.optim import OptimizerConfig
 from simct_pl.types import PromptBatch, Rollout
 from tests.tiny import ASSETS, data, distill_module, sampled, trainer
 
@@ -184,6 +185,27 @@ def test_a_step_without_finite_gradients_is_skipped_and_counted(tmp_path: Path) 
     assert module.num_skipped_steps == 1
     assert all(torch.isfinite(p).all() for p in module.student.parameters())
     assert not all(torch.equal(before[name], p) for name, p in module.student.named_parameters())
+
+
+def test_gradients_that_stay_broken_end_the_run(tmp_path: Path) -> None:
+    run = trainer(tmp_path, max_steps=4)
+    with pytest.raises(CollapseError, match="in a row"):
+        run.fit(distill_module(optimizer=OptimizerConfig(lr=1e30)), datamodule=data(num_train_batches=40))
+    assert run.global_step < 4
+
+
+def test_half_precision_with_a_loss_scale_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A property, because Lightning itself turns 16-mixed into bf16-mixed on a CPU.
+    monkeypatch.setattr(L.Trainer, "precision", property(lambda self: "16-mixed"))
+    with pytest.raises(RecipeError, match="bf16-mixed"):
+        trainer(tmp_path).fit(distill_module(), datamodule=data())
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_components_take_the_runs_seed_unless_they_have_their_own(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
+    assert RolloutCallback().seed == data().seed == seed
+    assert RolloutCallback(seed=5).seed == data(seed=5).seed == 5
 
 
 def test_validation_keeps_a_history(tmp_path: Path) -> None:

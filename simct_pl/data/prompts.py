@@ -15,12 +15,14 @@ import lightning as L
 from datasets import IterableDataset, load_dataset
 from datasets.distributed import split_dataset_by_node
 from datasets.exceptions import DatasetsError
+from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 from torch.utils.data import IterableDataset as TorchIterableDataset
 from typing_extensions import override
 
 from simct_pl.data.chat import with_system_prompt
-from simct_pl.errors import MissingFileError, PromptDataError
+from simct_pl.errors import MissingFileError, PromptDataError, RecipeError
+from simct_pl.seeding import run_seed
 from simct_pl.types import Prompt, PromptBatch
 
 BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
@@ -50,6 +52,16 @@ class PromptSource:
     skip: int = 0
     limit: int | None = None
     max_prompt_chars: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.answer_pattern is None:
+            return
+        try:
+            num_groups = re.compile(self.answer_pattern).groups
+        except re.error as error:
+            raise RecipeError(f"answer_pattern {self.answer_pattern!r} is no regular expression: {error}.") from error
+        if num_groups < 1:
+            raise RecipeError(f"answer_pattern {self.answer_pattern!r} has no group; put the answer in parentheses.")
 
     def open(self) -> IterableDataset:
         """The rows, streamed.
@@ -83,14 +95,16 @@ class PromptSource:
         """
         value = self._field(index, row, self.prompt_field)
         messages = [{"role": "user", "content": value}] if isinstance(value, str) else value
-        if not isinstance(messages, list) or not all(
-            isinstance(m, Mapping) and isinstance(m.get("content"), str) for m in messages
-        ):
+        if not _are_messages(messages):
             raise PromptDataError(
                 f"Row {index} of {self.path!r}: {self.prompt_field!r} is {value!r:.80}; "
                 "expected a text, or a list of messages with 'role' and 'content'."
             )
         response = self._field(index, row, self.response_field) if self.response_field else None
+        if response is not None and not isinstance(response, str):
+            raise PromptDataError(
+                f"Row {index} of {self.path!r}: {self.response_field!r} is {response!r:.80}; expected a text."
+            )
         answer = str(self._field(index, row, self.answer_field)) if self.answer_field else None
         if answer is not None and self.answer_pattern:
             match = re.search(self.answer_pattern, answer)
@@ -108,6 +122,13 @@ class PromptSource:
                 "Set prompt_field (response_field, answer_field) to the right name."
             )
         return row[name]
+
+
+def _are_messages(value: Any) -> bool:
+    """Whether a value is a conversation: a list, not empty, of texts with a role each."""
+    if not isinstance(value, list) or not value:
+        return False
+    return all(isinstance(m, Mapping) and all(isinstance(m.get(k), str) for k in ("role", "content")) for m in value)
 
 
 def _builder(path: str) -> tuple[str | None, bool]:
@@ -158,6 +179,8 @@ class PromptStream(TorchIterableDataset[Prompt]):
                 self.num_too_long += 1
                 continue
             yield prompt
+        if self.num_too_long:
+            rank_zero_info(f"{self.source.path}: {self.num_too_long} prompts left out, longer than {limit} characters.")
 
     def _readable(self, rows: IterableDataset) -> Iterator[dict[str, Any]]:
         """The rows; what the reader finds broken in the file becomes an error that names it."""
@@ -185,7 +208,8 @@ class PromptDataModule(L.LightningDataModule):
     Args:
         train, val: sources. batch_size: prompts an optimizer step and rank. val_batch_size: prompts a validation batch.
         system_prompt: put in front of every prompt, for both models. teacher_system_prompt: for the teacher alone.
-        shuffle_buffer: rows among which the next prompt is drawn; 0 keeps the file's order. seed: of the shuffle.
+        shuffle_buffer: rows among which the next prompt is drawn; 0 keeps the file's order.
+        seed: of the shuffle; by default the run's seed_everything.
     """
 
     def __init__(
@@ -197,13 +221,15 @@ class PromptDataModule(L.LightningDataModule):
         system_prompt: str | None = None,
         teacher_system_prompt: str | None = None,
         shuffle_buffer: int = 10_000,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
+        if batch_size < 1 or val_batch_size < 1:
+            raise RecipeError(f"batch_size={batch_size}, val_batch_size={val_batch_size}; expected at least 1.")
         self.train, self.val = train, val
         self.batch_size, self.val_batch_size = batch_size, val_batch_size
         self.system_prompt, self.teacher_system_prompt = system_prompt, teacher_system_prompt
-        self.shuffle_buffer, self.seed = shuffle_buffer, seed
+        self.shuffle_buffer, self.seed = shuffle_buffer, run_seed(seed)
 
     @override
     def setup(self, stage: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 
+from simct_pl.errors import PromptDataError
 from simct_pl.types import Prompt
 
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
@@ -23,6 +24,15 @@ class LastNumberGrader(Grader):
 
     def __call__(self, prompt: Prompt, response: str) -> float:
         found = NUMBER.findall(response)
-        if not found or prompt.answer is None:
+        if prompt.answer is None:
             return 0.0
-        return float(float(found[-1].replace(",", "")) == float(prompt.answer.replace(",", "")))
+        answer = NUMBER.findall(prompt.answer)
+        if len(answer) != 1:
+            raise PromptDataError(
+                f"Prompt {prompt.index}: the answer {prompt.answer!r:.80} holds {len(answer)} numbers; expected 1."
+            )
+        return float(bool(found) and _value(found[-1]) == _value(answer[0]))
+
+
+def _value(number: str) -> float:
+    return float(number.replace(",", ""))

@@ -24,8 +24,8 @@ ADAPTIVE_HEAD_MASS = 0.5
 
 
 def _expected_gap(logp_UC: Tensor, other_UC: Tensor, weight_logp_UC: Tensor) -> Tensor:
-    """sum_c exp(weight) * (logp - other), with candidates masked on both sides left out."""
-    masked_UC = torch.isneginf(logp_UC) & torch.isneginf(other_UC)
+    """sum_c exp(weight) * (logp - other), in which a candidate of weight zero counts zero, whatever its gap."""
+    masked_UC = torch.isneginf(weight_logp_UC)
     gap_UC = logp_UC.masked_fill(masked_UC, 0.0) - other_UC.masked_fill(masked_UC, 0.0)
     return (weight_logp_UC.exp() * gap_UC).sum(-1)
 

@@ -43,6 +43,10 @@ class SimCTLoss(Objective):
             raise RecipeError(
                 f"mass_threshold is {mass_threshold}; expected at least 1, or null to switch the mask off."
             )
+        if mass_threshold is not None and rest:
+            raise RecipeError(
+                "mass_threshold with rest=True drops nothing: with a rest, the candidates hold all mass. Set one."
+            )
         self.rule = CandidateRule(score, prefix, rest)
         self.divergence = divergence
         self.mass_threshold = mass_threshold

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from typing_extensions import override
 
 from simct_pl.errors import RecipeError
+from simct_pl.seeding import run_seed
 from simct_pl.tasks.arithmetic import Problem, corrupted_chain, distinct_problems, draw_problem
 from simct_pl.types import Prompt, PromptBatch
 
@@ -49,7 +50,7 @@ class ArithmeticDataModule(L.LightningDataModule):
         num_problems: distinct problems to train on; null draws from all that are not held out.
         corrupt_share: share of training responses with one wrong number that the rest follows from (robust teachers).
         num_terms, limit: how many numbers are added, each below limit.
-        seed: of problems and corruptions.
+        seed: of problems and corruptions; by default the run's seed_everything.
     """
 
     def __init__(
@@ -62,11 +63,13 @@ class ArithmeticDataModule(L.LightningDataModule):
         corrupt_share: float = 0.0,
         num_terms: int = 3,
         limit: int = 50,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= corrupt_share <= 1:
             raise RecipeError(f"corrupt_share is {corrupt_share}; expected a share in [0, 1].")
+        if batch_size < 1 or val_batch_size < 1:
+            raise RecipeError(f"batch_size={batch_size}, val_batch_size={val_batch_size}; expected at least 1.")
         if num_terms < 2 or limit < 2:
             raise RecipeError(
                 f"num_terms={num_terms}, limit={limit}; expected at least two numbers, each below 2 or more."
@@ -74,7 +77,7 @@ class ArithmeticDataModule(L.LightningDataModule):
         self.batch_size, self.num_train_batches = batch_size, num_train_batches
         self.num_val_prompts, self.val_batch_size = num_val_prompts, val_batch_size
         self.num_problems, self.corrupt_share = num_problems, corrupt_share
-        self.num_terms, self.limit, self.seed = num_terms, limit, seed
+        self.num_terms, self.limit, self.seed = num_terms, limit, run_seed(seed)
 
     @override
     def train_dataloader(self) -> DataLoader[PromptBatch]:

@@ -17,7 +17,7 @@ from callbacks.collapse_guard import RunningReference
 from callbacks.learning_curve import draw_curves
 from callbacks.policy_mismatch import logprob_gap
 from callbacks.sample_table import sample_rows
-from simct_pl.errors import CollapseError
+from simct_pl.errors import CollapseError, ExportError
 from simct_pl.scoring.chunks import UnitStats
 from simct_pl.types import LostReason, LostSpan, Prompt, PromptBatch, Rollout, StepRecord, UnitAlignment
 from tests.tiny import data, distill_module, trainer
@@ -131,6 +131,15 @@ def test_the_guard_warns_once_for_each_kind() -> None:
 def test_running_reference() -> None:
     reference = RunningReference(num_reference_steps=2, smoothing=0.5)
     assert [reference.update(v) for v in (1.0, 3.0, 2.0, 6.0)] == [1.0, 1.0, 1.0, 2.0]
+
+
+def test_an_export_over_the_models_of_the_run_is_refused_at_the_start(tmp_path: Path) -> None:
+    module = distill_module()
+    for output in (module.student_path, str(tmp_path)):
+        (tmp_path / "mine").touch()
+        with pytest.raises(ExportError):
+            trainer(tmp_path, HFExport(output)).fit(module, datamodule=data())
+    assert (tmp_path / "mine").exists()
 
 
 def test_every_callback_together_in_a_fit(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from simct_pl.data.prompts import PromptDataModule, PromptSource, PromptStream
-from simct_pl.errors import MissingFileError, PromptDataError, SimctError
+from simct_pl.errors import MissingFileError, PromptDataError, RecipeError, SimctError
 
 
 def jsonl(path: Path, rows: list[dict[str, object]]) -> str:
@@ -94,9 +94,11 @@ def test_batches(tmp_path: Path) -> None:
         ([{"text": "x"}], {}, "Row 0 .* has no 'prompt'; its fields are text"),
         ([{"prompt": "x"}, {"prompt": ""}], {}, "Row 1 .* has no 'prompt'"),
         ([{"prompt": 3}], {}, "expected a text, or a list of messages"),
+        ([{"prompt": [{"content": "x"}]}], {}, "expected a text, or a list of messages"),
+        ([{"prompt": "x", "r": 3}], {"response_field": "r"}, "'r' is 3; expected a text"),
         ([{"prompt": "x", "a": "no mark"}], {"answer_field": "a", "answer_pattern": "#### (.+)"}, "answer_pattern"),
     ],
-    ids=["no field", "empty", "wrong type", "no answer"],
+    ids=["no field", "empty", "wrong type", "no role", "no text", "no answer"],
 )  # fmt: skip
 def test_bad_rows_are_named(tmp_path: Path, rows: list[dict[str, object]], source: dict[str, str], match: str) -> None:
     stream = PromptStream(PromptSource(jsonl(tmp_path / "a.jsonl", rows), **source))  # type: ignore[arg-type]
@@ -124,3 +126,9 @@ def test_unfit_files_are_refused_at_setup(
         Path(name).write_bytes(content)
     with pytest.raises(error, match=name):
         PromptDataModule(PromptSource(name)).setup("fit")
+
+
+@pytest.mark.parametrize("pattern", ["(open", "no group"])
+def test_answer_patterns_are_checked_at_once(pattern: str) -> None:
+    with pytest.raises(RecipeError, match="answer_pattern"):
+        PromptSource("a.jsonl", answer_pattern=pattern)

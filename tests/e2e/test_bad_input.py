@@ -67,12 +67,17 @@ def test_unknown_keys_name_the_nearest_one(capsys: pytest.CaptureFixture[str], t
         ("model: {init_args: {optimizer: {lr: fast}}}", "fast"),
         ("model: {init_args: {objective: {class_path: simct_pl.Nothing}}}", "Nothing"),
         (OBJECTIVE % "rest: true, prefix: keep", "rest=True"),
+        (OBJECTIVE % "rest: true, mass_threshold: 2", "drops nothing"),
+        ("trainer: {accelerator: gpu, devices: 4}", "Lightning refuses"),
+        ("trainer: {default_root_dir: /proc/none/x}", "Choose another output folder"),
+        ("data: {init_args: {batch_size: 0}}", "batch_size=0"),
         ("model: {init_args: {student: '${oc.env:SIMCT_PL_NOT_SET}'}}", "SIMCT_PL_NOT_SET"),
         ("trainer: {callbacks: [callbacks.AlignmentStats]}", "callbacks.RolloutCallback"),
         (ROLLOUTS % 0, "max_tokens is 0"),
         (ROLLOUTS % 500, "context of 128"),
     ],
-    ids=["yaml", "type", "class", "combination", "variable", "no rollouts", "no tokens", "too long"],
+    ids=["yaml", "type", "class", "combination", "no effect", "devices", "root", "batch", "variable",
+         "no rollouts", "no tokens", "too long"],
 )  # fmt: skip
 def test_recipes_that_cannot_run(capsys: pytest.CaptureFixture[str], text: str, expected: str) -> None:
     assert expected in refused(capsys, "--recipe", overlay("o.yaml", text))

@@ -129,3 +129,15 @@ def test_adaptive_weights_are_constants_for_the_gradient() -> None:
     mixed = weight * project.forward_kl(other, teacher) + (1 - weight) * project.reverse_kl(other, teacher)
     mixed.sum().backward()
     torch.testing.assert_close(leaf.grad, other.grad)
+
+
+def test_a_candidate_of_probability_zero_on_one_side_costs_what_it_should() -> None:
+    """0 * log(0 / q) = 0 in value and gradient; p * log(p / 0) is infinite."""
+    student = torch.tensor([[0.0, -torch.inf]], requires_grad=True)
+    teacher = torch.tensor([[0.5, 0.5]]).log()
+    loss = project.reverse_kl(student, teacher)
+    loss.sum().backward()
+    assert loss.item() == pytest.approx(float(np.log(2)))
+    assert student.grad is not None
+    assert torch.isfinite(student.grad).all()
+    assert project.forward_kl(student, teacher).isinf().all()
