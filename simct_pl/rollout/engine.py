@@ -73,8 +73,6 @@ class RolloutProvider(L.Callback):
 
 
 def sample_seed(run_seed: int, step: int, prompt_index: int, sample_index: int) -> int:
-    """A 63-bit seed from where the sample stands in the run, so that a resumed run samples what the first would
-    have.
-    """
+    """A 63-bit seed that depends on nothing but where the sample stands in the run."""
     key = f"{run_seed}/{step}/{prompt_index}/{sample_index}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest()) >> 1
