@@ -3,7 +3,7 @@
 In: one side's logit rows of a handful of units. Out: scores [U, C], C = V shared columns + one for the unit itself
 (+ one for the rest). Everything is computed over the FULL vocabulary in at least fp32. One extra column a row is
 enough: it equals the [units x (shared + units)] matrix with foreign units masked. Entries that are no candidate are
-    -inf.
+-inf.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ class CandidateRule:
     prefix: what becomes of shared tokens that are a proper byte prefix of a unit, whose mass contains the unit's:
         `keep` (paper), `mask` (dropped), `subtract` (each model takes the unit's probability out of its own first
         token) or `marginal` (every token gives its mass to the longest shared token that is its byte prefix, and the
-        unit is then
-        carved out of the bucket of its first token: no mass is lost, none is counted twice).
+        unit is then carved out of the bucket of its first token: no mass is lost, none is counted twice).
     rest: one more candidate that holds all probability no other candidate has.
 
     Raises:
@@ -91,10 +90,6 @@ class PairTables:
             shared.teacher_ids_V, shared.teacher_columns, shared.teacher_buckets, shared.teacher_extra_stop_ids
         )
         return cls(student.to(torch.device(device)), teacher.to(torch.device(device)), shared.stop_column)
-
-    @property
-    def num_columns(self) -> int:
-        return len(self.student.ids_V)
 
 
 def _side_tables(
