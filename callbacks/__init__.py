@@ -8,6 +8,7 @@ from callbacks.policy_mismatch import PolicyMismatch
 from callbacks.recipe_log import RecipeLog
 from callbacks.rollout import RolloutCallback
 from callbacks.sample_table import SampleTable
+from callbacks.timing import TimingCallback
 
 __all__ = [
     "AlignmentStats",
@@ -18,4 +19,5 @@ __all__ = [
     "RecipeLog",
     "RolloutCallback",
     "SampleTable",
+    "TimingCallback",
 ]

@@ -47,6 +47,7 @@ class RolloutCallback(RolloutProvider):
         self.num_samples = num_samples
         self.engine = engine or HFEngine()
         self.seed = run_seed(seed)
+        self._checked_data: object = None
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -55,7 +56,7 @@ class RolloutCallback(RolloutProvider):
         module.check_models()  # a wrong path explains more than a prompt that cannot be rendered
         datamodule = getattr(trainer, "datamodule", None)
         context = module.student_context
-        if datamodule is None or context is None:
+        if datamodule is None or context is None or datamodule is self._checked_data:
             return
         # Both, whatever the stage: a fit scores held-out prompts first, and must not fail on a training prompt after
         # that.
@@ -65,14 +66,14 @@ class RolloutCallback(RolloutProvider):
                 for prompt in batch.prompts:
                     self._render(module, prompt, sampling, context)
                     self._check_teacher(module, prompt)
+        self._checked_data = datamodule
 
     @override
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: PromptBatch, batch_idx: int
     ) -> None:
         module = _distill_module(pl_module)
-        if self.engine.policy_version != trainer.global_step:
-            self.engine.refresh(module.student, trainer.global_step)
+        self._refresh(module, trainer.global_step)
         batch.rollouts = self._generate(module, batch, self.sampling, self.num_samples, trainer.global_step)
 
     @override
@@ -85,9 +86,13 @@ class RolloutCallback(RolloutProvider):
         dataloader_idx: int = 0,
     ) -> None:
         module = _distill_module(pl_module)
-        if self.engine.policy_version != trainer.global_step:
-            self.engine.refresh(module.student, trainer.global_step)
+        self._refresh(module, trainer.global_step)
         batch.rollouts = self._generate(module, batch, self.val_sampling, 1, step=-1)
+
+    def _refresh(self, module: DistillModule, step: int) -> None:
+        if self.engine.policy_version != step:
+            with module.phases("refresh"):
+                self.engine.refresh(module.student, step)
 
     def _generate(
         self, module: DistillModule, batch: PromptBatch, sampling: SamplingParams, num_samples: int, step: int
@@ -98,12 +103,13 @@ class RolloutCallback(RolloutProvider):
             prompt_ids = self._render(module, prompt, sampling, context)
             for sample in range(num_samples):
                 requests.append((prompt, sample, prompt_ids, sample_seed(self.seed, step, prompt.index, sample)))
-        generations = self.engine.generate(
-            [prompt_ids for _, _, prompt_ids, _ in requests],
-            [seed for *_, seed in requests],
-            sampling,
-            module.pair.student.stop_ids,
-        )
+        with module.phases("rollout"):
+            generations = self.engine.generate(
+                [prompt_ids for _, _, prompt_ids, _ in requests],
+                [seed for *_, seed in requests],
+                sampling,
+                module.pair.student.stop_ids,
+            )
         version = self.engine.policy_version
         assert version is not None
         return [

@@ -4,12 +4,15 @@
 
 One Lightning batch is one optimizer step. Micro-batches are cut inside (manual optimization), so that the number of
 response tokens of the GLOBAL batch is known before the first backward and the loss does not depend on how the batch was
-cut.
+cut. While the models run, a thread re-tokenises and aligns the micro-batches to come.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from functools import cached_property
 
 import lightning as L
@@ -19,25 +22,27 @@ from torch import Tensor
 from typing_extensions import override
 
 from simct_pl.alignment.base import Aligner
-from simct_pl.errors import CollapseError, RecipeError, RolloutError
+from simct_pl.errors import RecipeError, RolloutError
 from simct_pl.evaluation.bits import reference_bits
 from simct_pl.evaluation.grader import Grader
 from simct_pl.evaluation.metrics import HeldOutMetrics, HeldOutResult
 from simct_pl.losses.base import Objective
 from simct_pl.models import DtypeName, check_model_path, context_length, load_causal_lm, load_config
-from simct_pl.optim import OptimizerConfig
+from simct_pl.optim import GuardedStep, OptimizerConfig
+from simct_pl.phases import PhaseTimer
+from simct_pl.ranks import exchange_gradients, over_ranks
 from simct_pl.rollout.engine import RolloutProvider
 from simct_pl.run_info import RunInfo
-from simct_pl.scoring.candidates import PairTables
-from simct_pl.scoring.chunks import UnitStats, chunked_loss
+from simct_pl.scoring.aligned import AlignedBatch
+from simct_pl.scoring.chunks import chunked_loss
 from simct_pl.scoring.heads import LMHead, response_states, verify_head
-from simct_pl.scoring.microbatch import pack_by_length
+from simct_pl.scoring.microbatch import pack_by_length, unpack
+from simct_pl.scoring.stats import UnitStats
+from simct_pl.scoring.tables import PairTables
 from simct_pl.scoring.teacher import FrozenTeacher
-from simct_pl.scoring.units import build_unit_rows
 from simct_pl.tokenization.pair import TokenizerPair
-from simct_pl.types import PromptBatch, Rollout, StepRecord, UnitAlignment
+from simct_pl.types import PromptBatch, Rollout, StepRecord
 
-MAX_SKIPPED_IN_A_ROW = 10
 NO_ROLLOUTS = (
     "Nobody generates rollouts. Add callbacks.RolloutCallback to trainer.callbacks; in an overlay, "
     "`trainer.callbacks:` REPLACES the list: write `trainer.callbacks+:` to append to it."
@@ -55,7 +60,7 @@ class DistillModule(L.LightningModule):
         grader: scores held-out responses in [0, 1]; without one, validation reports losses and bits per byte only.
         micro_batch_tokens: padded tokens of one student forward and backward. It changes speed and memory, never the
             loss.
-        teacher_batch_tokens: the same for the teacher's forward.
+        teacher_batch_tokens: the same for the teacher, which reads one micro-batch of the student's at a time.
         chunk_tokens: rows of logits that exist at a time.
         student_dtype, teacher_dtype: of the weights (autocast is the trainer's `precision`).
         gradient_checkpointing: recompute the student's layers in backward.
@@ -91,7 +96,8 @@ class DistillModule(L.LightningModule):
         self.trust_remote_code = trust_remote_code
         self.held_out = HeldOutMetrics()
         self.teacher: FrozenTeacher | None = None
-        self.num_skipped_steps = self.num_skipped_in_a_row = 0
+        self.guarded_step = GuardedStep(optimizer.max_grad_norm)
+        self.phases = PhaseTimer()
         self.history: list[HeldOutResult] = []
         self.run_info: RunInfo | None = None
 
@@ -163,113 +169,110 @@ class DistillModule(L.LightningModule):
     @override
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         rollouts = self._require_rollouts(batch)
-        alignments = self.align(rollouts)
-        num_global_tokens = int(self._over_ranks(sum(len(rollout.response_ids) for rollout in rollouts)).sum())
-        loss_sum = 0.0
-        stats: dict[int, UnitStats] = {}
-        for members, weight in self._micro_batches(rollouts):
-            loss, parts = self.loss_sum([rollouts[i] for i in members], [alignments[i] for i in members])
-            # DDP and FSDP average gradients over ranks; the loss is a sum over the global batch.
-            self.manual_backward(loss * (weight * self.trainer.world_size / num_global_tokens))
-            loss_sum += weight * loss.item()
-            stats.update(zip(members, parts, strict=True))
-        self._optimizer_step()
+        num_global_tokens = int(over_ranks(self, sum(len(rollout.response_ids) for rollout in rollouts)).sum())
+        groups, weights = self._micro_batches(rollouts)
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        graded: list[tuple[AlignedBatch, UnitStats]] = []
+        with closing(self._losses(rollouts, groups)) as losses:
+            for weight, (loss, stats, aligned) in zip(weights, losses, strict=True):
+                graded.append((aligned, stats))
+                # DDP and FSDP average gradients over ranks; the loss is a sum over the global batch.
+                scale = weight * self.trainer.world_size / num_global_tokens
+                with (
+                    self.phases("student_backward"),
+                    exchange_gradients(self.trainer, now=len(graded) == len(groups)),
+                ):
+                    self.manual_backward(loss * scale)
+                loss_sum += weight * loss.detach()
+        with self.phases("optimizer"):
+            metrics = self.guarded_step(self.student.parameters(), self.optimizers(), self.lr_schedulers())  # type: ignore[arg-type]
         batch.record = StepRecord(
-            rollouts, alignments, [stats[i] for i in range(len(rollouts))], loss_sum, num_global_tokens
+            rollouts,
+            unpack(groups, [aligned.alignments for aligned, _ in graded]),
+            unpack(groups, [aligned.split(stats) for aligned, stats in graded]),
+            loss_sum.item(),
+            num_global_tokens,
         )
-        self.log(
-            "loss/train", self._over_ranks(loss_sum).sum() / num_global_tokens, prog_bar=True, batch_size=len(batch)
-        )
+        loss_mean = over_ranks(self, batch.record.loss_sum).sum() / num_global_tokens
+        self.log("loss/train", loss_mean, prog_bar=True, batch_size=len(batch))
+        self.log_dict(metrics, batch_size=1)
 
-    def align(self, rollouts: list[Rollout]) -> list[UnitAlignment]:
-        """The units of each response."""
-        tokenized = self.pair.tokenize_batch([(rollout.response_ids, rollout.stopped) for rollout in rollouts])
-        return [self.aligner.align(pair) for pair in tokenized]
+    def align(self, rollouts: list[Rollout]) -> AlignedBatch:
+        """The units of each response, and what the teacher reads."""
+        return AlignedBatch.of(rollouts, self.pair, self.aligner, with_prefixes=self.objective.uses_prefixes)
 
-    def loss_sum(self, rollouts: list[Rollout], alignments: list[UnitAlignment]) -> tuple[Tensor, list[UnitStats]]:
-        """Loss summed over all units of a micro-batch, and each response's statistics."""
+    def loss_sum(
+        self, rollouts: list[Rollout], aligned: AlignedBatch | Future[AlignedBatch]
+    ) -> tuple[Tensor, UnitStats]:
+        """Loss summed over all units of a micro-batch, and their statistics.
+
+        aligned: what `align` makes of these rollouts, or will have made when the student has read them.
+        """
         assert self.teacher is not None
-        teacher = self.teacher.to(self.device)
-        student_states = response_states(
-            self.student, [r.prompt_ids for r in rollouts], [r.response_ids for r in rollouts]
-        )
-        teacher_states = teacher.states(
-            [self.teacher_prompt_ids(r) for r in rollouts], [a.teacher_ids_T.tolist() for a in alignments]
-        )
-        rows = build_unit_rows(alignments, self.pair.shared_vocab, student_states.offsets, teacher_states.offsets)
-        loss, stats = chunked_loss(
-            student_states.hidden_NH,
-            teacher_states.hidden_NH,
-            rows.to(self.device),
-            student_head=LMHead(self.student),
-            teacher_head=teacher.logits,
-            objective=self.objective,
-            tables=self.tables,
-            chunk_tokens=self.chunk_tokens,
-        )
-        num_units = [int(a.supervised_U.sum()) for a in alignments]
-        num_tokens = [a.num_supervised_student_tokens for a in alignments]
-        return loss, stats.split(num_units, num_tokens)
+        with self.phases("student_forward"):
+            student = response_states(
+                self.student, [r.prompt_ids for r in rollouts], [r.response_ids for r in rollouts]
+            )
+        with self.phases("alignment"):
+            aligned = aligned.result() if isinstance(aligned, Future) else aligned
+        with self.phases("teacher"):
+            teacher = self.teacher.to(self.device).states(aligned.teacher_prompt_ids, aligned.teacher_response_ids)
+        with self.phases("loss"):
+            loss, stats = chunked_loss(
+                student.hidden_NH,
+                teacher.hidden_NH,
+                aligned.rows,
+                student_head=LMHead.of(self.student),
+                teacher_head=self.teacher.head,
+                objective=self.objective,
+                tables=self.tables,
+                chunk_tokens=self.chunk_tokens,
+            )
+        self.phases.count_worker(aligned.seconds)
+        self.phases.count_forward("student", student.num_tokens, student.num_positions)
+        self.phases.count_forward("teacher", teacher.num_tokens, teacher.num_positions)
+        return loss, stats
 
-    def teacher_prompt_ids(self, rollout: Rollout) -> list[int]:
-        """The prompt in the teacher's own template."""
-        prompt = rollout.prompt
-        return self.pair.teacher.render_prompt(prompt.teacher_messages or prompt.messages)
+    def _losses(
+        self, rollouts: list[Rollout], groups: list[list[int]]
+    ) -> Generator[tuple[Tensor, UnitStats, AlignedBatch]]:
+        """Loss sum of each group, in order. A thread aligns them ahead, while the models run."""
+        worker = ThreadPoolExecutor(1, thread_name_prefix="alignment")
+        try:
+            parts = [[rollouts[i] for i in members] for members in groups]
+            for part, aligned in zip(parts, [worker.submit(self.align, part) for part in parts], strict=True):
+                yield (*self.loss_sum(part, aligned), aligned.result())
+        finally:
+            worker.shutdown(cancel_futures=True)
 
     def _require_rollouts(self, batch: PromptBatch) -> list[Rollout]:
         if not batch.rollouts:
             raise RolloutError(NO_ROLLOUTS)
         return batch.rollouts
 
-    def _micro_batches(self, rollouts: list[Rollout]) -> list[tuple[list[int], float]]:
-        """(indices, weight) of each micro-batch; the same number on every rank, or collectives would hang.
+    def _micro_batches(self, rollouts: list[Rollout]) -> tuple[list[list[int]], list[float]]:
+        """Indices and weight of each micro-batch; the same number on every rank, or collectives would hang.
 
-        A rank with fewer of them repeats its first response with weight zero.
+        A rank with fewer of them repeats its shortest response with weight zero.
         """
-        lengths = [len(rollout.prompt_ids) + len(rollout.response_ids) for rollout in rollouts]
-        groups = [(group, 1.0) for group in pack_by_length(lengths, self.micro_batch_tokens)]
-        if self.trainer.world_size > 1:
-            most = int(self._over_ranks(len(groups)).max())
-            groups += [([0], 0.0)] * (most - len(groups))
-        return groups
+        groups = self._pack(rollouts)
+        num_more = int(over_ranks(self, len(groups)).max()) - len(groups)
+        return groups + [groups[-1][-1:]] * num_more, [1.0] * len(groups) + [0.0] * num_more
 
-    def _optimizer_step(self) -> None:
-        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
-        lr = optimizer.param_groups[0]["lr"]  # type: ignore[union-attr]
-        norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.optimizer_config.max_grad_norm)
-        if bool(torch.isfinite(norm)):
-            optimizer.step()  # type: ignore[union-attr]
-            scheduler.step()  # type: ignore[union-attr]
-            self.num_skipped_in_a_row = 0
-        else:  # a step with such gradients would ruin the weights
-            self.num_skipped_steps += 1
-            self.num_skipped_in_a_row += 1
-            if self.num_skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
-                raise CollapseError(
-                    f"The gradients of {MAX_SKIPPED_IN_A_ROW} steps in a row are not finite; none was taken. "
-                    "Lower optimizer.lr, or look for the first step at which loss/train or optim/grad_norm jumps."
-                )
-        optimizer.zero_grad()  # type: ignore[union-attr]
-        self.log_dict(
-            {
-                "optim/grad_norm": norm,
-                "optim/lr": lr,
-                "optim/skipped_steps": float(self.num_skipped_steps),
-            },
-            batch_size=1,
-        )
+    def _pack(self, rollouts: list[Rollout]) -> list[list[int]]:
+        return pack_by_length([len(r.prompt_ids) + len(r.response_ids) for r in rollouts], self.micro_batch_tokens)
 
     # ---- held-out prompts ----
 
     @override
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
         rollouts = self._require_rollouts(batch)
-        alignments = self.align(rollouts)
-        for members in pack_by_length(
-            [len(r.prompt_ids) + len(r.response_ids) for r in rollouts], self.micro_batch_tokens
-        ):
-            loss, _ = self.loss_sum([rollouts[i] for i in members], [alignments[i] for i in members])
-            self.held_out.update_loss(loss.item(), sum(len(rollouts[i].response_ids) for i in members))
+        groups, aligned = self._pack(rollouts), []
+        with closing(self._losses(rollouts, groups)) as losses:
+            for members, (loss, _, part) in zip(groups, losses, strict=True):
+                self.held_out.update_loss(loss.item(), sum(len(rollouts[i].response_ids) for i in members))
+                aligned.append(part.alignments)
+        alignments = unpack(groups, aligned)
         for rollout, alignment in zip(rollouts, alignments, strict=True):
             self.held_out.update_response(rollout, alignment, self.grader)
         references = [prompt for prompt in batch.prompts if prompt.response]
@@ -289,9 +292,3 @@ class DistillModule(L.LightningModule):
             numbers = {name: float(value) for name, value in metrics.items()}
             self.history.append(HeldOutResult(self.global_step, numbers, self.held_out.samples))
         self.held_out.reset()
-
-    def _over_ranks(self, value: float) -> Tensor:
-        """The value of every rank, float64 [ranks]."""
-        gathered = self.all_gather(torch.tensor(value, dtype=torch.float64, device=self.device))
-        assert isinstance(gathered, Tensor)
-        return gathered.reshape(-1)

@@ -1,4 +1,4 @@
-"""AdamW with linear warm-up and cosine decay: the optimizer of every stage."""
+"""AdamW with linear warm-up and cosine decay, and the guard that takes no step on gradients that are not finite."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from torch import nn
-from torch.optim import AdamW
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from simct_pl.errors import RecipeError
+from simct_pl.errors import CollapseError, RecipeError
+
+MAX_SKIPPED_IN_A_ROW = 10
 
 
 @dataclass(frozen=True)
@@ -61,3 +65,45 @@ class OptimizerConfig:
         progress = min((step - num_warmup) / max(num_steps - num_warmup, 1), 1.0)
         floor = self.min_lr / self.lr
         return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class GuardedStep:
+    """Takes optimizer steps, but none whose gradients are not finite: it would ruin the weights.
+
+    num_skipped: steps that were not taken so far.
+    """
+
+    def __init__(self, max_grad_norm: float) -> None:
+        self.max_grad_norm = max_grad_norm
+        self.num_skipped = self.num_skipped_in_a_row = 0
+
+    def __call__(
+        self, parameters: Iterable[nn.Parameter], optimizer: Optimizer | LightningOptimizer, scheduler: LambdaLR
+    ) -> dict[str, float | Tensor]:
+        """Clip, step both if the gradient norm is finite, and zero the gradients.
+
+        Returns:
+            metrics: gradient norm before clipping, learning rate of the step, skipped steps so far.
+
+        Raises:
+            CollapseError: after MAX_SKIPPED_IN_A_ROW steps in a row that were not taken.
+        """
+        lr = optimizer.param_groups[0]["lr"]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        if bool(torch.isfinite(norm)):
+            optimizer.step()
+            scheduler.step()
+            self.num_skipped_in_a_row = 0
+        else:
+            self._skip()
+        optimizer.zero_grad()
+        return {"optim/grad_norm": norm, "optim/lr": lr, "optim/skipped_steps": float(self.num_skipped)}
+
+    def _skip(self) -> None:
+        self.num_skipped += 1
+        self.num_skipped_in_a_row += 1
+        if self.num_skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
+            raise CollapseError(
+                f"The gradients of {MAX_SKIPPED_IN_A_ROW} steps in a row are not finite; none was taken. "
+                "Lower optimizer.lr, or look for the first step at which loss/train or optim/grad_norm jumps."
+            )

@@ -1,10 +1,13 @@
 """SimCT's minimal units: stretches between consecutive byte offsets at which both models' tokens end (paper, §3).
 
 In the ordinary case each side's bytes are the text, and a unit boundary is an intersection of two sets of offsets.
-Where a side's bytes differ, only the matching stretches are cut into units; all else is lost, with a reason.
+Where a side's bytes differ, only the matching segments are cut into units; all else is lost, with a reason. Segments
+are cut all at once, so that a text full of differences costs little more than a plain one.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,83 +25,89 @@ class CommonBoundaryAligner(Aligner):
         return build_alignment(pair, units_U6, find_lost(pair, units_U6))
 
 
+class _Segment(NamedTuple):
+    """A stretch where both sides' bytes are the text's: where it starts in each of the three, and its length."""
+
+    student_start: int
+    teacher_start: int
+    text_start: int
+    length: int
+
+
 def minimal_units(pair: TokenizedPair) -> np.ndarray:
     """The content units that hold no faulty token, int64 [U, 6]."""
+    segments = _segments(matching_blocks(pair.student.data, pair.text), matching_blocks(pair.teacher.data, pair.text))
     student_tokens, teacher_tokens = _spelling_tokens(pair.student), _spelling_tokens(pair.teacher)
-    student_ends, teacher_ends = pair.student.ends_N[student_tokens], pair.teacher.ends_N[teacher_tokens]
-    parts = [
-        _segment_units(student_ends, teacher_ends, student_block, teacher_block, start, end)
-        for student_block, teacher_block, start, end in _overlaps(
-            matching_blocks(pair.student.data, pair.text), matching_blocks(pair.teacher.data, pair.text)
-        )
-    ]
-    units_U6 = np.concatenate([np.empty((0, 6), np.int64), *parts])
+    units_U6 = _segment_units(pair.student.ends_N[student_tokens], pair.teacher.ends_N[teacher_tokens], segments)
     for side, tokens, start, end in (
         (pair.student, student_tokens, STUDENT_START, STUDENT_END),
         (pair.teacher, teacher_tokens, TEACHER_START, TEACHER_END),
     ):
-        if side.faults_N.any():
+        if isinstance(tokens, np.ndarray):
             units_U6[:, start], units_U6[:, end] = tokens[units_U6[:, start]], tokens[units_U6[:, end] - 1] + 1
             faulty = np.concatenate([[0], np.cumsum(side.faults_N != 0)])
             units_U6 = units_U6[faulty[units_U6[:, end]] == faulty[units_U6[:, start]]]
     return units_U6
 
 
-def _spelling_tokens(side: SideTokens) -> np.ndarray:
-    """Positions of the tokens that can be part of a unit: all but the faulty ones without bytes."""
+def _spelling_tokens(side: SideTokens) -> np.ndarray | slice:
+    """Which tokens can be part of a unit: all but the faulty ones without bytes (positions, or all of a slice)."""
+    if not side.faults_N.any():
+        return slice(None)
     return np.flatnonzero((side.faults_N == 0) | (np.diff(side.ends_N, prepend=0) > 0))
 
 
-def _overlaps(student_blocks: list[Block], teacher_blocks: list[Block]) -> list[tuple[Block, Block, int, int]]:
-    """(student block, teacher block, text start, text end) wherever both sides match the text."""
+def _segments(student_blocks: list[Block], teacher_blocks: list[Block]) -> list[_Segment]:
+    """Wherever both sides match the text, in order."""
     found, i, j = [], 0, 0
     while i < len(student_blocks) and j < len(teacher_blocks):
         student, teacher = student_blocks[i], teacher_blocks[j]
         student_end, teacher_end = student.text_start + student.length, teacher.text_start + teacher.length
         start, end = max(student.text_start, teacher.text_start), min(student_end, teacher_end)
         if start < end:
-            found.append((student, teacher, start, end))
+            student_start = student.own_start + start - student.text_start
+            teacher_start = teacher.own_start + start - teacher.text_start
+            found.append(_Segment(student_start, teacher_start, start, end - start))
         i, j = (i + 1, j) if student_end < teacher_end else (i, j + 1)
     return found
 
 
-def _segment_units(
-    student_ends: np.ndarray, teacher_ends: np.ndarray, student: Block, teacher: Block, start: int, end: int
-) -> np.ndarray:
-    """Units within text[start:end], where both sides' bytes are the text's.
+def _segment_units(student_ends: np.ndarray, teacher_ends: np.ndarray, segments: list[_Segment]) -> np.ndarray:
+    """Units within segments, int64 [U, 6]; student_ends, teacher_ends: where each token ends in its side's own bytes.
 
-    student_ends, teacher_ends: where each token ends in its side's own bytes.
+    The segments lie one after another on an axis (A), each with a place for both of its ends.
     """
-    # From offsets of the text to a side's own.
-    student_shift, teacher_shift = student.own_start - student.text_start, teacher.own_start - teacher.text_start
-    is_common = _boundaries(student_ends, start + student_shift, end + student_shift)
-    is_common &= _boundaries(teacher_ends, start + teacher_shift, end + teacher_shift)
-    common = np.flatnonzero(is_common) + start
-    cuts_C3 = np.stack(
-        [
-            _tokens_before(student_ends, common + student_shift),
-            _tokens_before(teacher_ends, common + teacher_shift),
-            common,
-        ],
-        axis=1,
-    )
-    return np.stack([cuts_C3[:-1], cuts_C3[1:]], axis=2).reshape(-1, 6)
+    if not segments:
+        return np.empty((0, 6), np.int64)
+    student_starts, teacher_starts, text_starts, lengths = zip(*segments, strict=True)
+    student_A = _lay_out(_tokens_before(student_ends), student_starts, lengths)
+    teacher_A = _lay_out(_tokens_before(teacher_ends), teacher_starts, lengths)
+    text_A = _lay_out(np.arange(text_starts[-1] + lengths[-1] + 1), text_starts, lengths)
+    cuts = np.flatnonzero((student_A >= 0) & (teacher_A >= 0))
+    units_U32 = np.empty((max(len(cuts) - 1, 0), 3, 2), np.int64)
+    for place, axis_A in enumerate((student_A, teacher_A, text_A)):
+        values_C = axis_A[cuts]
+        units_U32[:, place, 0], units_U32[:, place, 1] = values_C[:-1], values_C[1:]
+    units_U6 = units_U32.reshape(-1, 6)
+    if len(segments) == 1:
+        return units_U6
+    segment_C = np.repeat(np.arange(len(segments)), np.array(lengths) + 1)[cuts]
+    return units_U6[segment_C[:-1] == segment_C[1:]]
 
 
-def _boundaries(ends_N: np.ndarray, start: int, end: int) -> np.ndarray:
-    """Which of a side's own offsets start..end lie between two tokens, bool [end - start + 1]."""
-    is_boundary = np.zeros(end - start + 1, bool)
-    first, last = np.searchsorted(ends_N, [start, end + 1])
-    is_boundary[ends_N[first:last] - start] = True
-    if start == 0:
-        is_boundary[0] = True
-    return is_boundary
-
-
-def _tokens_before(ends_N: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """How many tokens end by each of a side's own offsets.
+def _tokens_before(ends_N: np.ndarray) -> np.ndarray:
+    """How many tokens end by each of a side's own offsets, int32 [bytes + 1]; -1 inside a token.
 
     A token without bytes (a dummy prefix by itself) goes with the unit in front of it, at the very start with the first
     unit.
     """
-    return np.where(offsets == 0, 0, np.searchsorted(ends_N, offsets, "right"))
+    before = np.full(ends_N[-1] + 1 if len(ends_N) else 1, -1, np.int32)
+    before[ends_N] = np.arange(1, len(ends_N) + 1, dtype=np.int32)  # of equal offsets, the last one counts
+    before[0] = 0
+    return before
+
+
+def _lay_out(values: np.ndarray, starts: tuple[int, ...], lengths: tuple[int, ...]) -> np.ndarray:
+    """The values at the offsets of each segment, its end included, one segment after another."""
+    pieces = [values[start : start + length + 1] for start, length in zip(starts, lengths, strict=True)]
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)

@@ -29,7 +29,7 @@ def reference_bits(
         prompts: each with a response.
         micro_batch_tokens, chunk_tokens: padded tokens of one forward, and rows of logits that exist at a time.
     """
-    head, bits = LMHead(model), 0.0
+    head, bits = LMHead.of(model), 0.0
     prompt_ids = [tokenizer.render_prompt(prompt.messages) for prompt in prompts]
     response_ids = tokenizer.encode_batch([prompt.response or "" for prompt in prompts])
     lengths = [len(p) + len(r) for p, r in zip(prompt_ids, response_ids, strict=True)]

@@ -11,7 +11,8 @@ from simct_pl.losses.base import Objective, UnitChunk
 from simct_pl.losses.divergences import DivergenceName, require_choice
 from simct_pl.losses.shared_vocab import SharedVocabLoss
 from simct_pl.losses.simct import SimCTLoss
-from simct_pl.scoring.candidates import PairTables, PrefixName, ScoreName
+from simct_pl.scoring.candidates import PrefixName, ScoreName
+from simct_pl.scoring.tables import PairTables
 from simct_pl.scoring.units import build_unit_rows
 from simct_pl.tokenization.shared_vocab import SharedVocab
 from simct_pl.types import UnitAlignment
@@ -59,7 +60,7 @@ def distillation_loss(
     _check_logits("student", student_logits_SV, alignment.num_student_tokens, len(shared_vocab.student_columns))
     _check_logits("teacher", teacher_logits_TV, alignment.num_teacher_tokens, len(shared_vocab.teacher_columns))
     device = student_logits_SV.device
-    rows = build_unit_rows([alignment], shared_vocab).to(device)
+    rows = build_unit_rows([alignment], shared_vocab, with_prefixes=loss.uses_prefixes).to(device)
     if rows.num_units == 0:
         return student_logits_SV[:0].sum()  # zero, but one that runs backward
     tables = PairTables.build(shared_vocab, device)

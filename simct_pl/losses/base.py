@@ -7,21 +7,39 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
-from simct_pl.scoring.candidates import PairTables
+from simct_pl.scoring.side import SideChunk
+from simct_pl.scoring.tables import PairTables
 from simct_pl.scoring.units import UnitRows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class UnitChunk:
-    """Logits of a few whole units. student_logits_NK, teacher_logits_MK: row i predicts rows.*_ids[i]."""
+    """Logits of a few whole units. student_logits_NK, teacher_logits_MK: row i predicts rows.*_ids[i].
+
+    What an objective derives from them through `student` and `teacher` is computed once, also for the statistics.
+    """
 
     student_logits_NK: Tensor
     teacher_logits_MK: Tensor
     rows: UnitRows
     tables: PairTables
+
+    @cached_property
+    def student(self) -> SideChunk:
+        rows = self.rows
+        return SideChunk(
+            self.student_logits_NK, rows.student_ids_N, rows.student_unit_N, rows.student_first_U, self.tables.student
+        )
+
+    @cached_property
+    def teacher(self) -> SideChunk:
+        """Detached: no gradient reaches the teacher."""
+        rows, logits_MK = self.rows, self.teacher_logits_MK.detach()
+        return SideChunk(logits_MK, rows.teacher_ids_M, rows.teacher_unit_M, rows.teacher_first_U, self.tables.teacher)
 
 
 @dataclass(frozen=True)
@@ -37,7 +55,12 @@ class UnitLosses:
 
 
 class Objective(ABC):
-    """Turns a chunk of units into losses. Gradients must reach the student's logits only."""
+    """Turns a chunk of units into losses. Gradients must reach the student's logits only.
+
+    uses_prefixes: whether it reads UnitRows.prefix_unit_P and prefix_column_P, which are left empty otherwise.
+    """
+
+    uses_prefixes: bool = False
 
     @abstractmethod
     def __call__(self, chunk: UnitChunk) -> UnitLosses:

@@ -11,10 +11,11 @@ import difflib
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from simct_pl.errors import RecipeError
 
@@ -40,14 +41,35 @@ def _mixture(a_logp_UC: Tensor, b_logp_UC: Tensor, weight_a: float) -> Tensor:
     return mixed_UC.masked_fill(masked_UC, -math.inf)
 
 
+class _KullbackLeibler(torch.autograd.Function):
+    """KL(P || Q) of log-probabilities. What `_expected_gap(P, Q, P)` gives, in a third of the passes over memory."""
+
+    @staticmethod
+    def forward(ctx: Any, p_logp_UC: Tensor, q_logp_UC: Tensor) -> Tensor:
+        gap_UC = (p_logp_UC - q_logp_UC).masked_fill_(torch.isneginf(p_logp_UC), 0.0)
+        p_UC = p_logp_UC.exp()
+        divergence_U = torch.linalg.vecdot(p_UC, gap_UC)
+        to_p, to_q = ctx.needs_input_grad
+        ctx.save_for_backward(gap_UC.add_(1.0).mul_(p_UC) if to_p else None, p_UC.neg() if to_q else None)
+        return divergence_U
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_U: Tensor) -> tuple[Tensor | None, ...]:
+        return tuple(
+            None if gradient_UC is None else grad_U[:, None] * gradient_UC for gradient_UC in ctx.saved_tensors
+        )
+
+
 def reverse_kl(student_logq_UC: Tensor, teacher_logq_UC: Tensor) -> Tensor:
     """KL(student || teacher), [U]."""
-    return _expected_gap(student_logq_UC, teacher_logq_UC, student_logq_UC)
+    divergence_U: Tensor = _KullbackLeibler.apply(student_logq_UC, teacher_logq_UC)
+    return divergence_U
 
 
 def forward_kl(student_logq_UC: Tensor, teacher_logq_UC: Tensor) -> Tensor:
     """KL(teacher || student), [U]."""
-    return _expected_gap(teacher_logq_UC, student_logq_UC, teacher_logq_UC)
+    return reverse_kl(teacher_logq_UC, student_logq_UC)
 
 
 def jensen_shannon(student_logq_UC: Tensor, teacher_logq_UC: Tensor, beta: float = 0.5) -> Tensor:

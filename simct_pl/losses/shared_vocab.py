@@ -9,7 +9,7 @@ import torch
 
 from simct_pl.losses.base import Objective, UnitChunk, UnitLosses
 from simct_pl.losses.divergences import DivergenceName, named_divergence
-from simct_pl.scoring.candidates import shared_logprobs
+from simct_pl.scoring.columns import column_logprobs
 
 
 class SharedVocabLoss(Objective):
@@ -29,9 +29,9 @@ class SharedVocabLoss(Objective):
 
     def __call__(self, chunk: UnitChunk) -> UnitLosses:
         rows = chunk.rows
-        student_logp_UV = shared_logprobs(chunk.student_logits_NK, rows.student_first_U, chunk.tables.student)
+        student_logp_UV = column_logprobs(chunk.student.first_logp_UK, chunk.tables.student, marginal=False)
         with torch.no_grad():
-            teacher_logp_UV = shared_logprobs(chunk.teacher_logits_MK, rows.teacher_first_U, chunk.tables.teacher)
+            teacher_logp_UV = column_logprobs(chunk.teacher.first_logp_UK, chunk.tables.teacher, marginal=False)
         loss_U = self._divergence(student_logp_UV.log_softmax(-1), teacher_logp_UV.log_softmax(-1))
         supervised_U = rows.one_to_one_U & (rows.column_U >= 0)
         return UnitLosses(

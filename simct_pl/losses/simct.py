@@ -48,6 +48,7 @@ class SimCTLoss(Objective):
                 "mass_threshold with rest=True drops nothing: with a rest, the candidates hold all mass. Set one."
             )
         self.rule = CandidateRule(score, prefix, rest)
+        self.uses_prefixes = prefix == "mask"
         self.divergence = divergence
         self.mass_threshold = mass_threshold
         self._divergence = named_divergence(divergence, jsd_beta=jsd_beta, skew=skew)
@@ -56,26 +57,9 @@ class SimCTLoss(Objective):
         )
 
     def __call__(self, chunk: UnitChunk) -> UnitLosses:
-        rows = chunk.rows
-        student = score_side(
-            chunk.student_logits_NK,
-            rows.student_ids_N,
-            rows.student_unit_N,
-            rows.student_first_U,
-            rows,
-            chunk.tables.student,
-            self.rule,
-        )
+        student = score_side(chunk.student, chunk.rows, self.rule)
         with torch.no_grad():
-            teacher = score_side(
-                chunk.teacher_logits_MK,
-                rows.teacher_ids_M,
-                rows.teacher_unit_M,
-                rows.teacher_first_U,
-                rows,
-                chunk.tables.teacher,
-                self.rule,
-            )
+            teacher = score_side(chunk.teacher, chunk.rows, self.rule)
         loss_U = self._divergence(student.scores_UC.log_softmax(-1), teacher.scores_UC.log_softmax(-1))
         supervised_U = torch.ones_like(loss_U, dtype=torch.bool)
         if self.mass_threshold is not None:

@@ -1,59 +1,35 @@
 """The chunker: from hidden states to the loss sum of many responses, a few units at a time.
 
-No tensor of [response x vocabulary] ever exists: a chunk's logits are made, used and dropped, and made again in
-backward (activation checkpointing). Chunks are cut between units, so an objective always sees whole units.
+No tensor of [response x vocabulary] ever exists. A chunk's logits are made in a buffer that the next chunk uses again;
+its gradients are taken at once, written over the logits, and turned into those of the hidden states and of the head's
+weight. Nothing is recomputed in backward, which only multiplies by the gradient that arrives. Chunks are cut between
+units, so an objective always sees whole units.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
-from simct_pl.losses.base import Objective, UnitChunk, UnitLosses
-from simct_pl.scoring.candidates import PairTables, SideTables, at_least_fp32
-from simct_pl.scoring.units import UnitRows
+from simct_pl.losses.base import Objective, UnitChunk
+from simct_pl.scoring.heads import LMHead
+from simct_pl.scoring.side import at_least_fp32
+from simct_pl.scoring.stats import UnitStats
+from simct_pl.scoring.tables import PairTables
+from simct_pl.scoring.units import UnitRows, unit_bounds
 
-Head = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class UnitStats:
-    """What a step reports about its units, detached.
-
-    Per unit: loss_U, supervised_U, student_logmass_U and teacher_logmass_U (log candidate mass), student_entropy_U
-    (nats, full vocabulary, at the unit's first token), student_stop_U and teacher_stop_U (probability of stop there).
-    Per student token in a unit: token_logprobs_N.
-    """
-
-    loss_U: Tensor
-    supervised_U: Tensor
-    student_logmass_U: Tensor
-    teacher_logmass_U: Tensor
-    student_entropy_U: Tensor
-    student_stop_U: Tensor
-    teacher_stop_U: Tensor
-    token_logprobs_N: Tensor
-
-    @classmethod
-    def concatenate(cls, parts: list[UnitStats]) -> UnitStats:
-        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
-
-    def split(self, num_units: list[int], num_tokens: list[int]) -> list[UnitStats]:
-        """One part a response, on the CPU, given how many units and student tokens each contributed."""
-        columns = [
-            getattr(self, field.name).cpu().split(num_tokens if field.name.endswith("_N") else num_units)
-            for field in fields(self)
-        ]
-        return [UnitStats(*values) for values in zip(*columns, strict=True)]
-
-    @classmethod
-    def empty(cls, device: torch.device) -> UnitStats:
-        none = torch.zeros(0, device=device)
-        return cls(none, none.bool(), none, none, none, none, none, none)
+# The objective sees a strip of a chunk: as many units as keep one [rows x vocabulary] fp32 temporary within this many
+# bytes. On a CPU temporaries then stay in its caches, and malloc hands out the same pages again instead of mapping new
+# ones; a GPU wants large kernels, but a dozen temporaries live at a time.
+CPU_STRIP_BYTES = 16 * 2**20
+GPU_STRIP_BYTES = 128 * 2**20
+# glibc hands freed memory back to the system, and pays for fresh pages at the next allocation, until it has seen a
+# large block freed. 32 MiB is the most that teaches it.
+TEACHING_BLOCK_BYTES = 31 * 2**20
 
 
 def chunked_loss(
@@ -61,91 +37,164 @@ def chunked_loss(
     teacher_hidden_MH: Tensor,
     rows: UnitRows,
     *,
-    student_head: Head,
-    teacher_head: Head,
+    student_head: LMHead,
+    teacher_head: LMHead,
     objective: Objective,
     tables: PairTables,
     chunk_tokens: int = 1024,
 ) -> tuple[Tensor, UnitStats]:
     """Sum of the objective over all units, and its statistics.
 
+    Under autocast the products run in its dtype, otherwise in that of the head's weight; everything after the
+    projection is at least fp32, and so is the sum of the weight's gradient over chunks.
+
     Args:
         student_hidden_NH, teacher_hidden_MH: states whose rows UnitRows refers to; any float dtype.
-        rows: the units, on the states' device.
+        rows: the units, best left on the CPU.
         student_head, teacher_head: states → logits.
         chunk_tokens: at most this many rows of either side have logits at a time (a longer unit is a chunk of its own).
 
     Returns:
-        (loss_sum, stats). Without any unit, loss_sum is a zero that still runs backward through the student, so that
-        ranks on which nothing aligns keep collectives in step.
+        (loss_sum, stats). loss_sum can run backward once. Without any unit it is a zero that still runs backward
+        through the student, so that ranks on which nothing aligns keep collectives in step.
     """
-    loss_sum = at_least_fp32(student_hidden_NH[:0]).sum()
+    work = _Work(teacher_hidden_MH.detach(), rows, student_head, teacher_head, objective, tables, chunk_tokens)
+    projection = student_head.projection
+    loss_sum: Tensor = _ChunkedLoss.apply(student_hidden_NH, projection.weight, projection.bias, work)
+    stats = UnitStats.concatenate(work.stats) if work.stats else UnitStats.empty(student_hidden_NH.device)
+    return loss_sum, stats
 
-    def run_chunk(student_states: Tensor, teacher_states: Tensor, chunk_rows: UnitRows) -> tuple[Tensor, UnitStats]:
-        student_logits_NK = student_head(student_states)
-        with torch.no_grad():
-            teacher_logits_MK = teacher_head(teacher_states)
-        chunk = UnitChunk(student_logits_NK, teacher_logits_MK, chunk_rows, tables)
-        losses = objective(chunk)
-        loss = losses.loss_U.sum()
-        # Last, so that the recomputation in backward stops before it.
-        return loss, _unit_stats(chunk, losses)
 
-    parts = []
-    for start, end in chunk_bounds(rows, chunk_tokens):
-        chunk_rows = rows.slice(start, end)
-        loss, stats = checkpoint(
-            run_chunk,
-            student_hidden_NH[chunk_rows.student_rows_N],
-            teacher_hidden_MH[chunk_rows.teacher_rows_M],
-            chunk_rows,
-            use_reentrant=False,
+@dataclass(frozen=True)
+class _Work:
+    """What stays the same from chunk to chunk; stats is filled while they run."""
+
+    teacher_hidden_MH: Tensor
+    rows: UnitRows
+    student_head: LMHead
+    teacher_head: LMHead
+    objective: Objective
+    tables: PairTables
+    chunk_tokens: int
+    stats: list[UnitStats] = field(default_factory=list)
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_NH: Tensor, weight_KH: Tensor, bias_K: Tensor | None, work: _Work) -> Tensor:
+        device = hidden_NH.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_KH.dtype
+        sums = _GradientSums.zeros(hidden_NH, weight_KH, bias_K, ctx.needs_input_grad)
+        ctx.sums = sums
+        with torch.autocast(device, enabled=False):
+            return _walk_chunks(
+                work, hidden_NH, weight_KH.to(dtype), None if bias_K is None else bias_K.to(dtype), sums
+            )
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        sums, ctx.sums = ctx.sums, None
+        if sums is None:
+            raise RuntimeError(
+                "This chunked loss has run backward before and its gradients are spent; compute it again."
+            )
+        # In place: they are [vocabulary x width] large, and nobody else has them.
+        found = (sums.hidden_NH, sums.weight_KH, sums.bias_K)
+        return (*(None if gradient is None else gradient.mul_(grad) for gradient in found), None)
+
+
+@dataclass(frozen=True)
+class _GradientSums:
+    """Gradients of the loss sum so far, None where none is needed. Over chunks they add up in at least fp32."""
+
+    hidden_NH: Tensor | None
+    weight_KH: Tensor | None
+    bias_K: Tensor | None
+
+    @classmethod
+    def zeros(
+        cls, hidden_NH: Tensor, weight_KH: Tensor, bias_K: Tensor | None, needed: tuple[bool, ...]
+    ) -> _GradientSums:
+        sum_dtype = torch.promote_types(weight_KH.dtype, torch.float32)
+        return cls(
+            torch.zeros_like(hidden_NH) if needed[0] else None,
+            torch.zeros_like(weight_KH, dtype=sum_dtype) if needed[1] else None,
+            torch.zeros_like(bias_K, dtype=sum_dtype) if needed[2] and bias_K is not None else None,
         )
-        loss_sum = loss_sum + loss
-        parts.append(stats)
-    return loss_sum, UnitStats.concatenate(parts) if parts else UnitStats.empty(student_hidden_NH.device)
+
+    @property
+    def any(self) -> bool:
+        return not (self.hidden_NH is None and self.weight_KH is None and self.bias_K is None)
+
+    def add(self, grad_NK: Tensor, states_NH: Tensor, row_N: Tensor, weight_KH: Tensor) -> None:
+        """The part of a chunk whose logits have the gradient grad_NK. No row belongs to two chunks."""
+        if self.hidden_NH is not None:
+            self.hidden_NH.index_copy_(0, row_N, (grad_NK @ weight_KH).to(self.hidden_NH.dtype))
+        if self.weight_KH is not None:
+            if self.weight_KH.dtype == grad_NK.dtype:
+                self.weight_KH.addmm_(grad_NK.T, states_NH)
+            else:
+                self.weight_KH.add_(grad_NK.T @ states_NH)
+        if self.bias_K is not None:
+            self.bias_K.add_(grad_NK.sum(0, dtype=self.bias_K.dtype))
 
 
-def chunk_bounds(rows: UnitRows, chunk_tokens: int) -> Iterator[tuple[int, int]]:
-    """Cut the units, in order, into ranges with at most chunk_tokens rows a side."""
-    num_units = rows.num_units
-    if num_units == 0:
-        return
-    edges_U2 = torch.stack([rows.student_first_U, rows.teacher_first_U], 1).tolist()
-    edges_U2.append([len(rows.student_ids_N), len(rows.teacher_ids_M)])
-    start = 0
-    for unit in range(num_units):
-        too_long = max(edges_U2[unit + 1][side] - edges_U2[start][side] for side in (0, 1)) > chunk_tokens
-        if too_long and unit > start:
-            yield start, unit
-            start = unit
-    yield start, num_units
+def _walk_chunks(
+    work: _Work, hidden_NH: Tensor, weight_KH: Tensor, bias_K: Tensor | None, sums: _GradientSums
+) -> Tensor:
+    """The loss sum; adds to sums and to work.stats."""
+    device, teacher = hidden_NH.device, work.teacher_head.projection
+    if device.type == "cpu":
+        torch.empty(TEACHING_BLOCK_BYTES, dtype=torch.uint8)
+    parts = [work.rows.slice(start, end) for start, end in unit_bounds(work.rows, work.chunk_tokens)]
+    student_NK = weight_KH.new_empty(max((len(p.student_ids_N) for p in parts), default=0), len(weight_KH))
+    teacher_MK = teacher.weight.new_empty(max((len(p.teacher_ids_M) for p in parts), default=0), len(teacher.weight))
+    losses = [at_least_fp32(hidden_NH.new_zeros(()))]
+    for part in parts:
+        row_N, row_M = part.student_rows_N.to(device), part.teacher_rows_M.to(device)
+        states_NH = hidden_NH.index_select(0, row_N).to(weight_KH.dtype)
+        states_MH = work.teacher_hidden_MH.index_select(0, row_M).to(teacher.weight.dtype)
+        logits_NK = _project(states_NH, weight_KH, bias_K, student_NK[: len(row_N)])
+        logits_MK = _project(states_MH, teacher.weight, teacher.bias, teacher_MK[: len(row_M)])
+        losses += _grade_chunk(work, part, logits_NK, logits_MK, with_gradients=sums.any)
+        if sums.any:
+            sums.add(logits_NK, states_NH, row_N, weight_KH)
+    return torch.stack(losses).sum()
 
 
-@torch.no_grad()
-def _unit_stats(chunk: UnitChunk, losses: UnitLosses) -> UnitStats:
-    rows, tables = chunk.rows, chunk.tables
-    logp_NK = at_least_fp32(chunk.student_logits_NK.detach()).log_softmax(-1)
-    first_UK = logp_NK[rows.student_first_U]
-    return UnitStats(
-        loss_U=losses.loss_U.detach(),
-        supervised_U=losses.supervised_U,
-        student_logmass_U=losses.student_logmass_U,
-        teacher_logmass_U=losses.teacher_logmass_U,
-        student_entropy_U=torch.special.entr(first_UK.exp()).sum(-1),
-        student_stop_U=_stop_probability(first_UK, tables.student, tables.stop_column),
-        teacher_stop_U=_stop_probability(
-            at_least_fp32(chunk.teacher_logits_MK[rows.teacher_first_U]).log_softmax(-1),
-            tables.teacher,
-            tables.stop_column,
-        ),
-        token_logprobs_N=logp_NK.gather(-1, rows.student_ids_N[:, None]).squeeze(-1),
-    )
+def _project(states_NH: Tensor, weight_KH: Tensor, bias_K: Tensor | None, out_NK: Tensor) -> Tensor:
+    if bias_K is None:
+        return torch.mm(states_NH, weight_KH.T, out=out_NK)
+    return torch.addmm(bias_K, states_NH, weight_KH.T, out=out_NK)
 
 
-def _stop_probability(first_logp_UK: Tensor, tables: SideTables, stop_column: int | None) -> Tensor:
-    """Probability of ending the response at each unit's first token, [U]; 0 when the pair has no stop."""
-    if stop_column is None:
-        return first_logp_UK.new_zeros(len(first_logp_UK))
-    stop_ids = torch.cat([tables.ids_V[stop_column, None], tables.stop_ids_E])
-    return first_logp_UK[:, stop_ids].exp().sum(-1)
+def _grade_chunk(
+    work: _Work, part: UnitRows, logits_NK: Tensor, logits_MK: Tensor, *, with_gradients: bool
+) -> list[Tensor]:
+    """The loss of each strip. With gradients, those of the student's projected logits take the place of the logits."""
+    device = logits_NK.device
+    strip_bytes = CPU_STRIP_BYTES if device.type == "cpu" else GPU_STRIP_BYTES
+    strip_rows = max(1, strip_bytes // (4 * max(logits_NK.shape[1], logits_MK.shape[1])))
+    strips = [part.slice(start, end) for start, end in unit_bounds(part, strip_rows)]
+    strips_NK = logits_NK.split([len(rows.student_ids_N) for rows in strips])
+    strips_MK = logits_MK.split([len(rows.teacher_ids_M) for rows in strips])
+    return [
+        _grade_strip(work, rows.to(device), *logits, with_gradients=with_gradients)
+        for rows, *logits in zip(strips, strips_NK, strips_MK, strict=True)
+    ]
+
+
+def _grade_strip(
+    work: _Work, rows: UnitRows, projected_NK: Tensor, projected_MK: Tensor, *, with_gradients: bool
+) -> Tensor:
+    with torch.set_grad_enabled(with_gradients):
+        leaf_NK = projected_NK.detach().requires_grad_(with_gradients)
+        chunk = UnitChunk(work.student_head.finish(leaf_NK), work.teacher_head.finish(projected_MK), rows, work.tables)
+        losses = work.objective(chunk)
+        loss = losses.loss_U.sum()
+    work.stats.append(UnitStats.of(chunk, losses))
+    if with_gradients:
+        (gradient_NK,) = torch.autograd.grad(loss, leaf_NK)
+        projected_NK.copy_(gradient_NK)
+    return loss.detach()

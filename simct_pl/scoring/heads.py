@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from simct_pl.errors import UnsupportedModelError
@@ -19,30 +20,46 @@ from simct_pl.errors import UnsupportedModelError
 PROBE_TOKENS = 8
 
 
+@dataclass(frozen=True)
 class LMHead:
-    """Callable [..., H] → [..., vocabulary]: exactly what the model's own forward puts after its last hidden state."""
+    """Hidden states [..., H] → logits [..., vocabulary]: what a model's own forward puts after its last hidden state.
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    projection: the matrix product; its rows may outnumber the tokenizer's ids. scale, softcap: what follows it.
+    """
+
+    projection: nn.Linear
+    scale: float = 1.0
+    softcap: float | None = None
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> LMHead:
+        """The head of a causal language model.
+
+        Raises:
+            UnsupportedModelError: if it does not end with an nn.Linear of floating-point weights.
+        """
         config = model.config.get_text_config()
         projection = model.get_output_embeddings()
-        if projection is None:
+        if not isinstance(projection, nn.Linear) or not projection.weight.is_floating_point():
             raise UnsupportedModelError(
-                f"{type(model).__name__} has no output embeddings; expected a causal language model."
+                f"{type(model).__name__} has {type(projection).__name__} for output embeddings; expected a causal "
+                "language model that ends with an nn.Linear of floating-point weights. Merge adapters into it, and "
+                "leave it out of quantisation."
             )
-        self.projection: nn.Module = projection
-        self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
         # Cohere multiplies by logit_scale, Granite divides by logits_scaling.
-        self.scale: float = getattr(config, "logit_scale", None) or 1.0 / (
-            getattr(config, "logits_scaling", None) or 1.0
-        )
+        scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
+        return cls(projection, scale, getattr(config, "final_logit_softcapping", None))
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        logits = self.projection(hidden)
+        return self.finish(self.projection(hidden))
+
+    def finish(self, projected: Tensor) -> Tensor:
+        """Scale and soft-cap."""
         if self.scale != 1.0:
-            logits = logits * self.scale
+            projected = projected * self.scale
         if self.softcap is not None:
-            logits = torch.tanh(logits / self.softcap) * self.softcap
-        return logits
+            projected = torch.tanh(projected / self.softcap) * self.softcap
+        return projected
 
 
 @torch.no_grad()
@@ -57,7 +74,7 @@ def verify_head(model: PreTrainedModel) -> None:
     vocab_size = int(model.config.get_text_config().vocab_size)
     ids_BS = torch.arange(PROBE_TOKENS, device=model.device)[None] * 7 % vocab_size
     expected = model(input_ids=ids_BS, use_cache=False).logits.float()
-    found = LMHead(model)(model.get_decoder()(input_ids=ids_BS, use_cache=False).last_hidden_state).float()
+    found = LMHead.of(model)(model.get_decoder()(input_ids=ids_BS, use_cache=False).last_hidden_state).float()
     model.train(was_training)
     tolerance = 1e-4 if model.dtype in (torch.float32, torch.float64) else 5e-2
     if found.shape != expected.shape or not torch.allclose(found, expected, rtol=tolerance, atol=tolerance):
@@ -69,12 +86,16 @@ def verify_head(model: PreTrainedModel) -> None:
 
 @dataclass(frozen=True)
 class ResponseStates:
-    """Hidden states that predict response tokens. hidden_NH: rows of all responses; offsets: first row of each
-    response.
+    """Hidden states that predict response tokens.
+
+    hidden_NH: rows of all responses. offsets: first row of each response. num_tokens, num_positions: what the body
+    read, without and with padding.
     """
 
     hidden_NH: Tensor
     offsets: list[int]
+    num_tokens: int
+    num_positions: int
 
 
 def response_states(
@@ -82,23 +103,18 @@ def response_states(
 ) -> ResponseStates:
     """Run the body over prompt + response, right-padded, and keep the states that predict response tokens.
 
-    Row offsets[b] + i predicts token i of response b: no state of a prompt-only or padded position is kept, and causal
-    attention with right padding means that padding cannot change any kept state.
+    Row offsets[b] + i predicts token i of response b: no state of a prompt-only or padded position is kept. Attention
+    is causal and padding is on the right, so no kept state sees padding, and no attention mask is needed: without one,
+    kernels that know no mask but the causal one can run, and nothing of [sequences x length x length] is made.
     """
-    device = model.device
-    lengths = [len(prompt) + len(response) for prompt, response in zip(prompt_ids, response_ids, strict=True)]
-    # The last token predicts nothing that is graded, but a body needs at least one token.
-    width = max(lengths)
-    ids_BS = torch.zeros(len(lengths), width, dtype=torch.int64)
-    mask_BS = torch.zeros(len(lengths), width, dtype=torch.int64)
-    row_index: list[Tensor] = []
-    offsets, num_rows = [], 0
-    for b, (prompt, response) in enumerate(zip(prompt_ids, response_ids, strict=True)):
-        ids_BS[b, : lengths[b]] = torch.tensor([*prompt, *response])
-        mask_BS[b, : lengths[b]] = 1
-        row_index.append(b * width + torch.arange(len(prompt) - 1, lengths[b] - 1))
-        offsets.append(num_rows)
-        num_rows += len(response)
-    output = model.get_decoder()(input_ids=ids_BS.to(device), attention_mask=mask_BS.to(device), use_cache=False)
-    hidden = output.last_hidden_state
-    return ResponseStates(hidden.flatten(0, 1)[torch.cat(row_index).to(device)], offsets)
+    sequences = [torch.tensor([*p, *r]) for p, r in zip(prompt_ids, response_ids, strict=True)]
+    ids_BS = pad_sequence(sequences, batch_first=True)
+    lengths_B1 = torch.tensor([len(sequence) for sequence in sequences])[:, None]
+    responses_B1 = torch.tensor([len(response) for response in response_ids])[:, None]
+    position_S = torch.arange(ids_BS.shape[1])
+    predicts_BS = (position_S >= lengths_B1 - responses_B1 - 1) & (position_S < lengths_B1 - 1)
+    row_N = predicts_BS.flatten().nonzero().squeeze(1)
+    output = model.get_decoder()(input_ids=ids_BS.to(model.device), use_cache=False)
+    hidden_NH = output.last_hidden_state.flatten(0, 1).index_select(0, row_N.to(model.device))
+    offsets = (responses_B1.cumsum(0) - responses_B1).flatten().tolist()
+    return ResponseStates(hidden_NH, offsets, int(lengths_B1.sum()), ids_BS.numel())

@@ -5,6 +5,7 @@ checkpoints.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -30,31 +31,28 @@ class FrozenTeacher:
         self.model = load_causal_lm("teacher", path, dtype, trust_remote_code).eval().requires_grad_(False)
         self.max_batch_tokens = max_batch_tokens
         verify_head(self.model)
-        self._head = LMHead(self.model)
+        self.head = LMHead.of(self.model)
 
     def to(self, device: torch.device) -> FrozenTeacher:
-        self.model.to(device)
+        if self.model.device != device:
+            self.model.to(device)
         return self
 
-    @torch.no_grad()
-    def logits(self, hidden_MH: Tensor) -> Tensor:
-        """The teacher's own logits, in its own dtype whatever the trainer's autocast says."""
-        with torch.autocast(hidden_MH.device.type, enabled=False):
-            return self._head(hidden_MH)
-
-    @torch.no_grad()
     def states(self, prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]]) -> ResponseStates:
-        """States of all responses in the order given, computed in batches of similar length."""
+        """States of all responses in the order given, computed in batches of similar length.
+
+        They come in the teacher's own dtype, whatever the trainer's autocast says.
+        """
         lengths = [len(p) + len(r) for p, r in zip(prompt_ids, response_ids, strict=True)]
         rows_by_response: dict[int, Tensor] = {}
-        for batch in pack_by_length(lengths, self.max_batch_tokens):
-            with torch.autocast(self.model.device.type, enabled=False):
+        num_positions = 0
+        with torch.inference_mode(), torch.autocast(self.model.device.type, enabled=False):
+            for batch in pack_by_length(lengths, self.max_batch_tokens):
                 found = response_states(self.model, [prompt_ids[i] for i in batch], [response_ids[i] for i in batch])
-            for i, offset in zip(batch, found.offsets, strict=True):
-                rows_by_response[i] = found.hidden_NH[offset : offset + len(response_ids[i])]
-        ordered = [rows_by_response[i] for i in range(len(lengths))]
-        offsets, total = [], 0
-        for rows in ordered:
-            offsets.append(total)
-            total += len(rows)
-        return ResponseStates(torch.cat(ordered), offsets)
+                rows = found.hidden_NH.split([len(response_ids[i]) for i in batch])
+                rows_by_response.update(zip(batch, rows, strict=True))
+                num_positions += found.num_positions
+        # Outside inference mode, so that it is an ordinary tensor: autograd may save what is made of it.
+        hidden_MH = torch.cat([rows_by_response[i] for i in range(len(lengths))])
+        offsets = list(accumulate(map(len, response_ids), initial=0))[:-1]
+        return ResponseStates(hidden_MH, offsets, sum(lengths), num_positions)

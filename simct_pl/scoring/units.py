@@ -1,12 +1,12 @@
 """From alignments to row indices: which logit rows of each side make up which unit, over any number of responses.
 
-In: UnitAlignments and where each response's rows start on both sides. Out: UnitRows, flat arrays sorted by unit, which
-the chunker slices. Responses only share these arrays; no unit ever crosses from one response into another.
+In: UnitAlignments. Out: UnitRows, flat arrays sorted by unit, which the chunker slices. Responses only share these
+arrays; no unit ever crosses from one response into another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 
 from simct_pl.tokenization.shared_vocab import SharedVocab
-from simct_pl.types import STUDENT_END, STUDENT_START, TEACHER_END, TEACHER_START, UnitAlignment
+from simct_pl.types import (
+    BYTE_END,
+    BYTE_START,
+    STUDENT_END,
+    STUDENT_START,
+    TEACHER_END,
+    TEACHER_START,
+    UnitAlignment,
+)
 
 
 @dataclass(frozen=True)
@@ -51,10 +59,10 @@ class UnitRows:
         return UnitRows(**{name: tensor.to(device, non_blocking=True) for name, tensor in vars(self).items()})
 
     def slice(self, start: int, end: int) -> UnitRows:
-        """Units start:end, with N, M, P and the unit numbers counted from the slice's beginning."""
-        students = slice(*_span(self.student_unit_N, start, end))
-        teachers = slice(*_span(self.teacher_unit_M, start, end))
-        prefixes = slice(*_span(self.prefix_unit_P, start, end))
+        """Units start:end, with N, M, P and the unit numbers counted from the slice's beginning. Best on the CPU."""
+        students = _token_span(self.student_first_U, len(self.student_ids_N), start, end)
+        teachers = _token_span(self.teacher_first_U, len(self.teacher_ids_M), start, end)
+        prefixes = slice(*torch.searchsorted(self.prefix_unit_P, torch.tensor([start, end])).tolist())
         return UnitRows(
             student_rows_N=self.student_rows_N[students],
             student_ids_N=self.student_ids_N[students],
@@ -71,38 +79,46 @@ class UnitRows:
         )
 
 
-def _span(unit_N: Tensor, start: int, end: int) -> tuple[int, int]:
-    """Where the entries of units start:end begin and end in a sorted unit array."""
-    edges = torch.searchsorted(unit_N, torch.tensor([start, end], device=unit_N.device))
-    return int(edges[0]), int(edges[1])
+def _token_span(first_U: Tensor, num_tokens: int, start: int, end: int) -> slice:
+    edges = [int(first_U[unit]) if unit < len(first_U) else num_tokens for unit in (start, end)]
+    return slice(*edges)
+
+
+def unit_bounds(rows: UnitRows, max_rows: int) -> Iterator[tuple[int, int]]:
+    """Cut the units, in order, into ranges with at most max_rows rows a side; a longer unit is a range of its own."""
+    sides = ((rows.student_first_U, len(rows.student_ids_N)), (rows.teacher_first_U, len(rows.teacher_ids_M)))
+    edges = [np.append(first_U.numpy(), num_tokens) for first_U, num_tokens in sides]
+    start = 0
+    while start < rows.num_units:
+        fits = min(int(np.searchsorted(edge, edge[start] + max_rows, "right")) - 1 for edge in edges)
+        end = max(fits, start + 1)
+        yield start, end
+        start = end
 
 
 def build_unit_rows(
-    alignments: Sequence[UnitAlignment],
-    shared_vocab: SharedVocab,
-    student_offsets: Sequence[int] | None = None,
-    teacher_offsets: Sequence[int] | None = None,
+    alignments: Sequence[UnitAlignment], shared_vocab: SharedVocab, *, with_prefixes: bool = True
 ) -> UnitRows:
-    """Flatten the supervised units of some responses.
+    """Flatten the supervised units of some responses, whose rows follow one another without gaps on both sides.
 
-    student_offsets, teacher_offsets: the row at which each response's first token is predicted; by default responses
-    follow one another without gaps.
+    with_prefixes: list the prefix columns too, which takes time and which few objectives read
+        (Objective.uses_prefixes).
     """
-    if student_offsets is None:
-        student_offsets = np.cumsum([0, *(a.num_student_tokens for a in alignments)])[:-1].tolist()
-    if teacher_offsets is None:
-        teacher_offsets = np.cumsum([0, *(a.num_teacher_tokens for a in alignments)])[:-1].tolist()
-    columns, students, teachers = [], [], []
-    prefix_units: list[int] = []
-    prefix_columns: list[int] = []
-    num_units = 0
-    for alignment, student_offset, teacher_offset in zip(alignments, student_offsets, teacher_offsets, strict=True):
+    columns, students, teachers, prefix_units, prefix_columns = [], [], [], [], []
+    num_units = student_offset = teacher_offset = 0
+    for alignment in alignments:
         units_U6 = alignment.units_U6[alignment.supervised_U]
-        column_U = _unit_columns(alignment, units_U6, shared_vocab, num_units, prefix_units, prefix_columns)
+        column_U = _unit_columns(alignment, units_U6, shared_vocab)
+        if with_prefixes:
+            unit_P, column_P = _prefix_columns(alignment, units_U6, column_U, shared_vocab)
+            prefix_units.append(unit_P + num_units)
+            prefix_columns.append(column_P)
         students.append(_side(units_U6[:, [STUDENT_START, STUDENT_END]], alignment.student_ids_S, student_offset))
         teachers.append(_side(units_U6[:, [TEACHER_START, TEACHER_END]], alignment.teacher_ids_T, teacher_offset))
         columns.append(column_U)
         num_units += len(units_U6)
+        student_offset += alignment.num_student_tokens
+        teacher_offset += alignment.num_teacher_tokens
     student_rows_N, student_ids_N, student_length_U = _concatenate(students)
     teacher_rows_M, teacher_ids_M, teacher_length_U = _concatenate(teachers)
     arrays = {
@@ -114,10 +130,10 @@ def build_unit_rows(
         "teacher_unit_M": np.repeat(np.arange(num_units), teacher_length_U),
         "student_first_U": np.cumsum(student_length_U) - student_length_U,
         "teacher_first_U": np.cumsum(teacher_length_U) - teacher_length_U,
-        "column_U": np.concatenate([np.empty(0, np.int64), *columns]),
+        "column_U": _joined(columns),
         "one_to_one_U": (student_length_U == 1) & (teacher_length_U == 1),
-        "prefix_unit_P": np.asarray(prefix_units, np.int64),
-        "prefix_column_P": np.asarray(prefix_columns, np.int64),
+        "prefix_unit_P": _joined(prefix_units),
+        "prefix_column_P": _joined(prefix_columns),
     }
     return UnitRows(**{name: torch.from_numpy(array) for name, array in arrays.items()})
 
@@ -135,19 +151,15 @@ def _ranges(length_U: np.ndarray) -> np.ndarray:
 
 
 def _concatenate(parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> list[np.ndarray]:
-    empty = np.empty(0, np.int64)
-    return [np.concatenate([empty, *(part[i] for part in parts)]) for i in range(3)]
+    return [_joined([part[i] for part in parts]) for i in range(3)]
 
 
-def _unit_columns(
-    alignment: UnitAlignment,
-    units_U6: np.ndarray,
-    shared_vocab: SharedVocab,
-    first_unit: int,
-    prefix_units: list[int],
-    prefix_columns: list[int],
-) -> np.ndarray:
-    """Column of each unit, or -1; appends the prefix columns of the units that have none.
+def _joined(arrays: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.empty(0, np.int64), *arrays])
+
+
+def _unit_columns(alignment: UnitAlignment, units_U6: np.ndarray, shared_vocab: SharedVocab) -> np.ndarray:
+    """Column of each unit, int64 [U], or -1.
 
     A 1:1 unit is settled by ids. Any other unit, too, may spell a shared token (a student that sampled `4`,`7` where
     both vocabularies own `47`): it is that token, by its bytes, and gets no second column.
@@ -157,12 +169,25 @@ def _unit_columns(
     lengths_U2 = units_U6[:, [STUDENT_END, TEACHER_END]] - units_U6[:, [STUDENT_START, TEACHER_START]]
     settled_U = (lengths_U2 == 1).all(1) & (student_U == teacher_U)
     column_U = np.where(settled_U, student_U, -1)
-    for unit in np.flatnonzero(column_U < 0):
-        ids = alignment.student_ids_S[units_U6[unit, STUDENT_START] : units_U6[unit, STUDENT_END]]
-        text = shared_vocab.student.join(ids)
-        column_U[unit] = shared_vocab.column(text)
-        if column_U[unit] < 0:
-            found = shared_vocab.prefix_columns(text)
-            prefix_columns.extend(found)
-            prefix_units.extend([first_unit + int(unit)] * len(found))
+    open_E = np.flatnonzero(column_U < 0)
+    column_U[open_E] = [shared_vocab.column(text) for text in _unit_texts(alignment, units_U6[open_E], shared_vocab)]
     return column_U
+
+
+def _prefix_columns(
+    alignment: UnitAlignment, units_U6: np.ndarray, column_U: np.ndarray, shared_vocab: SharedVocab
+) -> tuple[np.ndarray, np.ndarray]:
+    """(unit, column) of each shared token that is a proper byte prefix of a unit without a column."""
+    open_E = np.flatnonzero(column_U < 0)
+    found = [shared_vocab.prefix_columns(text) for text in _unit_texts(alignment, units_U6[open_E], shared_vocab)]
+    columns_P = np.asarray([column for columns in found for column in columns], np.int64)
+    return np.repeat(open_E, [len(columns) for columns in found]), columns_P
+
+
+def _unit_texts(alignment: UnitAlignment, units_E6: np.ndarray, shared_vocab: SharedVocab) -> list[bytes]:
+    """The bytes of some units."""
+    text = alignment.text
+    texts = [text[start:end] for start, end in units_E6[:, [BYTE_START, BYTE_END]].tolist()]
+    if texts and units_E6[0, BYTE_START] == 0:  # its tokens may begin with a dummy space that is not in the text
+        texts[0] = shared_vocab.student.join(alignment.student_ids_S[slice(*units_E6[0, [STUDENT_START, STUDENT_END]])])
+    return texts

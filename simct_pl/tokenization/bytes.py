@@ -128,17 +128,19 @@ class TokenBytes:
     def known(self, ids_N: np.ndarray) -> np.ndarray:
         """Which ids have bytes, bool [N]; False for ids beyond the table (rows of a padded embedding)."""
         inside_N = (ids_N >= 0) & (ids_N < len(self))
+        if inside_N.all():
+            return self.is_mapped_V[ids_N]
         return inside_N & self.is_mapped_V[np.where(inside_N, ids_N, 0)]
 
     def gather(self, ids_N: np.ndarray) -> tuple[bytes, np.ndarray]:
         """The joined bytes of some known ids, and where each token ends in them (int64 [N])."""
-        lengths_N = self.lengths_V[ids_N]
+        lengths_N = self.lengths_V.take(ids_N)
         ends_N = np.cumsum(lengths_N)
         # Byte k of the result is byte k - (start of its token) of that token: one shift a token, repeated over its
         # bytes.
-        shift_N = self.offsets[ids_N] - (ends_N - lengths_N)
-        num_bytes = int(ends_N[-1]) if len(ends_N) else 0
-        return self.buffer[np.repeat(shift_N, lengths_N) + np.arange(num_bytes)].tobytes(), ends_N
+        places = np.repeat(self.offsets.take(ids_N) - ends_N + lengths_N, lengths_N)
+        places += np.arange(len(places))
+        return self.buffer.take(places).tobytes(), ends_N
 
     def join(self, ids: Sequence[int] | np.ndarray) -> bytes:
         """The bytes of a sequence of ids, a dummy prefix included.

@@ -6,6 +6,7 @@ teacher tokenises that text alone, with nothing in it read as a control token, a
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,6 +28,8 @@ FAULT_REASONS = (
     LostReason.NORMALIZER,
 )
 UNMAPPED, ADDED, TRUNCATED, MISMATCH, NORMALIZED = range(1, 6)
+
+_WINDOW = 1024  # bytes that a broken character makes readable_text look at again, so that its time is linear
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,16 +136,7 @@ class TokenizerPair:
                 f"a response that stopped ends with {ids[-1] if len(ids) else 'nothing'}; expected one of the "
                 f"student's stop ids {self.student.stop_ids}. Pass stopped=False for a response that was cut."
             )
-        table, ids_N = self.student.table, np.asarray(ids, np.int64)
-        data, ends_N, faults_N = _gather(table, ids_N[: len(ids_N) - stopped], special_fault=ADDED)
-        stripped = table.dummy_prefix and data.startswith(b" ")
-        if stripped:
-            data, ends_N = data[1:], np.maximum(ends_N - 1, 0)
-        text, damages = readable_text(data)
-        for start, end, fault in damages:
-            touched = slice(np.searchsorted(ends_N, start, "right"), np.searchsorted(ends_N, end, "left") + 1)
-            faults_N[touched] = np.where(faults_N[touched] == 0, fault, faults_N[touched])
-        return SideTokens(ids_N, data, ends_N, faults_N, stripped), text
+        return sampled_side(self.student.table, ids, stopped)
 
 
 def _read_by_both(side: SideTokens, stopped: bool) -> TokenizedPair:
@@ -153,6 +147,23 @@ def _read_by_both(side: SideTokens, stopped: bool) -> TokenizedPair:
     faults_N = np.where(side.faults_N == UNMAPPED, side.faults_N, 0).astype(np.int8)
     shared = replace(side, faults_N=faults_N)
     return TokenizedPair(side.data, shared, shared, stopped)
+
+
+def sampled_side(table: TokenBytes, ids: Sequence[int], stopped: bool) -> tuple[SideTokens, str]:
+    """The side whose bytes are the text, and what the other side is to read.
+
+    ids: as they were sampled, the stop included when stopped.
+    """
+    ids_N = np.asarray(ids, np.int64)
+    data, ends_N, faults_N = _gather(table, ids_N[: len(ids_N) - stopped], special_fault=ADDED)
+    stripped = table.dummy_prefix and data.startswith(b" ")
+    if stripped:
+        data, ends_N = data[1:], np.maximum(ends_N - 1, 0)
+    text, damages = readable_text(data)
+    for start, end, fault in damages:
+        touched = slice(np.searchsorted(ends_N, start, "right"), np.searchsorted(ends_N, end, "left") + 1)
+        faults_N[touched] = np.where(faults_N[touched] == 0, fault, faults_N[touched])
+    return SideTokens(ids_N, data, ends_N, faults_N, stripped), text
 
 
 def read_side(table: TokenBytes, ids: Sequence[int], text: bytes, stop_id: int | None = None) -> SideTokens:
@@ -176,7 +187,7 @@ def _gather(table: TokenBytes, ids_N: np.ndarray, special_fault: int) -> tuple[b
     """(bytes, ends, faults) of some ids; an id without bytes is a fault of no length."""
     known_N = table.known(ids_N)
     if known_N.all():
-        return *table.gather(ids_N), np.where(table.is_special_V[ids_N], special_fault, 0).astype(np.int8)
+        return *table.gather(ids_N), table.is_special_V[ids_N] * np.int8(special_fault)
     data, known_ends = table.gather(ids_N[known_N])
     lengths_N = np.zeros(len(ids_N), np.int64)
     lengths_N[known_N] = np.diff(known_ends, prepend=0)
@@ -196,14 +207,15 @@ def readable_text(data: bytes) -> tuple[str, list[tuple[int, int, int]]]:
         pass
     pieces, damages, done = [], [], 0
     while done < len(data):
+        window = data[done : done + _WINDOW]
         try:
-            pieces.append(data[done:].decode())
-            break
+            piece, num_read = codecs.utf_8_decode(window, "strict", done + len(window) == len(data))
+            pieces.append(piece)
+            done += num_read
         except UnicodeDecodeError as error:
             start, end = done + error.start, done + error.end
-            pieces.append(data[done:start].decode())
-            cut = end == len(data) and error.reason == "unexpected end of data"
-            pieces.append("" if cut else "\ufffd")
+            cut = error.reason == "unexpected end of data"
+            pieces.append(window[: error.start].decode() + ("" if cut else "\ufffd"))
             damages.append((start, end, TRUNCATED if cut else MISMATCH))
             done = end
     return "".join(pieces), damages

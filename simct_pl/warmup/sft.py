@@ -122,7 +122,7 @@ class SFTModule(L.LightningModule):
         response_ids = [self.response_ids(prompt) for prompt in prompts]
         hidden_NH = response_states(self.model, prompt_ids, response_ids).hidden_NH
         targets_N = torch.tensor([token for ids in response_ids for token in ids], device=hidden_NH.device)
-        logits_NK = LMHead(self.model)(hidden_NH).float()
+        logits_NK = LMHead.of(self.model)(hidden_NH).float()
         return F.cross_entropy(logits_NK, targets_N, label_smoothing=self.label_smoothing)
 
     def response_ids(self, prompt: Prompt) -> list[int]:

@@ -18,7 +18,7 @@ from callbacks.learning_curve import draw_curves
 from callbacks.policy_mismatch import logprob_gap
 from callbacks.sample_table import sample_rows
 from simct_pl.errors import CollapseError, ExportError
-from simct_pl.scoring.chunks import UnitStats
+from simct_pl.scoring.stats import UnitStats
 from simct_pl.types import LostReason, LostSpan, Prompt, PromptBatch, Rollout, StepRecord, UnitAlignment
 from tests.tiny import data, distill_module, trainer
 

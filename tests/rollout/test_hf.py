@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, TopPLogitsWarper
 
 from simct_pl.errors import RecipeError, RolloutError
+from simct_pl.rollout import hf
 from simct_pl.rollout.engine import SamplingParams, sample_seed
-from simct_pl.rollout.hf import HFEngine
+from simct_pl.rollout.hf import HFEngine, NucleusWarper
 
 STOP = 3
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [5, 6, 7]]
@@ -145,3 +146,14 @@ def test_after_a_refresh_the_engine_holds_the_students_very_tensors(model: Llama
     assert engine._model is not None
     own = dict(engine._model.named_parameters())
     assert all(own[name].data_ptr() == parameter.data_ptr() for name, parameter in model.named_parameters())
+
+
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.95, 0.999])
+@pytest.mark.parametrize("candidates", [1, 20, 400])
+def test_the_nucleus_is_that_of_a_full_sort(top_p: float, candidates: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Peaked rows are cut from their likeliest tokens, flat ones by sorting, side by side in one batch."""
+    monkeypatch.setattr(hf, "NUCLEUS_CANDIDATES", candidates)
+    generator = torch.Generator().manual_seed(0)
+    scores_BV = torch.randn(6, 300, generator=generator) * torch.tensor([0.1, 0.5, 1, 2, 5, 20])[:, None]
+    ids_BS = torch.zeros(6, 1, dtype=torch.int64)
+    torch.testing.assert_close(NucleusWarper(top_p)(ids_BS, scores_BV), TopPLogitsWarper(top_p)(ids_BS, scores_BV))

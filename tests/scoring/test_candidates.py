@@ -13,7 +13,7 @@ from torch import Tensor
 from simct_pl.losses.api import distillation_loss
 from simct_pl.losses.base import UnitChunk
 from simct_pl.losses.simct import SimCTLoss
-from simct_pl.scoring.candidates import PairTables
+from simct_pl.scoring.tables import PairTables
 from simct_pl.scoring.units import build_unit_rows
 from simct_pl.tokenization.bytes import TokenBytes
 from simct_pl.tokenization.shared_vocab import SharedVocab

@@ -15,10 +15,12 @@ from simct_pl.losses.api import distillation_loss
 from simct_pl.losses.base import Objective, UnitChunk, UnitLosses
 from simct_pl.losses.shared_vocab import SharedVocabLoss
 from simct_pl.losses.simct import SimCTLoss
-from simct_pl.scoring.candidates import PairTables
-from simct_pl.scoring.chunks import UnitStats, chunk_bounds, chunked_loss
+from simct_pl.scoring import chunks
+from simct_pl.scoring.chunks import chunked_loss
 from simct_pl.scoring.heads import LMHead, response_states
-from simct_pl.scoring.units import build_unit_rows
+from simct_pl.scoring.stats import UnitStats
+from simct_pl.scoring.tables import PairTables
+from simct_pl.scoring.units import build_unit_rows, unit_bounds
 from simct_pl.types import UnitAlignment
 from tests.reference.bridge import alignment_of, shared_vocab_of
 from tests.reference.scenes import Scene, random_scene
@@ -28,7 +30,7 @@ WIDTH = 6
 OBJECTIVES = {
     "simct": SimCTLoss(),
     "marginal": SimCTLoss("sum_logprob", "marginal", rest=True),
-    "masked": SimCTLoss("mean_logit", "mask", divergence="jsd", mass_threshold=1.5),
+    "masked": SimCTLoss("mean_logit", "mask", divergence="jsd", mass_threshold=2.5),
     "exact": SharedVocabLoss(),
 }
 every_objective = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
@@ -81,8 +83,8 @@ def run(
         student_hidden_NH,
         teacher_hidden_MH,
         build_unit_rows(given.alignments if alignments is None else alignments, shared_vocab),
-        student_head=given.student_head,
-        teacher_head=given.teacher_head,
+        student_head=LMHead(given.student_head),
+        teacher_head=LMHead(given.teacher_head),
         objective=objective,
         tables=PairTables.build(shared_vocab),
         chunk_tokens=chunk_tokens,
@@ -139,7 +141,7 @@ def test_the_chunked_loss_is_the_sum_of_distillation_loss_over_responses() -> No
 def test_bounds_tile_the_units_within_the_budget(chunk_tokens: int) -> None:
     given = batch()
     rows = build_unit_rows(given.alignments, shared_vocab_of(given.scene.student, given.scene.teacher))
-    bounds = list(chunk_bounds(rows, chunk_tokens))
+    bounds = list(unit_bounds(rows, chunk_tokens))
     assert [start for start, _ in bounds] == [0, *(end for _, end in bounds[:-1])]
     assert bounds[-1][1] == rows.num_units
     for start, end in bounds:
@@ -158,6 +160,133 @@ def test_an_objective_never_sees_more_rows_than_the_budget() -> None:
 
     run(Spy(), 8)
     assert max(seen) <= 8
+
+
+def dense_gradients(objective: Objective, student_head: LMHead, teacher_head: LMHead) -> dict[str, Tensor]:
+    """The objective on all logits at once, in float64, differentiated by autograd alone."""
+    given = batch()
+    shared_vocab = shared_vocab_of(given.scene.student, given.scene.teacher)
+    rows = build_unit_rows(given.alignments, shared_vocab)
+    hidden_NH = given.student_hidden_NH.clone().requires_grad_()
+    chunk = UnitChunk(
+        student_head(hidden_NH[rows.student_rows_N]),
+        teacher_head(given.teacher_hidden_MH[rows.teacher_rows_M]),
+        rows,
+        PairTables.build(shared_vocab),
+    )
+    projection = student_head.projection
+    leaves = (hidden_NH, projection.weight, projection.bias)
+    names = ("hidden", "weight", "bias")
+    return dict(zip(names, torch.autograd.grad(objective(chunk).loss_U.sum(), leaves), strict=True))
+
+
+def heads_in(dtype: torch.dtype, softcap: float | None = 1.5) -> tuple[LMHead, LMHead]:
+    """The batch's heads with everything a head may have, in a dtype."""
+    given = batch()
+    heads = []
+    for projection in (given.student_head, given.teacher_head):
+        copy = nn.Linear(WIDTH, projection.out_features, dtype=dtype)
+        copy.load_state_dict(projection.state_dict())
+        heads.append(LMHead(copy, scale=1.3, softcap=softcap))
+    return heads[0], heads[1]
+
+
+def chunked_gradients(
+    objective: Objective, heads: tuple[LMHead, LMHead], dtype: torch.dtype, chunk_tokens: int
+) -> dict[str, Tensor]:
+    given = batch()
+    shared_vocab = shared_vocab_of(given.scene.student, given.scene.teacher)
+    hidden_NH = given.student_hidden_NH.to(dtype).clone().requires_grad_()
+    loss, _ = chunked_loss(
+        hidden_NH,
+        given.teacher_hidden_MH.to(dtype),
+        build_unit_rows(given.alignments, shared_vocab),
+        student_head=heads[0],
+        teacher_head=heads[1],
+        objective=objective,
+        tables=PairTables.build(shared_vocab),
+        chunk_tokens=chunk_tokens,
+    )
+    (3 * loss).backward()
+    projection = heads[0].projection
+    return {"hidden": hidden_NH.grad / 3, "weight": projection.weight.grad / 3, "bias": projection.bias.grad / 3}
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    return float((found.double() - expected).norm() / expected.norm())
+
+
+@every_objective
+@pytest.mark.parametrize("chunk_tokens", [1, 4, 1000])
+@pytest.mark.parametrize("strip_bytes", [1, 2**20])
+def test_single_precision_gradients_are_those_of_dense_double_precision(
+    objective: Objective, chunk_tokens: int, strip_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Head with scale, soft-cap and bias; chunks from one unit to all, the objective unit by unit or chunk by chunk."""
+    monkeypatch.setattr(chunks, "CPU_STRIP_BYTES", strip_bytes)
+    expected = dense_gradients(objective, *heads_in(torch.float64))
+    found = chunked_gradients(objective, heads_in(torch.float32), torch.float32, chunk_tokens)
+    for name, gradient in expected.items():
+        assert relative_error(found[name], gradient) < 1e-5, name
+
+
+@every_objective
+def test_half_precision_gradients_are_close_and_add_up_in_single_precision(objective: Objective) -> None:
+    expected = dense_gradients(objective, *heads_in(torch.float64))
+    found = chunked_gradients(objective, heads_in(torch.bfloat16), torch.bfloat16, 3)
+    for name, gradient in expected.items():
+        assert found[name].dtype == torch.bfloat16
+        assert relative_error(found[name], gradient) < 0.05, name
+
+
+def test_autocast_runs_the_products_in_its_dtype_and_hands_back_the_weights_dtype() -> None:
+    expected = dense_gradients(SimCTLoss(), *heads_in(torch.float64))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = chunked_gradients(SimCTLoss(), heads_in(torch.float32), torch.float32, 3)
+    errors = [relative_error(found[name], gradient) for name, gradient in expected.items()]
+    assert all(found[name].dtype == torch.float32 for name in found)
+    assert 1e-5 < max(errors) < 0.05
+
+
+def test_a_frozen_head_gets_no_gradient_and_a_second_backward_is_refused() -> None:
+    given = batch()
+    shared_vocab = shared_vocab_of(given.scene.student, given.scene.teacher)
+    student_head, teacher_head = heads_in(torch.float64)
+    student_head.projection.requires_grad_(False)
+    hidden_NH = given.student_hidden_NH.clone().requires_grad_()
+    loss, _ = chunked_loss(
+        hidden_NH,
+        given.teacher_hidden_MH,
+        build_unit_rows(given.alignments, shared_vocab),
+        student_head=student_head,
+        teacher_head=teacher_head,
+        objective=SimCTLoss(),
+        tables=PairTables.build(shared_vocab),
+    )
+    loss.backward(retain_graph=True)
+    assert student_head.projection.weight.grad is None
+    assert hidden_NH.grad.any()
+    with pytest.raises(RuntimeError, match="run backward before"):
+        loss.backward()
+
+
+def test_without_gradients_the_loss_is_the_same() -> None:
+    loss, stats, _ = run(SimCTLoss(), 4)
+    with torch.no_grad():
+        given = batch()
+        shared_vocab = shared_vocab_of(given.scene.student, given.scene.teacher)
+        evaluated, evaluated_stats = chunked_loss(
+            given.student_hidden_NH,
+            given.teacher_hidden_MH,
+            build_unit_rows(given.alignments, shared_vocab),
+            student_head=LMHead(given.student_head),
+            teacher_head=LMHead(given.teacher_head),
+            objective=SimCTLoss(),
+            tables=PairTables.build(shared_vocab),
+            chunk_tokens=4,
+        )
+    assert float(evaluated) == float(loss)
+    torch.testing.assert_close(evaluated_stats.student_entropy_U, stats.student_entropy_U)
 
 
 def test_nothing_aligned_is_a_zero_that_runs_backward_through_the_student() -> None:
@@ -183,8 +312,8 @@ def test_half_precision_states_that_sum_beyond_its_range_stay_finite() -> None:
         states,
         given.teacher_hidden_MH,
         build_unit_rows(given.alignments, shared_vocab),
-        student_head=lambda hidden: given.student_head(hidden.double() / 1000),
-        teacher_head=given.teacher_head,
+        student_head=LMHead(given.student_head, scale=1e-3),
+        teacher_head=LMHead(given.teacher_head),
         objective=SimCTLoss(),
         tables=PairTables.build(shared_vocab),
     )
@@ -249,9 +378,9 @@ def gradients_of(micro_batches: list[list[int]]) -> tuple[float, dict[str, Tenso
         loss, _ = chunked_loss(
             states.hidden_NH,
             read.hidden_NH,
-            build_unit_rows(alignments, shared_vocab, states.offsets, read.offsets),
-            student_head=LMHead(student),
-            teacher_head=LMHead(teacher),
+            build_unit_rows(alignments, shared_vocab),
+            student_head=LMHead.of(student),
+            teacher_head=LMHead.of(teacher),
             objective=SimCTLoss("sum_logprob", "marginal"),
             tables=PairTables.build(shared_vocab),
             chunk_tokens=6,
@@ -276,7 +405,7 @@ def test_the_state_of_a_row_predicts_its_token() -> None:
     _, teacher = models()
     prompts, responses = [[1, 2], [3, 4, 5]], [[6, 7, 8], [9]]
     states = response_states(teacher, prompts, responses)
-    logits = LMHead(teacher)(states.hidden_NH)
+    logits = LMHead.of(teacher)(states.hidden_NH)
     for prompt, response, offset in zip(prompts, responses, states.offsets, strict=True):
         own = teacher(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
         torch.testing.assert_close(logits[offset : offset + len(response)], own)

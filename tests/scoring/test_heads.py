@@ -62,7 +62,7 @@ def test_head_equals_the_models_own_forward(family: str) -> None:
     ids = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
     with torch.no_grad():
         hidden = model.get_decoder()(input_ids=ids).last_hidden_state
-        torch.testing.assert_close(LMHead(model)(hidden), model(input_ids=ids).logits)
+        torch.testing.assert_close(LMHead.of(model)(hidden), model(input_ids=ids).logits)
     verify_head(model)
 
 
@@ -71,7 +71,7 @@ def test_padded_vocabulary_rows_stay_in_the_logits() -> None:
     model = FAMILIES["tied"]()
     model.resize_token_embeddings(40)
     with torch.no_grad():
-        assert LMHead(model)(torch.zeros(2, 16)).shape == (2, 40)
+        assert LMHead.of(model)(torch.zeros(2, 16)).shape == (2, 40)
     verify_head(model)
 
 

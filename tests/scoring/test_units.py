@@ -19,17 +19,18 @@ def assert_same_rows(found: UnitRows, expected: UnitRows) -> None:
 
 
 def test_rows_follow_the_units() -> None:
+    """Of the second of two equal responses, whose rows come after those of the first."""
     scene = random_scene(1)
     alignment, shared_vocab = scene_inputs(scene)
-    rows = build_unit_rows([alignment], shared_vocab, student_offsets=[100], teacher_offsets=[200])
-    assert rows.num_units == len(scene.units)
-    for index, unit in enumerate(scene.units):
+    rows = build_unit_rows([alignment, alignment], shared_vocab)
+    assert rows.num_units == 2 * len(scene.units)
+    for index, unit in enumerate(scene.units, start=len(scene.units)):
         mine = rows.student_unit_N == index
         theirs = rows.teacher_unit_M == index
         assert rows.student_ids_N[mine].tolist() == list(unit.student_ids)
         assert rows.teacher_ids_M[theirs].tolist() == list(unit.teacher_ids)
-        assert int(rows.student_rows_N[mine][0]) == 100 + unit.student_start
-        assert int(rows.teacher_rows_M[theirs][0]) == 200 + unit.teacher_start
+        assert int(rows.student_rows_N[mine][0]) == alignment.num_student_tokens + unit.student_start
+        assert int(rows.teacher_rows_M[theirs][0]) == alignment.num_teacher_tokens + unit.teacher_start
         assert int(rows.student_first_U[index]) == int(mine.nonzero()[0])
         assert int(rows.teacher_first_U[index]) == int(theirs.nonzero()[0])
 
@@ -78,3 +79,12 @@ def test_no_response_at_all_is_an_empty_value() -> None:
     rows = build_unit_rows([], shared_vocab)
     assert rows.num_units == 0
     assert len(rows.student_rows_N) == len(rows.teacher_rows_M) == 0
+
+
+def test_prefixes_are_left_out_on_request() -> None:
+    alignment, shared_vocab = scene_inputs(random_scene(1))
+    rows = build_unit_rows([alignment], shared_vocab)
+    without = build_unit_rows([alignment], shared_vocab, with_prefixes=False)
+    assert len(rows.prefix_unit_P) > 0
+    assert len(without.prefix_unit_P) == len(without.prefix_column_P) == 0
+    assert torch.equal(without.column_U, rows.column_U)

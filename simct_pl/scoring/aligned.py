@@ -1,0 +1,57 @@
+"""What grading some responses needs besides the models, made on the host from ids alone.
+
+In: rollouts. Out: AlignedBatch. Nothing in it depends on a model's output, so a thread can make it while one runs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from simct_pl.alignment.base import Aligner
+from simct_pl.scoring.stats import UnitStats
+from simct_pl.scoring.units import UnitRows, build_unit_rows
+from simct_pl.tokenization.pair import TokenizerPair
+from simct_pl.types import Rollout, UnitAlignment
+
+
+@dataclass(frozen=True)
+class AlignedBatch:
+    """Responses in both models' tokens.
+
+    alignments: the units of each response. teacher_prompt_ids: each prompt in the teacher's own template. rows: the
+    supervised units, on the CPU; a response's rows follow those of the response before it, on both sides. seconds: what
+    making it took.
+    """
+
+    alignments: list[UnitAlignment]
+    teacher_prompt_ids: list[list[int]]
+    rows: UnitRows
+    seconds: float
+
+    @classmethod
+    def of(
+        cls, rollouts: Sequence[Rollout], pair: TokenizerPair, aligner: Aligner, *, with_prefixes: bool = True
+    ) -> AlignedBatch:
+        """Re-tokenise for the teacher, in one batched call, and align. with_prefixes: see build_unit_rows.
+
+        Raises:
+            TokenizerError: if the teacher's template refuses a prompt. AlignmentError: see TokenizerPair.tokenize.
+        """
+        start = time.perf_counter()
+        tokenized = pair.tokenize_batch([(rollout.response_ids, rollout.stopped) for rollout in rollouts])
+        alignments = [aligner.align(tokens) for tokens in tokenized]
+        prompts = [rollout.prompt for rollout in rollouts]
+        prompt_ids = [pair.teacher.render_prompt(prompt.teacher_messages or prompt.messages) for prompt in prompts]
+        rows = build_unit_rows(alignments, pair.shared_vocab, with_prefixes=with_prefixes)
+        return cls(alignments, prompt_ids, rows, time.perf_counter() - start)
+
+    @property
+    def teacher_response_ids(self) -> list[list[int]]:
+        return [alignment.teacher_ids_T.tolist() for alignment in self.alignments]
+
+    def split(self, stats: UnitStats) -> list[UnitStats]:
+        """Each response's part of the batch's statistics, on the CPU."""
+        num_units = [int(alignment.supervised_U.sum()) for alignment in self.alignments]
+        return stats.split(num_units, [alignment.num_supervised_student_tokens for alignment in self.alignments])
