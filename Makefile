@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TEST_PACKAGES := $(VENV)/.test-packages
+BENCH_PACKAGES := $(VENV)/.bench-packages
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint format ui clean
+.PHONY: help install quickstart test bench lint format ui clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
@@ -32,11 +33,18 @@ $(TEST_PACKAGES): Makefile $(INSTALLED)
 	$(BIN)/python -m pip show --quiet mistral-common 2>/dev/null || $(BIN)/python -m pip install --quiet --no-deps mistral-common==1.8.5
 	@touch $@
 
+$(BENCH_PACKAGES): pyproject.toml $(TEST_PACKAGES)
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	@touch $@
+
 quickstart: install  ## watch a student learn from a teacher with another tokenizer, about two minutes on two cores
 	$(BIN)/python -m simct_pl quickstart
 
 test: lint $(TEST_PACKAGES)  ## lint, types and all tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: $(BENCH_PACKAGES)  ## measure everything in docs/performance.md again and rewrite its tables, about half an hour
+	for name in alignment loss step scaling; do $(BIN)/python -m benchmarks.$$name --write true || exit 1; done
 
 lint: install  ## ruff, formatting, types
 	$(BIN)/ruff check .
