@@ -54,7 +54,7 @@ class OptimizerConfig:
                 f"The run has {num_steps} optimizer steps. Set trainer.max_steps, "
                 "or max_epochs with data of known length."
             )
-        optimizer = AdamW(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
+        optimizer = AdamW(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=True)
         return optimizer, LambdaLR(optimizer, lambda step: self.scale(step, int(num_steps)))
 
     def scale(self, step: int, num_steps: int) -> float:
