@@ -36,9 +36,13 @@ class _Segment(NamedTuple):
 
 def minimal_units(pair: TokenizedPair) -> np.ndarray:
     """The content units that hold no faulty token, int64 [U, 6]."""
-    segments = _segments(matching_blocks(pair.student.data, pair.text), matching_blocks(pair.teacher.data, pair.text))
     student_tokens, teacher_tokens = _spelling_tokens(pair.student), _spelling_tokens(pair.teacher)
-    units_U6 = _segment_units(pair.student.ends_N[student_tokens], pair.teacher.ends_N[teacher_tokens], segments)
+    ends = pair.student.ends_N[student_tokens], pair.teacher.ends_N[teacher_tokens]
+    if pair.student.data == pair.text == pair.teacher.data and not any(map(_has_empty_token, ends)):
+        units_U6 = _plain_units(*ends)
+    else:
+        blocks = (matching_blocks(side.data, pair.text) for side in (pair.student, pair.teacher))
+        units_U6 = _segment_units(*ends, _segments(*blocks))
     for side, tokens, start, end in (
         (pair.student, student_tokens, STUDENT_START, STUDENT_END),
         (pair.teacher, teacher_tokens, TEACHER_START, TEACHER_END),
@@ -70,6 +74,31 @@ def _segments(student_blocks: list[Block], teacher_blocks: list[Block]) -> list[
             found.append(_Segment(student_start, teacher_start, start, end - start))
         i, j = (i + 1, j) if student_end < teacher_end else (i, j + 1)
     return found
+
+
+def _has_empty_token(ends_N: np.ndarray) -> bool:
+    """Whether any token but the first (a dummy prefix by itself) has no bytes."""
+    return bool((ends_N[1:] == ends_N[:-1]).any())
+
+
+def _plain_units(student_ends: np.ndarray, teacher_ends: np.ndarray) -> np.ndarray:
+    """Units of two sides that both spell the whole text without empty tokens, int64 [U, 6]."""
+    if not len(student_ends) or not len(teacher_ends):
+        return np.empty((0, 6), np.int64)
+    student_C = np.flatnonzero(_marks(teacher_ends).take(student_ends))
+    teacher_C = np.flatnonzero(_marks(student_ends).take(teacher_ends))
+    units_U6 = np.empty((len(student_C), 6), np.int64)
+    for place, end_C in ((0, student_C + 1), (2, teacher_C + 1), (4, student_ends.take(student_C))):
+        units_U6[0, place], units_U6[1:, place], units_U6[:, place + 1] = 0, end_C[:-1], end_C
+    return units_U6
+
+
+def _marks(ends_N: np.ndarray) -> np.ndarray:
+    """Whether a token ends at a byte offset, bool [bytes + 1]; not at 0, which ends no unit."""
+    ends_here = np.zeros(ends_N[-1] + 1, bool)
+    ends_here[ends_N] = True
+    ends_here[0] = False
+    return ends_here
 
 
 def _segment_units(student_ends: np.ndarray, teacher_ends: np.ndarray, segments: list[_Segment]) -> np.ndarray:

@@ -127,9 +127,9 @@ class TokenBytes:
 
     def known(self, ids_N: np.ndarray) -> np.ndarray:
         """Which ids have bytes, bool [N]; False for ids beyond the table (rows of a padded embedding)."""
+        if not len(ids_N) or (ids_N.min() >= 0 and ids_N.max() < len(self)):
+            return self.is_mapped_V.take(ids_N)
         inside_N = (ids_N >= 0) & (ids_N < len(self))
-        if inside_N.all():
-            return self.is_mapped_V[ids_N]
         return inside_N & self.is_mapped_V[np.where(inside_N, ids_N, 0)]
 
     def gather(self, ids_N: np.ndarray) -> tuple[bytes, np.ndarray]:

@@ -187,7 +187,7 @@ def _gather(table: TokenBytes, ids_N: np.ndarray, special_fault: int) -> tuple[b
     """(bytes, ends, faults) of some ids; an id without bytes is a fault of no length."""
     known_N = table.known(ids_N)
     if known_N.all():
-        return *table.gather(ids_N), table.is_special_V[ids_N] * np.int8(special_fault)
+        return *table.gather(ids_N), table.is_special_V.take(ids_N) * np.int8(special_fault)
     data, known_ends = table.gather(ids_N[known_N])
     lengths_N = np.zeros(len(ids_N), np.int64)
     lengths_N[known_N] = np.diff(known_ends, prepend=0)

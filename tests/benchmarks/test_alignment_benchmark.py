@@ -15,7 +15,7 @@ def _read(student: str, kind: str) -> Case:
 
 
 def _content_units(case: Case) -> list[Group]:
-    return [tuple(unit[:4]) for unit in alignment.align(case).units_U6[:-1].tolist()]
+    return [tuple(unit[:4]) for unit in alignment.ours(case)().units_U6[:-1].tolist()]
 
 
 @pytest.mark.parametrize("kind", ASCII)
@@ -45,7 +45,7 @@ def test_trl_agrees_on_ascii(kind: str) -> None:
 
 def test_the_scan_loses_what_follows_a_character_in_pieces() -> None:
     case = Case.read(BYTE_LEVEL, texts.take(texts.cjk_emoji, 2000))
-    assert alignment.align(case).coverage == 1.0
+    assert alignment.ours(case)().coverage == 1.0
     assert sum(end - start for start, end, _, _ in alignment.scan(case)) < 0.1 * len(case.student_ids)
 
 
@@ -66,7 +66,7 @@ def test_the_table_has_its_rows(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 def test_the_teacher_rewrites_the_rewritten_text() -> None:
     case = Case.read(SENTENCEPIECE, texts.take(texts.repetitive_rewritten, 1000))
     assert case.teacher.table.join(case.teacher_ids) != case.text.encode()
-    assert 0.8 < alignment.align(case).coverage < 1
+    assert 0.8 < alignment.ours(case)().coverage < 1
 
 
 @pytest.mark.parametrize("make", [*ASCII.values(), texts.cjk_emoji, texts.repetitive_rewritten])
