@@ -52,9 +52,10 @@ HEADERS = (
 LEGEND = """
 SP: a SentencePiece student (Mistral, 32k tokens); BL: a byte-level student (DeepSeek, 129k). Both read the same text
 under a Qwen teacher (151k); the tokens are those of SP. CPU milliseconds a response, ids in int64 arrays for ours (in
-Python lists, which first become arrays, the worked sums take {lists:.2g} ms); in brackets, how many times as long as ours. Coverage: share of student tokens in a group. TRL refuses SentencePiece students. "Rewritten": the
-teacher's normaliser changes one letter in a hundred, so that the bytes differ and have to be matched again and again;
-the partition goes on without noticing.
+Python lists, which first become arrays, the worked sums take {lists:.2g} ms); in brackets, how many times as long as
+ours. Coverage: share of student tokens in a group. TRL refuses SentencePiece students. "Rewritten": the teacher's
+normaliser changes one letter in a hundred, so that the bytes differ and have to be matched again and again; the
+partition goes on without noticing.
 """
 
 
