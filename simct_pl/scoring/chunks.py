@@ -8,7 +8,7 @@ units, so an objective always sees whole units.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from simct_pl.losses.base import Objective, UnitChunk
 from simct_pl.scoring.heads import LMHead
 from simct_pl.scoring.side import at_least_fp32
-from simct_pl.scoring.stats import UnitStats
+from simct_pl.scoring.stats import StatsWriter, UnitStats
 from simct_pl.scoring.tables import PairTables
 from simct_pl.scoring.units import UnitRows, unit_bounds
 
@@ -58,16 +58,17 @@ def chunked_loss(
         (loss_sum, stats). loss_sum can run backward once. Without any unit it is a zero that still runs backward
         through the student, so that ranks on which nothing aligns keep collectives in step.
     """
-    work = _Work(teacher_hidden_MH.detach(), rows, student_head, teacher_head, objective, tables, chunk_tokens)
     projection = student_head.projection
+    like = at_least_fp32(student_hidden_NH.new_zeros(0, dtype=projection.weight.dtype))
+    stats = UnitStats.allocate(rows.num_units, len(rows.student_ids_N), like)
+    work = _Work(teacher_hidden_MH.detach(), rows, student_head, teacher_head, objective, tables, chunk_tokens, stats)
     loss_sum: Tensor = _ChunkedLoss.apply(student_hidden_NH, projection.weight, projection.bias, work)
-    stats = UnitStats.concatenate(work.stats) if work.stats else UnitStats.empty(student_hidden_NH.device)
     return loss_sum, stats
 
 
 @dataclass(frozen=True)
 class _Work:
-    """What stays the same from chunk to chunk; stats is filled while they run."""
+    """What stays the same from chunk to chunk; stats is written while they run."""
 
     teacher_hidden_MH: Tensor
     rows: UnitRows
@@ -76,7 +77,7 @@ class _Work:
     objective: Objective
     tables: PairTables
     chunk_tokens: int
-    stats: list[UnitStats] = field(default_factory=list)
+    stats: UnitStats
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -143,24 +144,24 @@ class _GradientSums:
 def _walk_chunks(
     work: _Work, hidden_NH: Tensor, weight_KH: Tensor, bias_K: Tensor | None, sums: _GradientSums
 ) -> Tensor:
-    """The loss sum; adds to sums and to work.stats."""
+    """The loss sum; adds to sums and fills work.stats."""
     device, teacher = hidden_NH.device, work.teacher_head.projection
     if device.type == "cpu":
         torch.empty(TEACHING_BLOCK_BYTES, dtype=torch.uint8)
     parts = [work.rows.slice(start, end) for start, end in unit_bounds(work.rows, work.chunk_tokens)]
     student_NK = weight_KH.new_empty(max((len(p.student_ids_N) for p in parts), default=0), len(weight_KH))
     teacher_MK = teacher.weight.new_empty(max((len(p.teacher_ids_M) for p in parts), default=0), len(teacher.weight))
-    losses = [at_least_fp32(hidden_NH.new_zeros(()))]
+    writer = StatsWriter(work.stats)
     for part in parts:
         row_N, row_M = part.student_rows_N.to(device), part.teacher_rows_M.to(device)
         states_NH = hidden_NH.index_select(0, row_N).to(weight_KH.dtype)
         states_MH = work.teacher_hidden_MH.index_select(0, row_M).to(teacher.weight.dtype)
         logits_NK = _project(states_NH, weight_KH, bias_K, student_NK[: len(row_N)])
         logits_MK = _project(states_MH, teacher.weight, teacher.bias, teacher_MK[: len(row_M)])
-        losses += _grade_chunk(work, part, logits_NK, logits_MK, with_gradients=sums.any)
+        _grade_chunk(work, part, logits_NK, logits_MK, writer, with_gradients=sums.any)
         if sums.any:
             sums.add(logits_NK, states_NH, row_N, weight_KH)
-    return torch.stack(losses).sum()
+    return work.stats.loss_U.sum()
 
 
 def _project(states_NH: Tensor, weight_KH: Tensor, bias_K: Tensor | None, out_NK: Tensor) -> Tensor:
@@ -170,31 +171,28 @@ def _project(states_NH: Tensor, weight_KH: Tensor, bias_K: Tensor | None, out_NK
 
 
 def _grade_chunk(
-    work: _Work, part: UnitRows, logits_NK: Tensor, logits_MK: Tensor, *, with_gradients: bool
-) -> list[Tensor]:
-    """The loss of each strip. With gradients, those of the student's projected logits take the place of the logits."""
+    work: _Work, part: UnitRows, logits_NK: Tensor, logits_MK: Tensor, writer: StatsWriter, *, with_gradients: bool
+) -> None:
+    """Write the statistics. With gradients, those of the student's projected logits take the place of the logits."""
     device = logits_NK.device
     strip_bytes = CPU_STRIP_BYTES if device.type == "cpu" else GPU_STRIP_BYTES
     strip_rows = max(1, strip_bytes // (4 * max(logits_NK.shape[1], logits_MK.shape[1])))
     strips = [part.slice(start, end) for start, end in unit_bounds(part, strip_rows)]
     strips_NK = logits_NK.split([len(rows.student_ids_N) for rows in strips])
     strips_MK = logits_MK.split([len(rows.teacher_ids_M) for rows in strips])
-    return [
-        _grade_strip(work, rows.to(device), *logits, with_gradients=with_gradients)
-        for rows, *logits in zip(strips, strips_NK, strips_MK, strict=True)
-    ]
+    for rows, *logits in zip(strips, strips_NK, strips_MK, strict=True):
+        writer.add(_grade_strip(work, rows.to(device), *logits, with_gradients=with_gradients))
 
 
 def _grade_strip(
     work: _Work, rows: UnitRows, projected_NK: Tensor, projected_MK: Tensor, *, with_gradients: bool
-) -> Tensor:
+) -> UnitStats:
     with torch.set_grad_enabled(with_gradients):
         leaf_NK = projected_NK.detach().requires_grad_(with_gradients)
         chunk = UnitChunk(work.student_head.finish(leaf_NK), work.teacher_head.finish(projected_MK), rows, work.tables)
         losses = work.objective(chunk)
         loss = losses.loss_U.sum()
-    work.stats.append(UnitStats.of(chunk, losses))
     if with_gradients:
         (gradient_NK,) = torch.autograd.grad(loss, leaf_NK)
         projected_NK.copy_(gradient_NK)
-    return loss.detach()
+    return UnitStats.of(chunk, losses)

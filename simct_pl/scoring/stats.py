@@ -44,8 +44,11 @@ class UnitStats:
         )
 
     @classmethod
-    def concatenate(cls, parts: list[UnitStats]) -> UnitStats:
-        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+    def allocate(cls, num_units: int, num_tokens: int, like: Tensor) -> UnitStats:
+        """Zeros of like's dtype and device, for StatsWriter."""
+        shapes = {field.name: num_tokens if field.name.endswith("_N") else num_units for field in fields(cls)}
+        arrays = {name: like.new_zeros(shape) for name, shape in shapes.items()}
+        return cls(**arrays | {"supervised_U": arrays["supervised_U"].bool()})
 
     def split(self, num_units: list[int], num_tokens: list[int]) -> list[UnitStats]:
         """One part a response, on the CPU, given how many units and student tokens each contributed."""
@@ -55,10 +58,26 @@ class UnitStats:
         ]
         return [UnitStats(*values) for values in zip(*columns, strict=True)]
 
-    @classmethod
-    def empty(cls, device: torch.device) -> UnitStats:
-        none = torch.zeros(0, device=device)
-        return cls(none, none.bool(), none, none, none, none, none, none)
+
+class StatsWriter:
+    """Puts the statistics of one range of units after another into arrays that were allocated before the first.
+
+    Small tensors that outlive a chunk would settle between its large temporaries and keep the allocator from using
+    their memory again: the process would grow with the length of the responses.
+    """
+
+    def __init__(self, stats: UnitStats) -> None:
+        self.stats = stats
+        self._next_unit = self._next_token = 0
+
+    def add(self, part: UnitStats) -> None:
+        """The units after those of the last call."""
+        units = slice(self._next_unit, self._next_unit + len(part.loss_U))
+        tokens = slice(self._next_token, self._next_token + len(part.token_logprobs_N))
+        for field in fields(UnitStats):
+            place = tokens if field.name.endswith("_N") else units
+            getattr(self.stats, field.name)[place] = getattr(part, field.name)
+        self._next_unit, self._next_token = units.stop, tokens.stop
 
 
 def _entropy(logp_UK: Tensor) -> Tensor:

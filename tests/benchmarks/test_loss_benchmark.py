@@ -50,5 +50,6 @@ def test_a_length_in_memory_is_read_off_the_line() -> None:
     rising = {512: loss.Cell(1, gib), 1024: loss.Cell(1, 2 * gib)}
     assert loss._longest(flat, 8) == "> 1,000,000"
     assert loss._longest(rising, 8) == "4,096"
-    assert not loss._worth_running("dense (`marginal`)", list(rising.items()), 8192, 8)
-    assert loss._worth_running("simct_pl, as published (`keep`)", list(rising.items()), 8192, 8)
+    assert not loss._worth_running("dense (`marginal`)", list(rising.items()), 8192, 8, 300)
+    assert loss._worth_running("simct_pl, as published (`keep`)", list(rising.items()), 8192, 8, 300)
+    assert not loss._worth_running("simct_pl, as published (`keep`)", list(rising.items()), 8192, 8, patience=7)

@@ -72,7 +72,7 @@ def test_a_batch_without_units_reports_the_same_names() -> None:
     nothing = UnitAlignment(
         np.empty((0, 6), np.int64), np.arange(5), np.arange(4), b"abcdxyz", False, np.empty(0, bool)
     )
-    empty = StepRecord(full.rollouts, [nothing], [UnitStats.empty(torch.device("cpu"))], 0.0, 5)
+    empty = StepRecord(full.rollouts, [nothing], [UnitStats.allocate(0, 0, torch.zeros(()))], 0.0, 5)
     assert alignment_metrics([nothing]).keys() == alignment_metrics(full.alignments).keys()
     assert unit_metrics(empty) == dict.fromkeys(unit_metrics(full), 0.0)
 
