@@ -15,8 +15,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest-xdist runs one worker a 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # the command line sets it too
 
+import hypothesis
 import pytest
 import torch
+
+# Examples have no deadline of their own: other processes may have the machine.
+hypothesis.settings.register_profile("shared machine", deadline=None)
+hypothesis.settings.load_profile("shared machine")
 
 # Set by libraries when they are first used, and harmless to the next test.
 ENVIRONMENT_SET_BY_LIBRARIES = frozenset(

@@ -20,7 +20,7 @@ def random_logq(seed: int, *shape: int) -> tuple[Tensor, Tensor]:
 
 
 @given(seed=st.integers(0, 10_000), blocks=labels)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_minimal_is_coarse_plus_what_lies_inside_the_blocks(seed: int, blocks: list[int]) -> None:
     """KL(min) = KL(C) + sum over blocks c of q_S(c) · KL(q_S(·|c) ‖ q_T(·|c)), for any grouping of the candidates."""
     student, teacher = random_logq(seed, len(blocks))
@@ -40,7 +40,7 @@ def test_minimal_is_coarse_plus_what_lies_inside_the_blocks(seed: int, blocks: l
 
 
 @given(seed=st.integers(0, 10_000))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_two_units_graded_one_by_one_equal_the_pair_graded_whole(seed: int) -> None:
     """The chain rule that lets one row a unit stand for the whole text: KL(u, v) = KL(u) + E_u KL(v | u)."""
     student, teacher = random_logq(seed, 4, 5)
