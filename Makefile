@@ -43,7 +43,7 @@ quickstart: install  ## watch a student learn from a teacher with another tokeni
 test: lint $(TEST_PACKAGES)  ## lint, types and all tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-bench: $(BENCH_PACKAGES)  ## measure everything in docs/performance.md again and rewrite its tables, about half an hour
+bench: $(BENCH_PACKAGES)  ## measure everything in docs/performance.md again and rewrite its tables, about an hour
 	for name in alignment loss step scaling; do $(BIN)/python -m benchmarks.$$name --write true || exit 1; done
 
 lint: install  ## ruff, formatting, types
