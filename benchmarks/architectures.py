@@ -164,6 +164,15 @@ def published_configs() -> dict[str, PretrainedConfig]:
             vocab_size=152_064,
             tie_word_embeddings=False,
         ),
+        "Qwen2.5-32B-Instruct": Qwen2Config(
+            num_hidden_layers=64,
+            hidden_size=5120,
+            intermediate_size=27_648,
+            num_attention_heads=40,
+            num_key_value_heads=8,
+            vocab_size=152_064,
+            tie_word_embeddings=False,
+        ),
         "Gemma-2-2B-it": Gemma2Config(
             num_hidden_layers=26,
             hidden_size=2304,

@@ -25,6 +25,7 @@ class StepShape:
         optimizer_bytes: a parameter, AdamW's two moments.
         num_gpus: each samples, aligns and trains on its share.
         student: "replicated" (DDP) or "fsdp". teacher: "replicated" or "sharded".
+        num_replicas: copies of what is sharded; num_gpus / num_replicas GPUs share each (HSDP).
     """
 
     num_prompts: int = 64
@@ -41,6 +42,12 @@ class StepShape:
     num_gpus: int = 8
     student: Literal["replicated", "fsdp"] = "fsdp"
     teacher: Literal["replicated", "sharded"] = "replicated"
+    num_replicas: int = 1
+
+    @property
+    def shard_size(self) -> int:
+        """GPUs that share a copy of what is sharded."""
+        return self.num_gpus // self.num_replicas
 
     @property
     def num_sequences(self) -> int:
@@ -96,13 +103,15 @@ class HardwareShape:
     """Peaks of one device. Rates a second; the defaults are an H100 SXM's data sheet (bf16 without sparsity).
 
     flops: of matrix products. memory_bandwidth, link_bandwidth: bytes from and to its memory, and to its peers in one
-    direction. memory: bytes.
+    direction. network_bandwidth: the same to GPUs of other nodes (a 400 Gbit/s card for each GPU). memory: bytes.
     """
 
     flops: float = 989e12
     memory_bandwidth: float = 3.35e12
     link_bandwidth: float = 450e9
     memory: float = 80e9
+    network_bandwidth: float = 50e9
+    gpus_per_node: int = 8
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ benchmarks/cost_loss_checks.py compare the parts with what can be counted or mea
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from benchmarks.architectures import ModelShape
@@ -117,7 +117,7 @@ class CostModel:
         flops = step.num_sequences * self._body_flops(teacher, step.teacher_length)
         passes = step.num_micro_batches * math.ceil(step.micro_batch / step.teacher_batch)
         activations = step.num_sequences * step.teacher_length * self._activation_bytes(teacher, False)
-        link = passes * self._gathered(teacher) if step.teacher == "sharded" else 0.0
+        link = passes * step.compute_bytes * self._shared_of_teacher() * _others(step.shard_size)
         return self._computed("teacher forward", flops, FORWARD_TRAFFIC * activations, link)
 
     def head_products(self) -> Phase:
@@ -141,15 +141,17 @@ class CostModel:
         return self._computed("loss: objective", 0.0, traffic, bandwidth=self.efficiency.elementwise)
 
     def sync(self) -> Phase:
-        """Rings: FSDP gathers weights twice and scatters gradients once a micro-batch; DDP adds gradients up once."""
-        step = self.step
-        others = (step.num_gpus - 1) / step.num_gpus
-        gradients = others * step.master_bytes * self.student.parameters
-        if step.student == "fsdp":
-            link = step.num_micro_batches * (2 * self._gathered(self.student) + gradients)
-        else:
-            link = 2 * gradients
-        return self._computed("sync (at worst, not hidden)", 0.0, 0.0, link)
+        """Rings: FSDP gathers weights twice and scatters gradients once a micro-batch, and replicas then add up their
+        parts; DDP adds gradients up once.
+        """
+        step, gradients = self.step, self.step.master_bytes * self.student.parameters
+        if step.student == "replicated":
+            return self._exchange(2 * _others(step.num_gpus) * gradients, step.num_gpus)
+        inside = 2 * self._gathered(self.student) + _others(step.shard_size) * gradients
+        shared = self._exchange(step.num_micro_batches * inside, step.shard_size)
+        across = 2 * _others(step.num_replicas) * gradients / step.shard_size
+        added = self._exchange(step.num_micro_batches * across, step.num_gpus)
+        return replace(shared, seconds=shared.seconds + added.seconds, link_bytes=shared.link_bytes + added.link_bytes)
 
     def optimizer(self) -> Phase:
         """AdamW reads weight, gradient and moments and writes all but the gradient; clipping reads and scales it."""
@@ -173,12 +175,13 @@ class CostModel:
         per_shard = student.parameters / self._student_shards
         tokens = step.micro_batch * step.student_length
         generated = step.num_sequences * student.kv_bytes(step.student_length, step.compute_bytes)
-        teacher_shards = step.num_gpus if step.teacher == "sharded" else 1
+        teacher_bytes = step.compute_bytes * (self.teacher.parameters - self._shared_of_teacher())
+        teacher_bytes += step.compute_bytes * self._shared_of_teacher() / step.shard_size
         return [
             MemoryItem("student weights", step.master_bytes * per_shard),
             MemoryItem("gradients", step.master_bytes * per_shard, "training"),
             MemoryItem("AdamW moments", step.optimizer_bytes * per_shard),
-            MemoryItem("teacher weights", step.compute_bytes * self.teacher.parameters / teacher_shards),
+            MemoryItem("teacher weights", teacher_bytes),
             MemoryItem("engine weights", step.compute_bytes * student.parameters),
             MemoryItem("engine KV cache", generated, "generating"),
             MemoryItem("student weights for products", self._compute_weight_bytes(), "training"),
@@ -214,17 +217,36 @@ class CostModel:
 
     @property
     def _student_shards(self) -> int:
-        return self.step.num_gpus if self.step.student == "fsdp" else 1
+        return self.step.shard_size if self.step.student == "fsdp" else 1
+
+    def _shared_of_teacher(self) -> float:
+        """Parameters that GPUs share: the layers'; embeddings and head stay whole."""
+        layers = self.teacher.num_layers * self.teacher.layer_parameters
+        return layers if self.step.teacher == "sharded" else 0
+
+    def _exchange(self, link: float, num_gpus: int) -> Phase:
+        return self._computed("sync (at worst, not hidden)", 0.0, 0.0, link, num_gpus=num_gpus)
 
     def _computed(
-        self, name: str, flops: float, traffic: float, link: float = 0.0, bandwidth: float | None = None
+        self,
+        name: str,
+        flops: float,
+        traffic: float,
+        link: float = 0.0,
+        bandwidth: float | None = None,
+        num_gpus: int | None = None,
     ) -> Phase:
-        """Kernels run one after another: products, then passes over memory. Links work at the same time."""
+        """Kernels run one after another: products, then passes over memory. Links work at the same time.
+
+        num_gpus: that exchange something; those that share a copy unless given.
+        """
         hardware, efficiency = self.hardware, self.efficiency
+        inside = (num_gpus or self.step.shard_size) <= hardware.gpus_per_node
+        link_bandwidth = hardware.link_bandwidth if inside else hardware.network_bandwidth
         seconds = max(
             flops / (hardware.flops * efficiency.products)
             + traffic / (hardware.memory_bandwidth * (bandwidth or efficiency.elementwise)),
-            link / (hardware.link_bandwidth * efficiency.link),
+            link / (link_bandwidth * efficiency.link),
         )
         return Phase(name, flops, traffic, seconds, link)
 
@@ -240,10 +262,12 @@ class CostModel:
         return step.num_sequences * step.student_length * self._activation_bytes(self.student, False)
 
     def _compute_weight_bytes(self) -> float:
-        """FSDP gathers the head and two layers at a time (one runs, one comes); autocast keeps a copy of everything."""
+        """FSDP gathers what is outside the layers, and two layers at a time (one runs, one comes); autocast keeps a
+        copy of everything.
+        """
         step, student = self.step, self.student
         if step.student == "fsdp":
-            return step.compute_bytes * (student.head_parameters + 2 * student.layer_parameters)
+            return step.compute_bytes * (student.parameters - (student.num_layers - 2) * student.layer_parameters)
         return step.compute_bytes * student.parameters if step.compute_bytes != step.master_bytes else 0.0
 
     def _one_layer_bytes(self) -> float:
@@ -255,7 +279,12 @@ class CostModel:
 
     def _gathered(self, model: ModelShape) -> float:
         """Bytes that one GPU receives when all weights are gathered."""
-        return self.step.compute_bytes * model.parameters * (self.step.num_gpus - 1) / self.step.num_gpus
+        return self.step.compute_bytes * model.parameters * _others(self.step.shard_size)
 
     def _logits(self, student_rows: float, teacher_rows: float) -> float:
         return student_rows * self.student.vocab + teacher_rows * self.teacher.vocab
+
+
+def _others(num_gpus: int) -> float:
+    """What a GPU of a ring lacks: all but its own share."""
+    return (num_gpus - 1) / num_gpus

@@ -11,6 +11,7 @@ from typing_extensions import override
 from simct_pl.errors import ExportError
 from simct_pl.export import check_output, export_model
 from simct_pl.module import DistillModule
+from simct_pl.parallel import full_state_dict
 from simct_pl.types import PromptBatch
 
 
@@ -45,8 +46,9 @@ class HFExport(L.Callback):
         self._export(trainer, pl_module, self.output)
 
     def _export(self, trainer: L.Trainer, pl_module: L.LightningModule, output: Path) -> None:
+        assert isinstance(pl_module, DistillModule)
+        weights = full_state_dict(pl_module.student, keep=trainer.is_global_zero)  # ranks gather together
         if not trainer.is_global_zero:
             return
-        assert isinstance(pl_module, DistillModule)
-        folder = export_model(pl_module.student, pl_module.pair.student.hf, output, pl_module.student_path)
+        folder = export_model(pl_module.student, pl_module.pair.student.hf, output, pl_module.student_path, weights)
         rank_zero_info(f"Exported the student to {folder}")

@@ -77,6 +77,11 @@ class RolloutCallback(RolloutProvider):
         batch.rollouts = self._generate(module, batch, self.sampling, self.num_samples, trainer.global_step)
 
     @override
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Here, because a sharded student takes all ranks, and one of them may have no held-out prompts.
+        self._refresh(_distill_module(pl_module), trainer.global_step)
+
+    @override
     def on_validation_batch_start(
         self,
         trainer: L.Trainer,
@@ -85,9 +90,7 @@ class RolloutCallback(RolloutProvider):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        module = _distill_module(pl_module)
-        self._refresh(module, trainer.global_step)
-        batch.rollouts = self._generate(module, batch, self.val_sampling, 1, step=-1)
+        batch.rollouts = self._generate(_distill_module(pl_module), batch, self.val_sampling, 1, step=-1)
 
     def _refresh(self, module: DistillModule, step: int) -> None:
         if self.engine.policy_version != step:

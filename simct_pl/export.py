@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from simct_pl.errors import ExportError
@@ -34,6 +35,7 @@ def export_model(
     tokenizer: PreTrainedTokenizerBase,
     output: str | Path,
     tokenizer_source: str | Path | None = None,
+    state_dict: dict[str, Tensor] | None = None,
 ) -> Path:
     """Write a model folder atomically, replacing one that is there.
 
@@ -41,10 +43,11 @@ def export_model(
         model: saved as safetensors with its config and generation config.
         tokenizer: saved next to it, unless tokenizer_source is a folder with tokenizer.json, whose files are copied
             unchanged.
+        state_dict: whole weights to write instead of the model's own, which may be sharded.
     """
 
     def write(folder: Path) -> None:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=state_dict)
         source = Path(tokenizer_source) if tokenizer_source is not None else None
         if source is not None and (source / "tokenizer.json").is_file():
             for name in TOKENIZER_FILES:

@@ -10,7 +10,7 @@ cut. While the models run, a thread re-tokenises and aligns the micro-batches to
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from functools import cached_property
@@ -19,34 +19,32 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from transformers import PreTrainedModel
 from typing_extensions import override
 
 from simct_pl.alignment.base import Aligner
-from simct_pl.errors import RecipeError, RolloutError
-from simct_pl.evaluation.bits import reference_bits
+from simct_pl.checks import NO_ROLLOUTS, check_trainer
+from simct_pl.errors import RolloutError
+from simct_pl.evaluation.bits import pack_references
 from simct_pl.evaluation.grader import Grader
 from simct_pl.evaluation.metrics import HeldOutMetrics, HeldOutResult
 from simct_pl.losses.base import Objective
 from simct_pl.models import DtypeName, check_model_path, context_length, load_causal_lm, load_config
 from simct_pl.optim import GuardedStep, OptimizerConfig
+from simct_pl.parallel import Sharding, free_gathered
 from simct_pl.phases import PhaseTimer
-from simct_pl.ranks import exchange_gradients, over_ranks
-from simct_pl.rollout.engine import RolloutProvider
+from simct_pl.ranks import exchange_gradients, in_step, over_ranks
 from simct_pl.run_info import RunInfo
 from simct_pl.scoring.aligned import AlignedBatch
-from simct_pl.scoring.chunks import chunked_loss
-from simct_pl.scoring.heads import LMHead, response_states, verify_head
+from simct_pl.scoring.heads import verify_head
 from simct_pl.scoring.microbatch import pack_by_length, unpack
 from simct_pl.scoring.stats import UnitStats
+from simct_pl.scoring.student import StudentWithLoss
 from simct_pl.scoring.tables import PairTables
-from simct_pl.scoring.teacher import FrozenTeacher
+from simct_pl.scoring.teacher import FrozenTeacher, ShardedTeacher
 from simct_pl.tokenization.pair import TokenizerPair
-from simct_pl.types import PromptBatch, Rollout, StepRecord
-
-NO_ROLLOUTS = (
-    "Nobody generates rollouts. Add callbacks.RolloutCallback to trainer.callbacks; in an overlay, "
-    "`trainer.callbacks:` REPLACES the list: write `trainer.callbacks+:` to append to it."
-)
+from simct_pl.types import Prompt, PromptBatch, Rollout, StepRecord
 
 
 class DistillModule(L.LightningModule):
@@ -65,6 +63,7 @@ class DistillModule(L.LightningModule):
         student_dtype, teacher_dtype: of the weights (autocast is the trainer's `precision`).
         gradient_checkpointing: recompute the student's layers in backward.
         trust_remote_code: "student", "teacher" entries allow that model's own Python code to run; nobody's by default.
+        sharding: how ranks share the student's weights, gradients and moments (FSDP2); null: each has them all.
     """
 
     def __init__(
@@ -82,6 +81,7 @@ class DistillModule(L.LightningModule):
         teacher_dtype: DtypeName = "bfloat16",
         gradient_checkpointing: bool = False,
         trust_remote_code: tuple[str, ...] = (),
+        sharding: Sharding | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -94,7 +94,10 @@ class DistillModule(L.LightningModule):
         self.teacher_dtype: DtypeName = teacher_dtype
         self.gradient_checkpointing = gradient_checkpointing
         self.trust_remote_code = trust_remote_code
+        self.sharding = sharding
         self.held_out = HeldOutMetrics()
+        self._held_out_parts: list[tuple[list[Rollout], AlignedBatch]] = []
+        self._references: list[Prompt] = []
         self.teacher: FrozenTeacher | None = None
         self.guarded_step = GuardedStep(optimizer.max_grad_norm)
         self.phases = PhaseTimer()
@@ -119,12 +122,7 @@ class DistillModule(L.LightningModule):
 
     @override
     def setup(self, stage: str) -> None:
-        if not any(isinstance(callback, RolloutProvider) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
-            raise RolloutError(NO_ROLLOUTS)
-        if str(self.trainer.precision).startswith("16"):
-            raise RecipeError(
-                f"trainer.precision is {self.trainer.precision!r}; use bf16-mixed or 32: losses are not scaled."
-            )
+        check_trainer(self.trainer, self.sharding)
         self.check_models()
 
     def check_models(self) -> None:
@@ -147,10 +145,28 @@ class DistillModule(L.LightningModule):
         verify_head(student)
         if self.gradient_checkpointing:
             student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self.student = student.train()
-        self.teacher = FrozenTeacher(
-            self.teacher_path, self.teacher_dtype, self.teacher_batch_tokens, "teacher" in self.trust_remote_code
-        )
+        self.teacher = self._load_teacher()
+        self.graded = StudentWithLoss(student.train(), self.teacher, self.objective, self.chunk_tokens, self.phases)
+        if self.sharding is not None:
+            self.sharding.shard_student(self.graded, student, self._mesh)
+
+    def _load_teacher(self) -> FrozenTeacher:
+        trust = "teacher" in self.trust_remote_code
+        arguments = self.teacher_path, self.teacher_dtype, self.teacher_batch_tokens, trust
+        if self.sharding is not None and self.sharding.shard_teacher:
+            return ShardedTeacher(self._mesh, *arguments)
+        return FrozenTeacher(*arguments)
+
+    @cached_property
+    def _mesh(self) -> DeviceMesh:
+        """The ranks among which a model is shared."""
+        assert self.sharding is not None
+        assert self.device_mesh is not None
+        return self.sharding.mesh(self.device_mesh["data_parallel"])
+
+    @property
+    def student(self) -> PreTrainedModel:
+        return self.graded.student
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -170,20 +186,20 @@ class DistillModule(L.LightningModule):
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         rollouts = self._require_rollouts(batch)
         num_global_tokens = int(over_ranks(self, sum(len(rollout.response_ids) for rollout in rollouts)).sum())
-        groups, weights = self._micro_batches(rollouts)
+        groups = in_step(self, self._pack(rollouts), idle=[])
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         graded: list[tuple[AlignedBatch, UnitStats]] = []
         with closing(self._losses(rollouts, groups)) as losses:
-            for weight, (loss, stats, aligned) in zip(weights, losses, strict=True):
+            # DDP and FSDP average gradients over ranks; the loss is a sum over the global batch.
+            scale = self.trainer.world_size / num_global_tokens
+            for loss, stats, aligned in losses:
                 graded.append((aligned, stats))
-                # DDP and FSDP average gradients over ranks; the loss is a sum over the global batch.
-                scale = weight * self.trainer.world_size / num_global_tokens
                 with (
                     self.phases("student_backward"),
                     exchange_gradients(self.trainer, now=len(graded) == len(groups)),
                 ):
                     self.manual_backward(loss * scale)
-                loss_sum += weight * loss.detach()
+                loss_sum += loss.detach()
         with self.phases("optimizer"):
             metrics = self.guarded_step(self.student.parameters(), self.optimizers(), self.lr_schedulers())  # type: ignore[arg-type]
         batch.record = StepRecord(
@@ -197,44 +213,19 @@ class DistillModule(L.LightningModule):
         self.log("loss/train", loss_mean, prog_bar=True, batch_size=len(batch))
         self.log_dict(metrics, batch_size=1)
 
-    def align(self, rollouts: list[Rollout]) -> AlignedBatch:
+    def align(self, rollouts: Sequence[Rollout]) -> AlignedBatch:
         """The units of each response, and what the teacher reads."""
         return AlignedBatch.of(rollouts, self.pair, self.aligner, with_prefixes=self.objective.uses_prefixes)
 
     def loss_sum(
-        self, rollouts: list[Rollout], aligned: AlignedBatch | Future[AlignedBatch]
+        self, rollouts: Sequence[Rollout], aligned: AlignedBatch | Future[AlignedBatch]
     ) -> tuple[Tensor, UnitStats]:
-        """Loss summed over all units of a micro-batch, and their statistics.
-
-        aligned: what `align` makes of these rollouts, or will have made when the student has read them.
-        """
-        assert self.teacher is not None
-        with self.phases("student_forward"):
-            student = response_states(
-                self.student, [r.prompt_ids for r in rollouts], [r.response_ids for r in rollouts]
-            )
-        with self.phases("alignment"):
-            aligned = aligned.result() if isinstance(aligned, Future) else aligned
-        with self.phases("teacher"):
-            teacher = self.teacher.to(self.device).states(aligned.teacher_prompt_ids, aligned.teacher_response_ids)
-        with self.phases("loss"):
-            loss, stats = chunked_loss(
-                student.hidden_NH,
-                teacher.hidden_NH,
-                aligned.rows,
-                student_head=LMHead.of(self.student),
-                teacher_head=self.teacher.head,
-                objective=self.objective,
-                tables=self.tables,
-                chunk_tokens=self.chunk_tokens,
-            )
-        self.phases.count_worker(aligned.seconds)
-        self.phases.count_forward("student", student.num_tokens, student.num_positions)
-        self.phases.count_forward("teacher", teacher.num_tokens, teacher.num_positions)
+        """Loss summed over all units of a micro-batch, and their statistics: see StudentWithLoss."""
+        loss, stats = self.graded(rollouts, aligned, self.tables)
         return loss, stats
 
     def _losses(
-        self, rollouts: list[Rollout], groups: list[list[int]]
+        self, rollouts: list[Rollout], groups: Sequence[Sequence[int]]
     ) -> Generator[tuple[Tensor, UnitStats, AlignedBatch]]:
         """Loss sum of each group, in order. A thread aligns them ahead, while the models run."""
         worker = ThreadPoolExecutor(1, thread_name_prefix="alignment")
@@ -250,15 +241,6 @@ class DistillModule(L.LightningModule):
             raise RolloutError(NO_ROLLOUTS)
         return batch.rollouts
 
-    def _micro_batches(self, rollouts: list[Rollout]) -> tuple[list[list[int]], list[float]]:
-        """Indices and weight of each micro-batch; the same number on every rank, or collectives would hang.
-
-        A rank with fewer of them repeats its shortest response with weight zero.
-        """
-        groups = self._pack(rollouts)
-        num_more = int(over_ranks(self, len(groups)).max()) - len(groups)
-        return groups + [groups[-1][-1:]] * num_more, [1.0] * len(groups) + [0.0] * num_more
-
     def _pack(self, rollouts: list[Rollout]) -> list[list[int]]:
         return pack_by_length([len(r.prompt_ids) + len(r.response_ids) for r in rollouts], self.micro_batch_tokens)
 
@@ -266,25 +248,25 @@ class DistillModule(L.LightningModule):
 
     @override
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        """Grade the responses. What takes the models waits for the epoch's end: ranks may have unequal shares, or none,
+        and only then know how many forwards the others need.
+        """
         rollouts = self._require_rollouts(batch)
-        groups, aligned = self._pack(rollouts), []
-        with closing(self._losses(rollouts, groups)) as losses:
-            for members, (loss, _, part) in zip(groups, losses, strict=True):
-                self.held_out.update_loss(loss.item(), sum(len(rollouts[i].response_ids) for i in members))
-                aligned.append(part.alignments)
-        alignments = unpack(groups, aligned)
+        groups = self._pack(rollouts)
+        parts = [[rollouts[i] for i in members] for members in groups]
+        aligned = [self.align(part) for part in parts]
+        self._held_out_parts += zip(parts, aligned, strict=True)
+        self._references += [prompt for prompt in batch.prompts if prompt.response]
+        alignments = unpack(groups, [part.alignments for part in aligned])
         for rollout, alignment in zip(rollouts, alignments, strict=True):
             self.held_out.update_response(rollout, alignment, self.grader)
-        references = [prompt for prompt in batch.prompts if prompt.response]
-        if references:
-            bits = reference_bits(
-                self.student, self.pair.student, references, self.micro_batch_tokens, self.chunk_tokens
-            )
-            self.held_out.update_bits(bits, sum(len((prompt.response or "").encode()) for prompt in references))
         batch.record = StepRecord(rollouts, alignments, [], 0.0, 0)
 
     @override
     def on_validation_epoch_end(self) -> None:
+        with self.trainer.precision_plugin.val_step_context():
+            self._score_held_out()
+        self.held_out.use(over_ranks(self, self.held_out.in_use).any(0).tolist())
         metrics = self.held_out.compute()
         # "step" is what Lightning hands to the logger; left to itself it would count one step too few here.
         self.log_dict({**metrics, "step": float(self.global_step)})
@@ -292,3 +274,16 @@ class DistillModule(L.LightningModule):
             numbers = {name: float(value) for name, value in metrics.items()}
             self.history.append(HeldOutResult(self.global_step, numbers, self.held_out.samples))
         self.held_out.reset()
+
+    def _score_held_out(self) -> None:
+        """Loss of the responses and bits of the references that this rank has kept."""
+        for rollouts, aligned in in_step(self, self._held_out_parts, idle=([], self.align([]))):
+            loss, _ = self.loss_sum(rollouts, aligned)
+            if rollouts:
+                self.held_out.update_loss(loss.item(), sum(len(rollout.response_ids) for rollout in rollouts))
+        groups = pack_references(self.pair.student, self._references, self.micro_batch_tokens)
+        bits = sum(self.graded.bits(group) for group in in_step(self, groups, idle=[]))
+        if self._references:
+            self.held_out.update_bits(bits, sum(len((prompt.response or "").encode()) for prompt in self._references))
+        free_gathered(self.graded)
+        self._held_out_parts, self._references = [], []

@@ -13,6 +13,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from simct_pl.errors import CollapseError, RecipeError
+from simct_pl.parallel import full_tensor
 
 MAX_SKIPPED_IN_A_ROW = 10
 
@@ -89,7 +90,7 @@ class GuardedStep:
             CollapseError: after MAX_SKIPPED_IN_A_ROW steps in a row that were not taken.
         """
         lr = optimizer.param_groups[0]["lr"]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        norm = full_tensor(torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm))  # the same on every rank
         if bool(torch.isfinite(norm)):
             optimizer.step()
             scheduler.step()

@@ -18,8 +18,8 @@ from simct_pl.types import Prompt, Rollout
 ASSETS = Path(__file__).resolve().parent.parent / "simct_pl/assets/quickstart"
 
 
-def distill_module(**overrides: Any) -> DistillModule:
-    """The quickstart's module, with its weights loaded."""
+def unloaded_module(kind: type[DistillModule] = DistillModule, **overrides: Any) -> DistillModule:
+    """The quickstart's module, before its weights load."""
     arguments: dict[str, Any] = {
         "student": str(ASSETS / "student"),
         "teacher": str(ASSETS / "teacher"),
@@ -28,7 +28,12 @@ def distill_module(**overrides: Any) -> DistillModule:
         "optimizer": OptimizerConfig(lr=1e-4),
         "teacher_dtype": "float32",
     }
-    module = DistillModule(**{**arguments, **overrides})
+    return kind(**{**arguments, **overrides})
+
+
+def distill_module(**overrides: Any) -> DistillModule:
+    """The quickstart's module, with its weights loaded."""
+    module = unloaded_module(**overrides)
     module.configure_model()
     return module
 

@@ -66,6 +66,17 @@ class HeldOutMetrics(nn.Module):
     def update_bits(self, bits: float, num_bytes: int) -> None:
         self._mean("bits_per_byte").update(bits / num_bytes, weight=num_bytes)
 
+    @property
+    def in_use(self) -> list[bool]:
+        """Which metrics were updated, in the order of `means`."""
+        return [self._mean(name).update_called for name in self.means]
+
+    def use(self, wanted: list[bool]) -> None:
+        """Report what another rank has updated: to compute a mean is collective."""
+        for name, is_wanted in zip(self.means, wanted, strict=True):
+            if is_wanted:
+                self._mean(name).update(0.0, weight=0.0)
+
     def compute(self) -> dict[str, Tensor]:
         return {f"eval/{name}": self._mean(name).compute() for name in self.means if self._mean(name).update_called}
 

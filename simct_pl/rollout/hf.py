@@ -1,11 +1,12 @@
 """Rollouts by transformers' own `generate`, on the student itself: nothing to synchronise, works everywhere, slow for
-long responses.
+long responses. A sharded student cannot generate on each rank by itself: each rank then has a whole copy for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from transformers import (
 )
 
 from simct_pl.errors import RolloutError
+from simct_pl.parallel import full_parameters, is_sharded
 from simct_pl.rollout.engine import Generation, RolloutEngine, SamplingParams
 
 NUCLEUS_CANDIDATES = 1024
@@ -37,7 +39,11 @@ class HFEngine(RolloutEngine):
         self._model: PreTrainedModel | None = None
 
     def refresh(self, model: PreTrainedModel, policy_version: int) -> None:
-        self._model = model
+        """Collective when the model is sharded."""
+        if is_sharded(model):
+            self._model = _copied(model, self._model)
+        else:
+            self._model = model
         self.policy_version = policy_version
 
     @torch.no_grad()
@@ -56,6 +62,23 @@ class HFEngine(RolloutEngine):
                 )
                 generations.update(zip(batch, found, strict=True))
         return [generations[i] for i in range(len(prompts_ids))]
+
+
+@torch.no_grad()
+def _copied(model: PreTrainedModel, copy: PreTrainedModel | None) -> PreTrainedModel:
+    """A whole, frozen model with the weights of a sharded one; the copy of an earlier call is written over."""
+    for name, weight in full_parameters(model):
+        copy = copy or _same_shape(model, weight.device)
+        copy.get_parameter(name).copy_(weight)
+    assert copy is not None
+    for name, buffer in model.named_buffers():
+        copy.get_buffer(name).copy_(buffer)
+    return copy
+
+
+def _same_shape(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    with device, torch.random.fork_rng():
+        return type(model)._from_config(deepcopy(model.config), dtype=model.dtype).requires_grad_(False)
 
 
 def _generate_batch(

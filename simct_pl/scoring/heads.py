@@ -103,14 +103,15 @@ def response_states(
 ) -> ResponseStates:
     """Run the body over prompt + response, right-padded, and keep the states that predict response tokens.
 
-    Row offsets[b] + i predicts token i of response b: no state of a prompt-only or padded position is kept. Attention
-    is causal and padding is on the right, so no kept state sees padding, and no attention mask is needed: without one,
+    Row offsets[b] + i predicts token i of response b: no state of a prompt-only or padded position is kept. Without any
+    response, one token is read and none kept: ranks that share a model run the same number of forwards. Attention is
+    causal and padding is on the right, so no kept state sees padding, and no attention mask is needed: without one,
     kernels that know no mask but the causal one can run, and nothing of [sequences x length x length] is made.
     """
     sequences = [torch.tensor([*p, *r]) for p, r in zip(prompt_ids, response_ids, strict=True)]
-    ids_BS = pad_sequence(sequences, batch_first=True)
-    lengths_B1 = torch.tensor([len(sequence) for sequence in sequences])[:, None]
-    responses_B1 = torch.tensor([len(response) for response in response_ids])[:, None]
+    ids_BS = pad_sequence(sequences, batch_first=True) if sequences else torch.zeros(1, 1, dtype=torch.int64)
+    lengths_B1 = torch.tensor([len(sequence) for sequence in sequences], dtype=torch.int64)[:, None]
+    responses_B1 = torch.tensor([len(response) for response in response_ids], dtype=torch.int64)[:, None]
     position_S = torch.arange(ids_BS.shape[1])
     predicts_BS = (position_S >= lengths_B1 - responses_B1 - 1) & (position_S < lengths_B1 - 1)
     row_N = predicts_BS.flatten().nonzero().squeeze(1)

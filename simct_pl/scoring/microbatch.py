@@ -38,9 +38,6 @@ def pack_by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
 
 
 def unpack(groups: Sequence[Sequence[int]], parts: Iterable[Sequence[Item]]) -> list[Item]:
-    """The inverse: what was made of each group, in the order of the sequences.
-
-    An index that is in two groups, as on a rank that repeats a response to keep step with the others, counts once.
-    """
+    """The inverse: what was made of each group, in the order of the sequences."""
     items = dict(zip(chain.from_iterable(groups), chain.from_iterable(parts), strict=True))
     return [items[i] for i in range(len(items))]

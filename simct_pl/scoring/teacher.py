@@ -9,8 +9,11 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from typing_extensions import override
 
 from simct_pl.models import DtypeName, load_causal_lm
+from simct_pl.parallel import shard_teacher
 from simct_pl.scoring.heads import LMHead, ResponseStates, response_states, verify_head
 from simct_pl.scoring.microbatch import pack_by_length
 
@@ -47,12 +50,35 @@ class FrozenTeacher:
         rows_by_response: dict[int, Tensor] = {}
         num_positions = 0
         with torch.inference_mode(), torch.autocast(self.model.device.type, enabled=False):
-            for batch in pack_by_length(lengths, self.max_batch_tokens):
+            for batch in self._pack(lengths):
                 found = response_states(self.model, [prompt_ids[i] for i in batch], [response_ids[i] for i in batch])
                 rows = found.hidden_NH.split([len(response_ids[i]) for i in batch])
                 rows_by_response.update(zip(batch, rows, strict=True))
                 num_positions += found.num_positions
         # Outside inference mode, so that it is an ordinary tensor: autograd may save what is made of it.
-        hidden_MH = torch.cat([rows_by_response[i] for i in range(len(lengths))])
+        hidden_MH = torch.cat([rows_by_response[i] for i in range(len(lengths))]) if lengths else self._no_states()
         offsets = list(accumulate(map(len, response_ids), initial=0))[:-1]
         return ResponseStates(hidden_MH, offsets, sum(lengths), num_positions)
+
+    def _pack(self, lengths: list[int]) -> list[list[int]]:
+        """Indices of the responses of each forward."""
+        return pack_by_length(lengths, self.max_batch_tokens)
+
+    def _no_states(self) -> Tensor:
+        head = self.head.projection
+        return head.weight.new_empty(0, head.in_features)
+
+
+class ShardedTeacher(FrozenTeacher):
+    """A teacher whose decoder blocks the ranks share; in `states` they run the same number of forwards."""
+
+    def __init__(self, mesh: DeviceMesh, path: str, dtype: DtypeName, max_batch_tokens: int, trust: bool) -> None:
+        super().__init__(path, dtype, max_batch_tokens, trust)
+        shard_teacher(self.model, mesh)
+
+    @override
+    def _pack(self, lengths: list[int]) -> list[list[int]]:
+        groups = super()._pack(lengths)
+        most = torch.tensor(len(groups), device=self.model.device)
+        torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+        return groups + [[]] * (int(most) - len(groups))

@@ -49,5 +49,5 @@ def test_nearly_equal_lengths_stay_together() -> None:
 
 
 def test_unpacking_restores_the_order() -> None:
-    groups = [[2, 0], [1], [1]]  # the last repeats an index, as a rank does that has nothing left to read
-    assert unpack(groups, [["c", "a"], ["b"], ["b"]]) == ["a", "b", "c"]
+    groups = [[2, 0], [1], []]  # the last is that of a rank that has nothing left to read
+    assert unpack(groups, [["c", "a"], ["b"], []]) == ["a", "b", "c"]

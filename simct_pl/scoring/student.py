@@ -1,0 +1,86 @@
+"""The student with its loss behind it: one module whose forward takes a micro-batch and returns the loss sum.
+
+Body, chunks and the head's weight belong into ONE forward. FSDP2 gathers what is outside the decoder blocks
+(embeddings, head, last norm) before the root's forward and shares its gradients after backward, so that the head, which
+the chunks read as a plain tensor, must be read in here. Without sharding it is a module like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from simct_pl.evaluation.bits import Reference, bits_of
+from simct_pl.losses.base import Objective
+from simct_pl.phases import PhaseTimer
+from simct_pl.scoring.aligned import AlignedBatch
+from simct_pl.scoring.chunks import chunked_loss
+from simct_pl.scoring.heads import LMHead, response_states
+from simct_pl.scoring.stats import UnitStats
+from simct_pl.scoring.tables import PairTables
+from simct_pl.scoring.teacher import FrozenTeacher
+from simct_pl.types import Rollout
+
+
+class StudentWithLoss(nn.Module):
+    """A student and what grades it.
+
+    Every rank must run the same number of forwards when the student is sharded; one without any response reads a single
+    token, grades nothing, and still runs backward through all of the student.
+
+    Args:
+        student: registered; its parameters are all that this module has. teacher: not registered (FrozenTeacher).
+        objective, chunk_tokens: see chunked_loss. phases: timed.
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        teacher: FrozenTeacher,
+        objective: Objective,
+        chunk_tokens: int,
+        phases: PhaseTimer,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.teacher, self.objective = teacher, objective
+        self.chunk_tokens, self.phases = chunk_tokens, phases
+
+    def forward(
+        self, rollouts: Sequence[Rollout], aligned: AlignedBatch | Future[AlignedBatch], tables: PairTables
+    ) -> tuple[Tensor, UnitStats]:
+        """Loss summed over all units of a micro-batch, and their statistics.
+
+        aligned: these rollouts aligned, or what will be when the student has read them.
+        """
+        with self.phases("student_forward"):
+            student = response_states(
+                self.student, [r.prompt_ids for r in rollouts], [r.response_ids for r in rollouts]
+            )
+        with self.phases("alignment"):
+            aligned = aligned.result() if isinstance(aligned, Future) else aligned
+        with self.phases("teacher"):
+            device = student.hidden_NH.device
+            teacher = self.teacher.to(device).states(aligned.teacher_prompt_ids, aligned.teacher_response_ids)
+        with self.phases("loss"):
+            loss, stats = chunked_loss(
+                student.hidden_NH,
+                teacher.hidden_NH,
+                aligned.rows,
+                student_head=LMHead.of(self.student),
+                teacher_head=self.teacher.head,
+                objective=self.objective,
+                tables=tables,
+                chunk_tokens=self.chunk_tokens,
+            )
+        self.phases.count_worker(aligned.seconds)
+        self.phases.count_forward("student", student.num_tokens, student.num_positions)
+        self.phases.count_forward("teacher", teacher.num_tokens, teacher.num_positions)
+        return loss, stats
+
+    def bits(self, references: Sequence[Reference]) -> float:
+        """Sum of -log2 p(response | prompt) of one micro-batch of references; run as a forward when sharded."""
+        return bits_of(self.student, references, self.chunk_tokens)

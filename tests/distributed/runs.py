@@ -1,0 +1,190 @@
+"""Short fits of the tiny pair, on as many ranks as there are processes; what each leaves behind is a file to compare.
+
+python -m torch.distributed.run --standalone --nproc-per-node=2 -m tests.distributed.runs FOLDER UNTIED_STUDENT
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import Strategy
+from torch import Tensor
+from torch.distributed.tensor.debug import CommDebugMode
+from torch.utils.data import DataLoader, IterableDataset
+
+from callbacks import HFExport, PolicyMismatch
+from simct_pl.module import DistillModule
+from simct_pl.parallel import ShardedStrategy, Sharding, full_parameters, full_tensor, is_sharded
+from simct_pl.ranks import over_ranks
+from simct_pl.rollout.hf import HFEngine
+from simct_pl.scoring.aligned import AlignedBatch
+from simct_pl.scoring.units import build_unit_rows
+from simct_pl.tasks.arithmetic import TotalGrader
+from simct_pl.tasks.datamodule import ArithmeticDataModule
+from simct_pl.types import PromptBatch, Rollout
+from tests.tiny import trainer, unloaded_module
+
+GLOBAL_BATCH, NUM_STEPS, SAVED_STEP = 12, 5, 3
+SHARDED = Sharding()
+RAGGED = {"micro_batch_tokens": 80}  # so few that ranks get several micro-batches, and not the same number
+
+
+@dataclass
+class Trace:
+    """What a fit did: a number a step, whole gradients of the first step as the optimizer saw them, whole weights at
+    the end, held-out metrics, and the number of micro-batches of each rank, [steps][ranks].
+    """
+
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    held_out: dict[str, float] = field(default_factory=dict)
+    num_groups: list[list[float]] = field(default_factory=list)
+
+
+class Recorder(L.Callback):
+    """Fills a trace, and saves a checkpoint at the end of the first epoch when given a path."""
+
+    def __init__(self, checkpoint: Path | None) -> None:
+        self.trace, self.checkpoint = Trace(), checkpoint
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
+        if not self.trace.gradients:
+            grads = {name: p.grad for name, p in pl_module.student.named_parameters()}
+            self.trace.gradients = {name: full_tensor(g).clone() for name, g in grads.items() if g is not None}
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: PromptBatch, batch_idx: int
+    ) -> None:
+        assert float(trainer.callback_metrics["policy/lag"]) == 0
+        self.trace.losses.append(float(trainer.callback_metrics["loss/train"]))
+        self.trace.norms.append(float(trainer.callback_metrics["optim/grad_norm"]))
+        assert batch.rollouts is not None
+        self.trace.num_groups.append(over_ranks(pl_module, len(pl_module._pack(batch.rollouts))).tolist())
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.checkpoint is not None and trainer.global_step == SAVED_STEP:
+            trainer.save_checkpoint(self.checkpoint)
+
+
+class OneRankHasAll(IterableDataset[PromptBatch]):
+    """Held-out batches that lie on the first rank; the others have none."""
+
+    def __init__(self, batches: list[PromptBatch], rank: int) -> None:
+        self.batches = batches if rank == 0 else []
+
+    def __iter__(self) -> Iterator[PromptBatch]:
+        return iter(self.batches)
+
+
+class Data(ArithmeticDataModule):
+    """Three steps an epoch, and held-out prompts that one rank has to itself."""
+
+    def val_dataloader(self) -> DataLoader[PromptBatch]:
+        prompts = self.held_out_prompts()
+        batches = [PromptBatch(prompts[:3]), PromptBatch(prompts[3:])]
+        rank = self.trainer.global_rank if self.trainer else 0
+        return DataLoader(OneRankHasAll(batches, rank), batch_size=None)
+
+
+class HalfDeaf(DistillModule):
+    """Grades nothing of the prompts with an odd index: of two ranks, the second has nothing that aligns."""
+
+    def align(self, rollouts: Sequence[Rollout]) -> AlignedBatch:
+        aligned = super().align(rollouts)
+        alignments = [
+            replace(alignment, supervised_U=alignment.supervised_U & (rollout.prompt.index % 2 == 0))
+            for rollout, alignment in zip(rollouts, aligned.alignments, strict=True)
+        ]
+        return replace(aligned, alignments=alignments, rows=build_unit_rows(alignments, self.pair.shared_vocab))
+
+
+def fit(
+    folder: Path,
+    name: str,
+    module: DistillModule,
+    *,
+    strategy: Strategy | str = "auto",
+    num_ranks: int = 1,
+    resume: Path | None = None,
+    export: bool = False,
+) -> Trace:
+    """Fit; the first rank leaves `<name>.pt`, and unless it resumes a checkpoint `<name>.ckpt` of the first epoch."""
+    recorder = Recorder(None if resume else folder / f"{name}.ckpt")
+    exports = [HFExport(str(folder / f"{name}-export"))] if export else []
+    run = trainer(
+        folder, PolicyMismatch(), recorder, *exports, max_steps=NUM_STEPS, strategy=strategy, devices=num_ranks
+    )
+    data = Data(batch_size=GLOBAL_BATCH // num_ranks, num_train_batches=SAVED_STEP, num_val_prompts=5)
+    run.fit(module, datamodule=data, ckpt_path=resume, weights_only=False)
+    trace = recorder.trace
+    trace.weights = {name: weight.clone() for name, weight in full_parameters(module.student)}
+    trace.held_out = module.history[0].metrics if module.history else {}
+    if run.is_global_zero:
+        torch.save(vars(trace), folder / f"{name}.pt")
+    return trace
+
+
+def sharded(**overrides: Any) -> DistillModule:
+    return unloaded_module(**{"sharding": SHARDED, "grader": TotalGrader(), **overrides})
+
+
+def check_gathers(module: DistillModule) -> None:
+    """The root gathers once a micro-batch and each of the two blocks once a pass; gradients are shared out once."""
+    with CommDebugMode() as communication:
+        loss, _ = module.loss_sum([], module.align([]))
+        loss.backward()
+    counts = {str(op): count for op, count in communication.get_comm_counts().items()}
+    gathers, scatters = (sum(n for op, n in counts.items() if word in op) for word in ("gather", "scatter"))
+    assert (gathers, scatters) == (1 + 2 * 2, 1 + 2), counts
+
+
+def check_refresh(module: DistillModule) -> None:
+    """After a refresh every rank's engine has the student's very values, tied heads too."""
+    assert is_sharded(module.student)
+    engine = HFEngine()
+    for version in (1, 2):
+        with torch.no_grad():
+            for parameter in module.student.parameters():
+                parameter.add_(0.125)
+        engine.refresh(module.student, version)
+        assert engine.policy_version == version
+        assert engine._model is not None
+        assert not is_sharded(engine._model)
+        own = dict(engine._model.named_parameters())
+        for name, weight in full_parameters(module.student):
+            assert torch.equal(own.pop(name), weight), name
+        assert not own
+        assert engine._model.get_output_embeddings().weight is engine._model.get_input_embeddings().weight
+
+
+def main(folder: Path, untied: str) -> None:
+    """All fits on two ranks."""
+    strategy, two = ShardedStrategy, {"num_ranks": 2}
+    fit(folder, "ddp", unloaded_module(grader=TotalGrader(), **RAGGED), strategy="ddp", **two)
+    module = sharded(**RAGGED)
+    fit(folder, "fsdp2", module, strategy=strategy(), export=True, **two)
+    check_gathers(module)
+    check_refresh(module)
+    fit(folder, "resumed on 2", sharded(**RAGGED), strategy=strategy(), resume=folder / "fsdp2.ckpt", **two)
+    everything = Sharding(reshard_after_forward=False, cpu_offload=True, shard_teacher=True)
+    module = sharded(sharding=everything, gradient_checkpointing=True, teacher_batch_tokens=60, **RAGGED)
+    fit(folder, "everything", module, strategy=strategy(), **two)
+    fit(folder, "hsdp", sharded(student=untied, sharding=Sharding(replicate=2)), strategy=strategy(), **two)
+    fit(folder, "half deaf", sharded(kind=HalfDeaf, **RAGGED), strategy=strategy(), **two)
+    half = Sharding(param_dtype="bfloat16")
+    fit(folder, "bfloat16", sharded(sharding=half), strategy=strategy(), **two)
+
+
+if __name__ == "__main__":
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -1,0 +1,150 @@
+"""Students that ranks share (FSDP2), on two gloo processes: every fit of tests/distributed/runs.py against one process
+with the same global batch, to fp32 rounding.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from simct_pl.lightning_cli import PACKAGE
+from simct_pl.tasks.arithmetic import TotalGrader
+from tests.distributed.runs import RAGGED, SAVED_STEP, HalfDeaf, Trace, fit
+from tests.tiny import ASSETS, unloaded_module
+
+pytestmark = pytest.mark.slow
+EXACT = ("ddp", "fsdp2", "everything", "hsdp", "half deaf")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sharded")
+
+
+@pytest.fixture(scope="module")
+def untied(folder: Path) -> str:
+    """The quickstart's student with a head of its own."""
+    path = folder / "untied"
+    shutil.copytree(ASSETS / "student", path)
+    model = AutoModelForCausalLM.from_pretrained(path)
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+    model.save_pretrained(path)
+    assert "lm_head.weight" in load_file(path / "model.safetensors")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def two_ranks(folder: Path, untied: str) -> Path:
+    """The folder, after all fits on two ranks."""
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), "OMP_NUM_THREADS": "1"}
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tests.distributed.runs"]
+    command = [sys.executable, *launch, str(folder), untied]
+    done = subprocess.run(command, cwd=PACKAGE.parent, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-6000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one_rank(folder: Path, untied: str) -> Callable[[str], Trace]:
+    """The fit of a name in this process, unsharded."""
+
+    @cache
+    def trace(name: str) -> Trace:
+        overrides: dict[str, Any] = {"hsdp": {"student": untied}, "half deaf": {"kind": HalfDeaf}}.get(name, {})
+        module = unloaded_module(grader=TotalGrader(), **overrides)
+        return fit(folder, f"one {name}", module, export=name == "plain")
+
+    return lambda name: trace(name if name in ("hsdp", "half deaf") else "plain")
+
+
+def read(folder: Path, name: str) -> Trace:
+    return Trace(**torch.load(folder / f"{name}.pt"))
+
+
+def distance(found: dict[str, Tensor], expected: dict[str, Tensor], scale: dict[str, Tensor]) -> float:
+    """The largest difference of any tensor, as a share of its scale."""
+    assert found.keys() == expected.keys()
+    return max(float((found[name] - expected[name]).norm() / scale[name].norm()) for name in expected)
+
+
+def moved(trace: Trace, student: Path) -> dict[str, Tensor]:
+    """How far training took each weight."""
+    before = load_file(student / "model.safetensors")
+    return {name: weight - before[name] for name, weight in trace.weights.items()}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_two_ranks_train_as_one(name: str, two_ranks: Path, one_rank: Callable[[str], Trace], untied: str) -> None:
+    found, expected = read(two_ranks, name), one_rank(name)
+    assert found.losses == pytest.approx(expected.losses, rel=1e-4)
+    assert found.norms == pytest.approx(expected.norms, rel=1e-4)
+    assert distance(found.gradients, expected.gradients, expected.gradients) < 1e-4
+    # The first steps of Adam are lr * sign(g): rounding of a gradient near zero may turn one over.
+    student = Path(untied) if name == "hsdp" else ASSETS / "student"
+    assert distance(found.weights, expected.weights, moved(expected, student)) < 1e-3
+    if name != "hsdp":
+        assert any(one != other for one, other in found.num_groups)  # ranks had unequal numbers of micro-batches
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_held_out_metrics_when_one_rank_has_all_prompts(
+    name: str, two_ranks: Path, one_rank: Callable[[str], Trace]
+) -> None:
+    found, expected = read(two_ranks, name).held_out, one_rank(name).held_out
+    assert found.keys() == expected.keys() >= {"eval/loss", "eval/bits_per_byte", "eval/accuracy"}
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_rank_on_which_nothing_aligns_changes_the_loss(one_rank: Callable[[str], Trace]) -> None:
+    """So that "half deaf" above is a case of its own."""
+    assert one_rank("half deaf").losses[0] < 0.9 * one_rank("plain").losses[0]
+
+
+def test_products_in_bfloat16_are_finite_and_near(two_ranks: Path, one_rank: Callable[[str], Trace]) -> None:
+    found, expected = read(two_ranks, "bfloat16"), one_rank("plain")
+    assert all(math.isfinite(value) for value in (*found.losses, *found.norms))
+    assert found.losses[0] == pytest.approx(expected.losses[0], rel=0.05)
+    assert 1e-4 < distance(found.gradients, expected.gradients, expected.gradients) < 0.2  # rounded, and no more
+    assert all(weight.dtype == torch.float32 for weight in found.weights.values())  # what AdamW steps
+
+
+def test_the_export_of_a_sharded_student_is_that_of_a_whole_one(
+    two_ranks: Path, one_rank: Callable[[str], Trace]
+) -> None:
+    one_rank("plain")
+    found, expected = two_ranks / "fsdp2-export", two_ranks / "one plain-export"
+    names = sorted(path.name for path in expected.iterdir())
+    assert sorted(path.name for path in found.iterdir()) == names
+    for name in names:
+        if name != "model.safetensors":
+            assert (found / name).read_bytes() == (expected / name).read_bytes()
+    weights, whole = load_file(found / "model.safetensors"), load_file(expected / "model.safetensors")
+    assert {name: w.dtype for name, w in weights.items()} == {name: w.dtype for name, w in whole.items()}
+    trained = read(two_ranks, "fsdp2").weights
+    assert all(torch.equal(weights[name], trained[name]) for name in trained)
+
+
+def test_a_checkpoint_resumes_on_two_ranks_and_on_one(two_ranks: Path, one_rank: Callable[[str], Trace]) -> None:
+    """Saved by two ranks after an epoch; the rest is that of the run that was not interrupted."""
+    uninterrupted = read(two_ranks, "fsdp2")
+    module = unloaded_module(grader=TotalGrader(), **RAGGED)
+    fit(two_ranks, "resumed on 1", module, resume=two_ranks / "fsdp2.ckpt")
+    scale = moved(one_rank("plain"), ASSETS / "student")
+    for name in ("resumed on 1", "resumed on 2"):
+        resumed = read(two_ranks, name)
+        assert resumed.losses == pytest.approx(uninterrupted.losses[SAVED_STEP:], rel=1e-4)
+        assert distance(resumed.weights, uninterrupted.weights, scale) < 1e-3
