@@ -16,7 +16,7 @@ NO_ROLLOUTS = (
     "Nobody generates rollouts. Add callbacks.RolloutCallback to trainer.callbacks; in an overlay, "
     "`trainer.callbacks:` REPLACES the list: write `trainer.callbacks+:` to append to it."
 )
-STRATEGY = "simct_pl.parallel.ShardedStrategy"
+STRATEGY = "{class_path: simct_pl.parallel.ShardedStrategy}"
 
 
 def check_trainer(trainer: L.Trainer, sharding: Sharding | None) -> None:
@@ -42,8 +42,8 @@ def check_sharding(trainer: L.Trainer, sharding: Sharding | None) -> None:
     if not isinstance(strategy, ModelParallelStrategy):
         if sharding is not None:
             raise RecipeError(
-                f"sharding needs trainer.strategy {STRATEGY}; the recipe's is {type(strategy).__name__}. "
-                f"Set it, or leave model.init_args.sharding out."
+                f"sharding needs trainer.strategy: {STRATEGY}; this one is {type(strategy).__name__}. "
+                "Set it, or leave model.init_args.sharding out."
             )
         return
     if sharding is None:
@@ -55,7 +55,7 @@ def check_sharding(trainer: L.Trainer, sharding: Sharding | None) -> None:
     if tensor_parallel != 1:
         raise RecipeError(
             f"tensor_parallel_size is {tensor_parallel}, and no model is split that way here. "
-            f"Use trainer.strategy {STRATEGY}."
+            f"Set trainer.strategy: {STRATEGY}."
         )
     num_ranks = trainer.world_size
     if num_ranks % sharding.replicate:

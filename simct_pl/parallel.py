@@ -34,7 +34,7 @@ from simct_pl.models import DtypeName, torch_dtype
 
 @dataclass(frozen=True)
 class Sharding:
-    """How FSDP2 lays a student out over ranks; it needs `trainer.strategy: simct_pl.parallel.ShardedStrategy`.
+    """How FSDP2 lays a student out over ranks; it needs ShardedStrategy as trainer.strategy.
 
     Args:
         replicate: whole copies of the student; ranks / replicate neighbouring ranks share each (HSDP). 1: all ranks

@@ -90,6 +90,16 @@ def test_the_teacher_is_neither_saved_nor_trained_with_the_student() -> None:
     assert all(p.grad is not None for p in module.student.parameters())
 
 
+def test_a_micro_batch_of_nothing_runs_backward_through_everything() -> None:
+    """What a rank does that has nothing left to read: a zero, and a gradient of zeros for every parameter."""
+    module = distill_module()
+    loss, grads = gradient(module, [], [[]])
+    assert loss == 0
+    assert grads.keys() == dict(module.student.named_parameters()).keys()
+    assert not any(grad.any() for grad in grads.values())
+    assert module.graded.bits([]) == 0
+
+
 def test_gradient_checkpointing_changes_no_gradient() -> None:
     plain, checkpointed = distill_module(), distill_module(gradient_checkpointing=True)
     rollouts = sampled(plain)

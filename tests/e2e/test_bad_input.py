@@ -73,11 +73,13 @@ def test_unknown_keys_name_the_nearest_one(capsys: pytest.CaptureFixture[str], t
         ("data: {init_args: {batch_size: 0}}", "batch_size=0"),
         ("model: {init_args: {student: '${oc.env:SIMCT_PL_NOT_SET}'}}", "SIMCT_PL_NOT_SET"),
         ("trainer: {callbacks: [callbacks.AlignmentStats]}", "callbacks.RolloutCallback"),
+        ("model: {init_args: {sharding: {replicate: 1}}}", "simct_pl.parallel.ShardedStrategy"),
+        ("model: {init_args: {sharding: {param_dtype: float16}}}", "loss scale"),
         (ROLLOUTS % 0, "max_tokens is 0"),
         (ROLLOUTS % 500, "context of 128"),
     ],
     ids=["yaml", "type", "class", "combination", "no effect", "devices", "root", "batch", "variable",
-         "no rollouts", "no tokens", "too long"],
+         "no rollouts", "no strategy", "float16", "no tokens", "too long"],
 )  # fmt: skip
 def test_recipes_that_cannot_run(capsys: pytest.CaptureFixture[str], text: str, expected: str) -> None:
     assert expected in refused(capsys, "--recipe", overlay("o.yaml", text))

@@ -17,7 +17,14 @@ RECIPES = sorted(recipe_folder().rglob("*.yaml"))
 
 def test_there_are_recipes_to_test() -> None:
     names = {path.stem for path in RECIPES}
-    assert names >= {"quickstart", "quickstart_teacher", "quickstart_student", "same_tokenizer", "smollm2_to_mistral"}
+    assert names >= {
+        "quickstart",
+        "quickstart_teacher",
+        "quickstart_student",
+        "same_tokenizer",
+        "smollm2_to_mistral",
+        "fsdp2",
+    }
 
 
 def header_command(recipe: Path) -> list[str]:
