@@ -63,3 +63,9 @@ def check_sharding(trainer: L.Trainer, sharding: Sharding | None) -> None:
             f"sharding.replicate={sharding.replicate} does not divide the {num_ranks} ranks; expected one of "
             f"{[n for n in range(1, num_ranks + 1) if num_ranks % n == 0]}."
         )
+    backend = strategy.process_group_backend or ""
+    if sharding.cpu_offload and strategy.root_device.type != "cpu" and "gloo" not in backend:
+        raise RecipeError(
+            f"sharding.cpu_offload needs a backend for host memory too; process_group_backend is {backend!r}. "
+            'Set "cpu:gloo,cuda:nccl" in the init_args of trainer.strategy.'
+        )

@@ -44,7 +44,8 @@ class Sharding:
         reduce_dtype: in which ranks add gradients up.
         reshard_after_forward: free a block's weights after its forward and gather them again in backward: less memory,
             half as much traffic again. The root's weights are gathered once a micro-batch either way.
-        cpu_offload: keep parts, gradients and moments in host memory; AdamW then runs there.
+        cpu_offload: keep parts, gradients and moments in host memory; AdamW then runs there. On GPUs ranks then
+            exchange tensors of both kinds: ShardedStrategy's process_group_backend must be "cpu:gloo,cuda:nccl".
         shard_teacher: share the teacher's decoder blocks too, gathered one at a time. Its embeddings and head stay
             whole on every rank.
 
@@ -126,7 +127,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
     Args:
         save_distributed_checkpoint: write a folder with a file a rank instead, which is faster for large models.
-        process_group_backend: null picks gloo on CPUs, and on GPUs NCCL beside gloo, which cpu_offload needs.
+        process_group_backend: null is Lightning's choice, gloo on CPUs and NCCL on GPUs.
     """
 
     def __init__(self, save_distributed_checkpoint: bool = False, process_group_backend: str | None = None) -> None:
@@ -138,8 +139,6 @@ class ShardedStrategy(ModelParallelStrategy):
     def setup_environment(self) -> None:
         # Lightning's "auto" would shard over nodes and ask for tensor parallelism within each.
         self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
-        if self._process_group_backend is None and self.root_device.type == "cuda":
-            self._process_group_backend = "cpu:gloo,cuda:nccl"
         super().setup_environment()
 
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from simct_pl.checks import check_sharding
@@ -13,9 +14,11 @@ from simct_pl.errors import RecipeError
 from simct_pl.parallel import ShardedStrategy, Sharding
 
 
-def trainer_of(strategy: Any, world_size: int = 4, tensor_parallel: int = 1) -> Any:
+def trainer_of(strategy: Any, world_size: int = 4, tensor_parallel: int = 1, device: str = "cpu") -> Any:
     """What the check reads of a trainer."""
     if isinstance(strategy, ModelParallelStrategy):
+        strategy.parallel_devices = [torch.device(device, 0)]
+        strategy._local_rank = 0
         strategy._device_mesh = cast(Any, {"tensor_parallel": SimpleNamespace(size=lambda: tensor_parallel)})
     return SimpleNamespace(strategy=strategy, world_size=world_size)
 
@@ -27,8 +30,13 @@ def trainer_of(strategy: Any, world_size: int = 4, tensor_parallel: int = 1) -> 
         (trainer_of(ShardedStrategy()), None, "shards nothing by itself.*model.init_args.sharding"),
         (trainer_of(ModelParallelStrategy(), tensor_parallel=2), Sharding(), "tensor_parallel_size is 2"),
         (trainer_of(ShardedStrategy()), Sharding(replicate=3), r"replicate=3 does not divide the 4 .*\[1, 2, 4\]"),
+        (
+            trainer_of(ShardedStrategy(process_group_backend="nccl"), device="cuda"),
+            Sharding(cpu_offload=True),
+            "cpu_offload.*process_group_backend is 'nccl'",
+        ),
     ],
-    ids=["no strategy", "no sharding", "tensor parallel", "replicas"],
+    ids=["no strategy", "no sharding", "tensor parallel", "replicas", "offload"],
 )
 def test_combinations_that_cannot_run_are_refused(trainer: Any, sharding: Sharding | None, expected: str) -> None:
     with pytest.raises(RecipeError, match=expected):
@@ -37,8 +45,15 @@ def test_combinations_that_cannot_run_are_refused(trainer: Any, sharding: Shardi
 
 @pytest.mark.parametrize(
     ("trainer", "sharding"),
-    [(trainer_of(DDPStrategy()), None), (trainer_of(ShardedStrategy()), Sharding(replicate=2))],
-    ids=["ddp", "hsdp"],
+    [
+        (trainer_of(DDPStrategy()), None),
+        (trainer_of(ShardedStrategy()), Sharding(replicate=2, cpu_offload=True)),
+        (
+            trainer_of(ShardedStrategy(process_group_backend="cpu:gloo,cuda:nccl"), device="cuda"),
+            Sharding(cpu_offload=True),
+        ),
+    ],
+    ids=["ddp", "hsdp", "offload"],
 )
 def test_combinations_that_run_pass(trainer: Any, sharding: Sharding | None) -> None:
     check_sharding(trainer, sharding)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import GPT2Config, LlamaConfig
 
-from benchmarks import cost_checks, cost_loss_checks, scaling
+from benchmarks import cost_checks, cost_loss_checks, layouts, scaling
 from benchmarks.architectures import ModelShape, published_configs
 from benchmarks.cost_inputs import Efficiency, HardwareShape, LossShape, StepShape
 from benchmarks.cost_model import CostModel
@@ -123,6 +123,34 @@ def test_sharding_divides_what_it_shards_and_nothing_else(cost: CostModel) -> No
     assert ratios.pop("student weights for products") < 1
     assert ratios == {"student weights": 1 / 8, "gradients": 1 / 8, "AdamW moments": 1 / 8}
     assert cost.optimizer().seconds == pytest.approx(replicated.optimizer().seconds / 8)
+
+
+def test_a_sharded_teacher_keeps_what_is_outside_its_layers_whole(cost: CostModel) -> None:
+    sharded = replace(cost, step=replace(cost.step, teacher="sharded"))
+    (found,) = (item.bytes for item in sharded.memory() if item.name == "teacher weights")
+    outside = 2 * 152_064 * 3584 + 3584  # embeddings, head, last norm
+    assert found == 2 * (outside + (cost.teacher.parameters - outside) / 8)
+
+
+def test_a_copy_on_each_node_sends_only_gradients_across(cost: CostModel) -> None:
+    """16 GPUs; rings of 8 over NVLink, rings of 2 over the network, and one ring of 16 that is all network."""
+    two_nodes = replace(cost, step=replace(cost.step, num_gpus=16))
+    copies = replace(two_nodes, step=replace(two_nodes.step, num_replicas=2))
+    parameters, groups = cost.student.parameters, two_nodes.step.num_micro_batches
+    moved = groups * (2 * 2 + 4) * parameters  # two gathers in bf16, fp32 gradients
+    assert two_nodes.sync().seconds == pytest.approx(moved * 15 / 16 / (0.7 * 50e9))
+    across = groups * 2 * 1 / 2 * 4 * parameters / 8
+    assert copies.sync().seconds == pytest.approx(moved * 7 / 8 / (0.7 * 450e9) + across / (0.7 * 50e9))
+    assert copies.sync().link_bytes == pytest.approx(moved * 7 / 8 + across)
+
+
+def test_layouts_prints_a_line_for_each(capsys: pytest.CaptureFixture[str]) -> None:
+    layouts.main()
+    printed = capsys.readouterr().out
+    for num_gpus, named in layouts.LAYOUTS.items():
+        for name in named:
+            assert printed.count(f"| {num_gpus}: {name} |") == len(layouts.PAIRS)
+    assert "predicted" in printed
 
 
 def test_the_longest_response_is_the_last_that_fits(cost: CostModel) -> None:
