@@ -186,6 +186,7 @@ def full_state_dict(model: nn.Module, *, keep: bool = True) -> dict[str, Tensor]
 
 
 def free_gathered(root: nn.Module) -> None:
-    """After forwards without a backward, which leave the root's weights gathered: register each rank's part again."""
-    if isinstance(root, FSDPModule):
-        root.reshard()
+    """After forwards without a backward, which leave weights gathered: register each rank's parts again."""
+    for module in root.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
