@@ -28,6 +28,8 @@ class FrozenTeacher:
         path: model folder or hub name. dtype: of the weights. max_batch_tokens: padded tokens a forward.
     """
 
+    without_gradients: type[torch.inference_mode] | type[torch.no_grad] = torch.inference_mode
+
     def __init__(
         self, path: str, dtype: DtypeName = "bfloat16", max_batch_tokens: int = 16_384, trust_remote_code: bool = False
     ) -> None:
@@ -49,7 +51,7 @@ class FrozenTeacher:
         lengths = [len(p) + len(r) for p, r in zip(prompt_ids, response_ids, strict=True)]
         rows_by_response: dict[int, Tensor] = {}
         num_positions = 0
-        with torch.inference_mode(), torch.autocast(self.model.device.type, enabled=False):
+        with self.without_gradients(), torch.autocast(self.model.device.type, enabled=False):
             for batch in self._pack(lengths):
                 found = response_states(self.model, [prompt_ids[i] for i in batch], [response_ids[i] for i in batch])
                 rows = found.hidden_NH.split([len(response_ids[i]) for i in batch])
@@ -71,6 +73,8 @@ class FrozenTeacher:
 
 class ShardedTeacher(FrozenTeacher):
     """A teacher whose decoder blocks the ranks share; in `states` they run the same number of forwards."""
+
+    without_gradients = torch.no_grad  # FSDP2 writes over what it gathered before, which inference mode forbids
 
     def __init__(self, mesh: DeviceMesh, path: str, dtype: DtypeName, max_batch_tokens: int, trust: bool) -> None:
         super().__init__(path, dtype, max_batch_tokens, trust)
