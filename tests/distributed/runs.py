@@ -5,15 +5,18 @@ python -m torch.distributed.run --standalone --nproc-per-node=2 -m tests.distrib
 
 from __future__ import annotations
 
+import multiprocessing.connection
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 from torch.distributed.tensor.debug import CommDebugMode
@@ -166,25 +169,53 @@ def check_refresh(module: DistillModule) -> None:
         assert engine._model.get_output_embeddings().weight is engine._model.get_input_embeddings().weight
 
 
-def main(folder: Path, untied: str) -> None:
-    """All fits on two ranks."""
-    strategy, two = ShardedStrategy, {"num_ranks": 2}
-    fit(folder, "ddp", unloaded_module(grader=TotalGrader(), **RAGGED), strategy="ddp", **two)
+def fsdp2(folder: Path) -> None:
     module = sharded(**RAGGED)
-    fit(folder, "fsdp2", module, strategy=strategy(), export=True, **two)
+    fit(folder, "fsdp2", module, strategy=ShardedStrategy(), export=True, num_ranks=2)
     check_gathers(module)
     check_refresh(module)
-    fit(folder, "resumed on 2", sharded(**RAGGED), strategy=strategy(), resume=folder / "fsdp2.ckpt", **two)
+
+
+def on_two_ranks(folder: Path, untied: str) -> None:
+    """All fits, in one process of two."""
+
+    def run(name: str, module: DistillModule, strategy: Strategy | str = "", resume: Path | None = None) -> None:
+        fit(folder, name, module, strategy=strategy or ShardedStrategy(), resume=resume, num_ranks=2)
+
+    run("ddp", unloaded_module(grader=TotalGrader(), **RAGGED), "ddp")
+    fsdp2(folder)
+    run("resumed on 2", sharded(**RAGGED), resume=folder / "fsdp2.ckpt")
     everything = Sharding(reshard_after_forward=False, cpu_offload=True, shard_teacher=True)
-    module = sharded(sharding=everything, gradient_checkpointing=True, teacher_batch_tokens=60, **RAGGED)
-    fit(folder, "everything", module, strategy=strategy(), **two)
-    fit(folder, "hsdp", sharded(student=untied, sharding=Sharding(replicate=2)), strategy=strategy(), **two)
-    fit(folder, "half deaf", sharded(kind=HalfDeaf, **RAGGED), strategy=strategy(), **two)
-    half = Sharding(param_dtype="bfloat16")
-    fit(folder, "bfloat16", sharded(sharding=half), strategy=strategy(), **two)
+    run("everything", sharded(sharding=everything, gradient_checkpointing=True, teacher_batch_tokens=60, **RAGGED))
+    run("hsdp", sharded(student=untied, sharding=Sharding(replicate=2)))
+    run("half deaf", sharded(kind=HalfDeaf, **RAGGED))
+    run("bfloat16", sharded(sharding=Sharding(param_dtype="bfloat16")))
+
+
+def rank(local_rank: int, port: int, work: Callable[[], None]) -> None:
+    """Be one of two ranks."""
+    os.environ |= {"LOCAL_RANK": str(local_rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    work()
+    torch.distributed.destroy_process_group()
+
+
+def main(work: Callable[[], None]) -> int:
+    """Run the same on two ranks; the number of them that failed."""
+    torch.set_num_threads(1)
+    port = find_free_network_port()
+    context = multiprocessing.get_context("fork")
+    ranks = [context.Process(target=rank, args=(i, port, work)) for i in range(2)]
+    for process in ranks:
+        process.start()
+    multiprocessing.connection.wait(
+        [process.sentinel for process in ranks]
+    )  # a rank that fails leaves the other waiting
+    for process in ranks:
+        process.join(None if all(other.exitcode in (None, 0) for other in ranks) else 5)
+        process.kill()
+        process.join()
+    return sum(process.exitcode != 0 for process in ranks)
 
 
 if __name__ == "__main__":
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    torch.set_num_threads(1)
-    main(Path(sys.argv[1]), sys.argv[2])
+    sys.exit(main(partial(on_two_ranks, Path(sys.argv[1]), sys.argv[2])))

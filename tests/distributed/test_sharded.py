@@ -51,8 +51,7 @@ def untied(folder: Path) -> str:
 def two_ranks(folder: Path, untied: str) -> Path:
     """The folder, after all fits on two ranks."""
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), "OMP_NUM_THREADS": "1"}
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tests.distributed.runs"]
-    command = [sys.executable, *launch, str(folder), untied]
+    command = [sys.executable, "-m", "tests.distributed.runs", str(folder), untied]
     done = subprocess.run(command, cwd=PACKAGE.parent, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-6000:]
     return folder
