@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from simct_pl.errors import PromptDataError, RecipeError
 from simct_pl.module import DistillModule
-from simct_pl.rollout.engine import RolloutEngine, RolloutProvider, SamplingParams, sample_seed
+from simct_pl.rollout.engine import RolloutEngine, RolloutProvider, SamplingParams, StudentSource, sample_seed
 from simct_pl.rollout.hf import HFEngine
 from simct_pl.seeding import run_seed
 from simct_pl.types import Prompt, PromptBatch, Rollout
@@ -28,7 +28,7 @@ class RolloutCallback(RolloutProvider):
         sampling: temperature, top_p, top_k, max_tokens of training rollouts.
         num_samples: responses a prompt.
         val_sampling: the same for held-out prompts; by default greedy with training's max_tokens.
-        engine: who generates; HFEngine by default.
+        engine: who generates; HFEngine by default. It outlives fit and validate; engine.close() ends it.
         seed: with step, prompt and sample index it determines every sample; by default the run's seed_everything.
     """
 
@@ -54,6 +54,8 @@ class RolloutCallback(RolloutProvider):
         """Check the first prompts against the student's context, before any weights load."""
         module = _distill_module(pl_module)
         module.check_models()  # a wrong path explains more than a prompt that cannot be rendered
+        trusted = "student" in module.trust_remote_code
+        self.engine.check(StudentSource(module.student_path, module.student_context, trusted, trainer.world_size))
         datamodule = getattr(trainer, "datamodule", None)
         context = module.student_context
         if datamodule is None or context is None or datamodule is self._checked_data:

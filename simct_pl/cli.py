@@ -15,6 +15,7 @@ COMMANDS = {
     "align": ("simct_pl.commands.align", "cut texts into aligned units and show what was lost"),
     "quickstart": ("simct_pl.commands.quickstart", "train the embedded example and show the result"),
     "convert-gguf": ("simct_pl.commands.convert_gguf", "turn a GGUF file into an ordinary model folder"),
+    "serve": ("simct_pl.commands.serve", "start a vLLM server that rollouts can be asked of"),
     "transplant": ("simct_pl.commands.transplant", "put a model's body onto another family's tokenizer"),
 }
 TRAINER_COMMANDS = {

@@ -52,7 +52,11 @@ class ExportError(SimctError, OSError):
 
 
 class RolloutError(SimctError, RuntimeError):
-    """A batch reached the training step without rollouts, or with rollouts of another policy."""
+    """Rollouts are missing, are of another policy, or cannot be made."""
+
+
+class MissingPackageError(SimctError, ImportError):
+    """A component needs a package that only an extra installs."""
 
 
 class CollapseError(SimctError, RuntimeError):

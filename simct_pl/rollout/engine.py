@@ -50,12 +50,39 @@ class Generation:
     finish_reason: str
 
 
+@dataclass(frozen=True)
+class StudentSource:
+    """What an engine with its own copy of the student starts from; its weights come with the first refresh.
+
+    path: model folder or hub name. context: longest prompt + response in the student's tokens, None where its
+        configuration does not say. trust_remote_code: whether its own Python code may run. num_ranks: of the trainer.
+    """
+
+    path: str
+    context: int | None
+    trust_remote_code: bool
+    num_ranks: int
+
+
 class RolloutEngine(ABC):
     """Generates with the student's current weights. `policy_version` says which weights those are; None before any
     refresh.
+
+    A run calls check, then refresh and generate in turns. An engine outlives `fit` and `validate`, which follow each
+    other in a run; close() ends it before the process does.
     """
 
     policy_version: int | None = None
+
+    def check(self, student: StudentSource) -> None:  # noqa: B027 - most engines need none
+        """Refuse what cannot run, before any weights load, and remember where to start from. By default, nothing.
+
+        Raises:
+            SimctError: of the kind that fits.
+        """
+
+    def close(self) -> None:  # noqa: B027 - the same
+        """Give back what the engine holds; a later refresh starts it again. By default, nothing."""
 
     @abstractmethod
     def refresh(self, model: PreTrainedModel, policy_version: int) -> None:
