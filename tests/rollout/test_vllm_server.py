@@ -1,0 +1,191 @@
+"""VLLMServerEngine on a real server, started by `python -m simct_pl serve`: key, weights, samples, a fit, a restart."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import lightning as L
+import pytest
+import requests
+import torch
+from transformers import PreTrainedModel
+
+from callbacks import PolicyMismatch, RolloutCallback
+from simct_pl.errors import PromptDataError
+from simct_pl.lightning_cli import PACKAGE
+from simct_pl.optim import OptimizerConfig
+from simct_pl.rollout.engine import SamplingParams, StudentSource
+from simct_pl.rollout.hf import HFEngine
+from simct_pl.rollout.vllm_server import VLLMServerEngine
+from simct_pl.types import PromptBatch
+from tests.tiny import ASSETS, data, distill_module, trainer
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+
+KEY, STOP, CONTEXT = "a-secret-of-this-test", 271, 128
+QUESTIONS = ["1+2+3?", "10+20+30?", "13+25+7?", "4+40+8?", "9+9+9?", "31+2+18?"]
+GREEDY = SamplingParams(temperature=0.0, max_tokens=24)
+START_SECONDS = 180
+
+
+class Server:
+    """A server process that can be ended and started again on the same port."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url, self.log = f"http://127.0.0.1:{self.port}", folder / "server.log"
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "simct_pl", "serve", "--model", str(ASSETS / "student")]
+        command += ["--port", str(self.port), "--dtype", "float32", "--kv-cache-gib", "0.25", "--enforce-eager"]
+        environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), "VLLM_API_KEY": KEY}
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, env=environment, cwd=self.log.parent, start_new_session=True
+            )
+
+    def wait(self) -> None:
+        for _ in range(START_SECONDS * 2):
+            assert self.process.poll() is None, self.log.read_text()[-3000:]
+            try:
+                if requests.get(f"{self.url}/health", timeout=1).ok:
+                    return
+            except requests.ConnectionError:
+                pass
+            time.sleep(0.5)
+        raise AssertionError(self.log.read_text()[-3000:])
+
+    def end(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)  # with the engine's process, as a crash of the host would
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("server"))
+    try:
+        server.wait()
+        yield server
+    finally:
+        server.end()
+
+
+@pytest.fixture
+def engine(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VLLMServerEngine:
+    monkeypatch.setenv("VLLM_API_KEY", KEY)
+    engine = VLLMServerEngine(server.url, str(tmp_path / "weights"), retries=30)
+    engine.check(StudentSource(str(ASSETS / "student"), CONTEXT, False, 1))
+    return engine
+
+
+@pytest.fixture(scope="module")
+def student() -> PreTrainedModel:
+    """Other weights than those of the folder that the server starts from; every parameter moved."""
+    model = distill_module().student
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    tokenizer = distill_module().pair.student
+    return [tokenizer.render_prompt([{"role": "user", "content": question}]) for question in QUESTIONS]
+
+
+@pytest.fixture(scope="module")
+def expected(student: PreTrainedModel, prompts: list[list[int]]) -> list[list[int]]:
+    """Greedy responses of the student by transformers."""
+    engine = HFEngine()
+    engine.refresh(student, 0)
+    return [g.response_ids for g in engine.generate(prompts, [0] * len(prompts), GREEDY, (STOP,))]
+
+
+def greedy(engine: VLLMServerEngine, prompts: list[list[int]]) -> list[list[int]]:
+    return [g.response_ids for g in engine.generate(prompts, [0] * len(prompts), GREEDY, (STOP,))]
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/collective_rpc", "/update_weight_version", "/inference/v1/generate"])
+def test_nothing_is_done_without_the_key(server: Server, path: str) -> None:
+    for headers in ({}, {"Authorization": "Bearer another"}):
+        assert requests.post(server.url + path, json={"method": "x"}, headers=headers, timeout=10).status_code == 401
+
+
+def test_greedy_is_that_of_transformers_after_a_refresh(
+    engine: VLLMServerEngine, student: PreTrainedModel, prompts: list[list[int]], expected: list[list[int]]
+) -> None:
+    engine.refresh(distill_module().student, 0)
+    assert greedy(engine, prompts) != expected
+    engine.refresh(student, 1)
+    assert greedy(engine, prompts) == expected
+    assert engine.client.held_weights().startswith("step-1-")
+
+
+def test_samples_keep_their_seeds_logprobs_and_ends(
+    engine: VLLMServerEngine, student: PreTrainedModel, prompts: list[list[int]]
+) -> None:
+    engine.refresh(student, 2)
+    sampling, seeds = SamplingParams(temperature=0.8, top_p=0.95, max_tokens=16), list(range(2**62, 2**62 + 6))
+    found = engine.generate(prompts, seeds, sampling, (STOP, 20, 21))
+    alone = [engine.generate([p], [s], sampling, (STOP, 20, 21))[0] for p, s in zip(prompts, seeds, strict=True)]
+    assert [g.response_ids for g in found] == [g.response_ids for g in alone]
+    for prompt, g in zip(prompts, found, strict=True):
+        logp = student(torch.tensor([prompt + g.response_ids])).logits[0].log_softmax(-1)
+        expected = [float(logp[len(prompt) - 1 + i, token]) for i, token in enumerate(g.response_ids)]
+        assert g.logprobs == pytest.approx(expected, abs=1e-3)
+        assert (g.response_ids[-1] in (STOP, 20, 21)) == (g.finish_reason == "stop")
+
+
+def test_a_prompt_past_the_context_is_refused(engine: VLLMServerEngine, student: PreTrainedModel) -> None:
+    engine.refresh(student, 3)
+    with pytest.raises(PromptDataError, match="max_model_len=128"):
+        engine.generate([[5] * CONTEXT], [0], GREEDY, (STOP,))
+
+
+class Keep(L.Callback):
+    """The policy metrics of each step."""
+
+    def __init__(self) -> None:
+        self.metrics: list[dict[str, float]] = []
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: PromptBatch, batch_idx: int
+    ) -> None:
+        self.metrics.append({k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("policy/")})
+
+
+def test_a_fit_samples_from_the_weights_of_each_step(engine: VLLMServerEngine, tmp_path: Path) -> None:
+    keep, module = Keep(), distill_module(optimizer=OptimizerConfig(lr=3e-3, warmup_ratio=0.0))
+    callbacks = [RolloutCallback(SamplingParams(max_tokens=30), engine=engine), PolicyMismatch(), keep]
+    trainer(tmp_path, callbacks=callbacks, max_steps=3, val_check_interval=2).fit(module, datamodule=data())
+    assert [step["policy/lag"] for step in keep.metrics] == [0.0] * 3
+    assert max(step["policy/mismatch_p99"] for step in keep.metrics) < 1e-3
+    assert len(list((tmp_path / "weights").iterdir())) == 1
+
+
+def test_a_server_that_died_and_came_back_gets_its_weights_again(
+    server: Server,
+    engine: VLLMServerEngine,
+    student: PreTrainedModel,
+    prompts: list[list[int]],
+    expected: list[list[int]],
+) -> None:
+    """The batch is asked while nobody answers; the server starts below it, with the folder's weights."""
+    engine.refresh(student, 9)
+    server.end()
+    server.start()
+    with pytest.warns(UserWarning, match="'default'.*gets them again"):
+        assert greedy(engine, prompts) == expected
+    assert engine.client.held_weights().startswith("step-9-")
