@@ -20,10 +20,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from transformers import PreTrainedModel
 
 from simct_pl.errors import MissingPackageError, RecipeError, RolloutError
-from simct_pl.parallel import full_parameters
 from simct_pl.rollout.engine import Generation, RolloutEngine, SamplingParams, StudentSource
 from simct_pl.rollout.vllm_requests import check_prompt_lengths, sampling_arguments, to_generation
-from simct_pl.rollout.weights_folder import write_weights
+from simct_pl.rollout.vllm_weights import named_weights, write_weights
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -103,7 +102,7 @@ class VLLMEngine(RolloutEngine):
         llm = self._awake()
         self.policy_version = None  # until everything has arrived
         if self.tensor_parallel_size == 1:
-            llm.collective_rpc("reload_weights", kwargs={"weights_iterator": full_parameters(model)})
+            llm.collective_rpc("reload_weights", kwargs={"weights_iterator": named_weights(model)})
         else:  # an iterator does not cross into the workers' processes
             with tempfile.TemporaryDirectory() as folder:
                 path = write_weights(model, Path(folder) / "student")

@@ -19,11 +19,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from transformers import PreTrainedModel
 
 from simct_pl.errors import RecipeError, RolloutError, SimctError
-from simct_pl.parallel import full_parameters
 from simct_pl.rollout.engine import Generation, RolloutEngine, SamplingParams, StudentSource
 from simct_pl.rollout.vllm_client import Reply, VLLMClient
 from simct_pl.rollout.vllm_requests import check_prompt_lengths, sampling_arguments, to_generation
-from simct_pl.rollout.weights_folder import write_weights
+from simct_pl.rollout.vllm_weights import named_weights, write_weights
 
 MAX_ROUNDS = 3
 
@@ -92,7 +91,7 @@ class VLLMServerEngine(RolloutEngine):
             except SimctError as error:
                 failure = error
         else:
-            for _ in full_parameters(model):
+            for _ in named_weights(model):
                 pass
         if (failure := _from_first_rank(failure)) is not None:
             raise failure

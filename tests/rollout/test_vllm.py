@@ -23,7 +23,7 @@ from simct_pl.rollout.engine import Generation, SamplingParams, StudentSource
 from simct_pl.rollout.hf import HFEngine
 from simct_pl.rollout.vllm import VLLMEngine
 from simct_pl.types import PromptBatch
-from tests.rollout.vllm_weights import read_back
+from tests.rollout.read_back import read_back
 from tests.tiny import ASSETS, data, distill_module, trainer
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]

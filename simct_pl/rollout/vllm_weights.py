@@ -1,0 +1,66 @@
+"""The student's weights as vLLM takes them: a stream of named tensors, or safetensors files in a folder.
+
+Tied parameters go under each of their names. vLLM's CPU backend computes a tied head from a copy of its own, packed for
+its kernels, and refreshes that only when it is given a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from simct_pl.export import write_folder
+from simct_pl.parallel import full_parameters
+
+SHARD_BYTES = 2**30
+
+
+def named_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """Every name of every parameter, with the whole tensor, detached. Collective where the model is sharded.
+
+    Further names come before the first one: vLLM wants the weights below one module in a row.
+    """
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    by_first = {first: further for first, *further in names.values()}
+    for name, tensor in full_parameters(model):
+        for alias in by_first[name]:
+            yield alias, tensor
+        yield name, tensor
+
+
+def write_weights(model: PreTrainedModel, folder: Path, shard_bytes: int = SHARD_BYTES) -> Path:
+    """The configuration and `named_weights` in a folder that appears whole or not at all; returns its absolute path.
+
+    Holds shard_bytes in memory at a time. Collective where the model is sharded; every rank that calls it writes.
+
+    Raises:
+        ExportError: if the folder cannot be written.
+    """
+
+    def write(staging: Path) -> None:
+        model.config.save_pretrained(staging)
+        for i, shard in enumerate(_shards(model, shard_bytes), start=1):
+            save_file(shard, staging / f"model-{i:05d}.safetensors")
+
+    with torch.no_grad():
+        return write_folder(folder, write)
+
+
+def _shards(model: PreTrainedModel, shard_bytes: int) -> Iterator[dict[str, Tensor]]:
+    shard: dict[str, Tensor] = {}
+    for name, tensor in named_weights(model):
+        if any(tensor.data_ptr() == other.data_ptr() for other in shard.values()):
+            tensor = tensor.clone()  # tied: safetensors takes no tensor twice
+        shard[name] = tensor.cpu().contiguous()
+        if sum(part.nbytes for part in shard.values()) >= shard_bytes:
+            yield shard
+            shard = {}
+    if shard:
+        yield shard
