@@ -30,6 +30,7 @@ ENVIRONMENT_SET_BY_LIBRARIES = frozenset(
         "PL_GLOBAL_SEED",  # lightning.seed_everything
         "PL_SEED_WORKERS",
         "TORCHINDUCTOR_CACHE_DIR",
+        "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",
         "TRITON_CACHE_DIR",
         "KMP_INIT_AT_FORK",
         "KMP_DUPLICATE_LIB_OK",

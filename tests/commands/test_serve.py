@@ -32,16 +32,14 @@ def test_the_server_listens_on_loopback_takes_weights_and_reports_raw_logprobs(
 ) -> None:
     serve.main(["--model", STUDENT, "--port", "8123", "--dtype", "float32", "--max-num-seqs", "7"])
     ((command, environment),) = executed
-    assert command[command.index("serve") + 1] == STUDENT
-    options = dict(
-        zip(command[command.index("serve") + 2 :: 2], command[command.index("serve") + 3 :: 2], strict=False)
-    )
+    options = dict(zip(command[3::2], command[4::2], strict=True))
+    assert options["--model"] == STUDENT
     assert options["--host"] == "127.0.0.1"
     assert options["--port"] == "8123"
     assert options["--dtype"] == "float32"
     assert options["--generation-config"] == "vllm"
     assert options["--logprobs-mode"] == "raw_logprobs"
-    assert command[-2:] == ["--max-num-seqs", "7"]  # handed on
+    assert options["--max-num-seqs"] == "7"  # handed on
     assert environment["VLLM_SERVER_DEV_MODE"] == "1"
     assert "a-key" not in command, "everyone can read a command line"
 

@@ -1,13 +1,11 @@
 """VLLMEngine on vLLM itself, in this process: its weights, its samples, its log-probabilities, its life.
 
-The student's folder carries sampling defaults that would spoil every test here if the engine read them.
+The student's folder carries sampling defaults and end tokens that would spoil the tests if the engine read them.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,42 +22,29 @@ from simct_pl.rollout.hf import HFEngine
 from simct_pl.rollout.vllm import VLLMEngine
 from simct_pl.types import PromptBatch
 from tests.rollout.read_back import read_back
-from tests.tiny import ASSETS, data, distill_module, trainer
+from tests.rollout.tiny_student import CONTEXT, QUESTIONS, STOP, moved, write_student
+from tests.tiny import data, distill_module, trainer
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
-STOP, CONTEXT = 271, 128
-QUESTIONS = ["1+2+3?", "10+20+30?", "13+25+7?", "4+40+8?", "9+9+9?", "31+2+18?"]
-HOSTILE = {
-    "temperature": 0.01,
-    "top_k": 1,
-    "repetition_penalty": 5.0,
-    "eos_token_id": [10, 11, 12],
-    "max_new_tokens": 2,
-}
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_student(tmp_path_factory.mktemp("vllm") / "student")
 
 
 @pytest.fixture(scope="module")
-def student() -> PreTrainedModel:
-    """Other weights than those of the folder that the engine starts from; every parameter moved."""
-    model = distill_module().student
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
-    return model.eval().requires_grad_(False)
+def student(folder: Path) -> PreTrainedModel:
+    """Other weights than those of the folder that the engine starts from."""
+    return moved(distill_module(student=str(folder)).student)
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLMEngine]:
-    folder = tmp_path_factory.mktemp("vllm") / "student"
-    shutil.copytree(ASSETS / "student", folder)
-    (folder / "generation_config.json").write_text(json.dumps(HOSTILE))
+def engine(folder: Path, student: PreTrainedModel) -> Iterator[VLLMEngine]:
     engine = VLLMEngine(dtype="float32", kv_cache_gib=0.25, enforce_eager=True)
     engine.check(StudentSource(str(folder), CONTEXT, False, 1))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TOKENIZERS_PARALLELISM", "false")
-        yield engine
+    engine.refresh(student, 0)
+    yield engine
     engine.close()
 
 
@@ -71,8 +56,8 @@ def fresh(engine: VLLMEngine, student: PreTrainedModel) -> VLLMEngine:
 
 
 @pytest.fixture(scope="module")
-def prompts() -> list[list[int]]:
-    tokenizer = distill_module().pair.student
+def prompts(folder: Path) -> list[list[int]]:
+    tokenizer = distill_module(student=str(folder)).pair.student
     return [tokenizer.render_prompt([{"role": "user", "content": question}]) for question in QUESTIONS]
 
 
@@ -80,17 +65,6 @@ def by_hf(student: PreTrainedModel, prompts: list[list[int]], sampling: Sampling
     engine = HFEngine()
     engine.refresh(student, 3)
     return engine.generate(prompts, [0] * len(prompts), sampling, (STOP,))
-
-
-def test_starting_leaves_the_trainers_process_as_it_was(engine: VLLMEngine, student: PreTrainedModel) -> None:
-    environment, set_num_threads, num_threads = dict(os.environ), torch.set_num_threads, torch.get_num_threads()
-    state = torch.get_rng_state()
-    engine.refresh(student, 1)
-    assert dict(os.environ) == environment
-    assert torch.set_num_threads is set_num_threads
-    assert torch.get_num_threads() == num_threads
-    assert torch.equal(torch.get_rng_state(), state)
-    assert engine.policy_version == 1
 
 
 def test_after_a_refresh_every_weight_is_the_students_bit_for_bit(fresh: VLLMEngine, student: PreTrainedModel) -> None:
@@ -204,26 +178,26 @@ class Keep(L.Callback):
         self.metrics.append({k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("policy/")})
 
 
-def fit(engine: VLLMEngine, folder: Path) -> list[dict[str, float]]:
+def fit(engine: VLLMEngine, student: Path, folder: Path) -> list[dict[str, float]]:
     """Policy metrics of three steps with validation between them, at a rate at which a step shows."""
-    keep, module = Keep(), distill_module(optimizer=OptimizerConfig(lr=3e-3, warmup_ratio=0.0))
+    keep, module = Keep(), distill_module(student=str(student), optimizer=OptimizerConfig(lr=3e-3, warmup_ratio=0.0))
     callbacks = [RolloutCallback(SamplingParams(max_tokens=30), engine=engine), PolicyMismatch(), keep]
     trainer(folder, callbacks=callbacks, max_steps=3, val_check_interval=2).fit(module, datamodule=data())
     return keep.metrics
 
 
-def test_a_fit_samples_from_the_weights_of_each_step(engine: VLLMEngine, tmp_path: Path) -> None:
-    metrics = fit(engine, tmp_path)
+def test_a_fit_samples_from_the_weights_of_each_step(engine: VLLMEngine, folder: Path, tmp_path: Path) -> None:
+    metrics = fit(engine, folder, tmp_path)
     assert [step["policy/lag"] for step in metrics] == [0.0] * 3
     assert max(step["policy/mismatch_p99"] for step in metrics) < 1e-3
     assert engine.policy_version is not None
 
 
 def test_weights_of_another_step_show_in_the_mismatch(
-    engine: VLLMEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine: VLLMEngine, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The figure that the test above bounds, with an engine that says it refreshed and did not."""
-    engine.refresh(distill_module().student, 0)
+    engine.refresh(distill_module(student=str(folder)).student, 0)
 
     def claim(model: PreTrainedModel, policy_version: int) -> None:
         assert engine._llm is not None
@@ -231,20 +205,26 @@ def test_weights_of_another_step_show_in_the_mismatch(
         engine.policy_version = policy_version
 
     monkeypatch.setattr(engine, "refresh", claim)
-    metrics = fit(engine, tmp_path)
+    with pytest.warns(UserWarning, match="Engine and trainer disagree"):
+        metrics = fit(engine, folder, tmp_path)
     assert metrics[0]["policy/mismatch_p99"] < 1e-3
     assert metrics[-1]["policy/mismatch_p99"] > 1e-2
 
 
-def test_an_engine_that_was_closed_starts_again(
-    engine: VLLMEngine, student: PreTrainedModel, prompts: list[list[int]]
+def test_an_engine_that_was_closed_starts_again_and_leaves_the_trainers_process_as_it_is(
+    fresh: VLLMEngine, student: PreTrainedModel, prompts: list[list[int]]
 ) -> None:
     sampling = SamplingParams(temperature=0.0, max_tokens=8)
-    engine.refresh(student, 5)
-    before = engine.generate(prompts, [0] * len(prompts), sampling, (STOP,))
-    engine.close()
-    assert engine.policy_version is None
+    before = fresh.generate(prompts, [0] * len(prompts), sampling, (STOP,))
+    fresh.close()
+    assert fresh.policy_version is None
     assert not torch.distributed.is_initialized()
-    engine.refresh(student, 5)
-    assert engine.generate(prompts, [0] * len(prompts), sampling, (STOP,)) == before
-    engine.close()  # the group would be this test's to answer for
+    environment, set_num_threads, num_threads = dict(os.environ), torch.set_num_threads, torch.get_num_threads()
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    fresh.refresh(student, 5)
+    assert fresh.generate(prompts, [0] * len(prompts), sampling, (STOP,)) == before
+    assert dict(os.environ) == environment
+    assert torch.set_num_threads is set_num_threads
+    assert torch.get_num_threads() == num_threads
+    assert torch.equal(torch.get_rng_state(), state)

@@ -25,12 +25,12 @@ from simct_pl.rollout.engine import SamplingParams, StudentSource
 from simct_pl.rollout.hf import HFEngine
 from simct_pl.rollout.vllm_server import VLLMServerEngine
 from simct_pl.types import PromptBatch
-from tests.tiny import ASSETS, data, distill_module, trainer
+from tests.rollout.tiny_student import CONTEXT, QUESTIONS, STOP, moved, write_student
+from tests.tiny import data, distill_module, trainer
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
-KEY, STOP, CONTEXT = "a-secret-of-this-test", 271, 128
-QUESTIONS = ["1+2+3?", "10+20+30?", "13+25+7?", "4+40+8?", "9+9+9?", "31+2+18?"]
+KEY = "a-secret-of-this-test"
 GREEDY = SamplingParams(temperature=0.0, max_tokens=24)
 START_SECONDS = 180
 
@@ -38,7 +38,8 @@ START_SECONDS = 180
 class Server:
     """A server process that can be ended and started again on the same port."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, model: Path, folder: Path) -> None:
+        self.model = model
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -46,7 +47,7 @@ class Server:
         self.start()
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "simct_pl", "serve", "--model", str(ASSETS / "student")]
+        command = [sys.executable, "-m", "simct_pl", "serve", "--model", str(self.model)]
         command += ["--port", str(self.port), "--dtype", "float32", "--kv-cache-gib", "0.25", "--enforce-eager"]
         environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), "VLLM_API_KEY": KEY}
         with self.log.open("ab") as log:
@@ -66,13 +67,16 @@ class Server:
         raise AssertionError(self.log.read_text()[-3000:])
 
     def end(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)  # with the engine's process, as a crash of the host would
-        self.process.wait()
+        """With the engine's own process, as a crash of the host would."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("server"))
+    folder = tmp_path_factory.mktemp("server")
+    server = Server(write_student(folder / "student"), folder)
     try:
         server.wait()
         yield server
@@ -84,24 +88,19 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def engine(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VLLMServerEngine:
     monkeypatch.setenv("VLLM_API_KEY", KEY)
     engine = VLLMServerEngine(server.url, str(tmp_path / "weights"), retries=30)
-    engine.check(StudentSource(str(ASSETS / "student"), CONTEXT, False, 1))
+    engine.check(StudentSource(str(server.model), CONTEXT, False, 1))
     return engine
 
 
 @pytest.fixture(scope="module")
-def student() -> PreTrainedModel:
-    """Other weights than those of the folder that the server starts from; every parameter moved."""
-    model = distill_module().student
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
-    return model.eval().requires_grad_(False)
+def student(server: Server) -> PreTrainedModel:
+    """Other weights than those of the folder that the server starts from."""
+    return moved(distill_module(student=str(server.model)).student)
 
 
 @pytest.fixture(scope="module")
-def prompts() -> list[list[int]]:
-    tokenizer = distill_module().pair.student
+def prompts(server: Server) -> list[list[int]]:
+    tokenizer = distill_module(student=str(server.model)).pair.student
     return [tokenizer.render_prompt([{"role": "user", "content": question}]) for question in QUESTIONS]
 
 
@@ -124,9 +123,13 @@ def test_nothing_is_done_without_the_key(server: Server, path: str) -> None:
 
 
 def test_greedy_is_that_of_transformers_after_a_refresh(
-    engine: VLLMServerEngine, student: PreTrainedModel, prompts: list[list[int]], expected: list[list[int]]
+    server: Server,
+    engine: VLLMServerEngine,
+    student: PreTrainedModel,
+    prompts: list[list[int]],
+    expected: list[list[int]],
 ) -> None:
-    engine.refresh(distill_module().student, 0)
+    engine.refresh(distill_module(student=str(server.model)).student, 0)
     assert greedy(engine, prompts) != expected
     engine.refresh(student, 1)
     assert greedy(engine, prompts) == expected
@@ -166,8 +169,11 @@ class Keep(L.Callback):
         self.metrics.append({k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("policy/")})
 
 
-def test_a_fit_samples_from_the_weights_of_each_step(engine: VLLMServerEngine, tmp_path: Path) -> None:
-    keep, module = Keep(), distill_module(optimizer=OptimizerConfig(lr=3e-3, warmup_ratio=0.0))
+def test_a_fit_samples_from_the_weights_of_each_step(server: Server, engine: VLLMServerEngine, tmp_path: Path) -> None:
+    keep, module = (
+        Keep(),
+        distill_module(student=str(server.model), optimizer=OptimizerConfig(lr=3e-3, warmup_ratio=0.0)),
+    )
     callbacks = [RolloutCallback(SamplingParams(max_tokens=30), engine=engine), PolicyMismatch(), keep]
     trainer(tmp_path, callbacks=callbacks, max_steps=3, val_check_interval=2).fit(module, datamodule=data())
     assert [step["policy/lag"] for step in keep.metrics] == [0.0] * 3
