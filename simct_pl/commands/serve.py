@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
     check_model_path("model", args.model)
     command = server_command(args, further)
-    os.execve(command[0], command, server_environment())
+    os.execve(command[0], command, server_environment(args.enforce_eager))
 
 
 def server_command(args: argparse.Namespace, further: Sequence[str] = ()) -> list[str]:
@@ -55,6 +55,7 @@ def server_command(args: argparse.Namespace, further: Sequence[str] = ()) -> lis
     command += ["--tensor-parallel-size", str(args.tensor_parallel_size)]
     command += ["--middleware", "simct_pl.rollout.server_key.RequireKey"]
     command += ["--generation-config", "vllm", "--logprobs-mode", "raw_logprobs"]
+    command += ["--enable-scale-out"]  # the endpoint that takes and gives token ids, and says whose weights they are
     command += ["--uvicorn-log-level", "warning"]
     if args.max_model_len is not None:
         command += ["--max-model-len", str(args.max_model_len)]
@@ -65,9 +66,13 @@ def server_command(args: argparse.Namespace, further: Sequence[str] = ()) -> lis
     return [*command, *further]
 
 
-def server_environment() -> dict[str, str]:
-    """Ours, with the endpoints that replace weights switched on."""
-    return {**os.environ, "VLLM_SERVER_DEV_MODE": "1"}
+def server_environment(enforce_eager: bool) -> dict[str, str]:
+    """Ours, with the endpoints that replace weights switched on.
+
+    vLLM compiles a few functions of its sampler even when told to be eager: a minute on a CPU.
+    """
+    eager = {"TORCH_COMPILE_DISABLE": "1"} if enforce_eager else {}
+    return {**os.environ, "VLLM_SERVER_DEV_MODE": "1", **eager}
 
 
 def _parser() -> argparse.ArgumentParser:

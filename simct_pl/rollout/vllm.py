@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
+from torch.compiler import set_stance
 from transformers import PreTrainedModel
 
 from simct_pl.errors import MissingPackageError, RecipeError, RolloutError
@@ -128,7 +129,8 @@ class VLLMEngine(RolloutEngine):
         check_prompt_lengths(prompts_ids, llm.llm_engine.model_config.max_model_len)
         requests = [VLLMSamplingParams(**sampling_arguments(sampling, seed, stop_ids)) for seed in seeds]
         prompts: list[Any] = [{"prompt_token_ids": ids} for ids in prompts_ids]
-        outputs = [output.outputs[0] for output in llm.generate(prompts, requests, use_tqdm=False)]
+        with set_stance("force_eager" if self.enforce_eager else "default"):  # else the sampler compiles all the same
+            outputs = [output.outputs[0] for output in llm.generate(prompts, requests, use_tqdm=False)]
         if self.sleep:
             llm.sleep(level=1)
             self._is_asleep = True
