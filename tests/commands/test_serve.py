@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -32,7 +33,7 @@ def test_the_server_listens_on_loopback_takes_weights_and_reports_raw_logprobs(
 ) -> None:
     serve.main(["--model", STUDENT, "--port", "8123", "--dtype", "float32", "--max-num-seqs", "7"])
     ((command, environment),) = executed
-    options = dict(zip(command[3::2], command[4::2], strict=True))
+    options = dict(pairwise(command))
     assert options["--model"] == STUDENT
     assert options["--host"] == "127.0.0.1"
     assert options["--port"] == "8123"
