@@ -191,7 +191,7 @@ def _undisturbed() -> Iterator[None]:
     """What vLLM reads when it starts; and the trainer's environment and thread count as they were, afterwards."""
     before, set_num_threads, num_threads = dict(os.environ), torch.set_num_threads, torch.get_num_threads()
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # an iterator of weights does not cross processes
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # it warns about the tokenizer that it was told to leave
     try:
         yield
     finally:
