@@ -1,6 +1,7 @@
 """Lightning callbacks of simct_pl, named in recipes as `callbacks.RolloutCallback` and so on."""
 
 from callbacks.alignment_stats import AlignmentStats
+from callbacks.checkpoint import Checkpoint
 from callbacks.collapse_guard import CollapseGuard
 from callbacks.hf_export import HFExport
 from callbacks.learning_curve import LearningCurve
@@ -12,6 +13,7 @@ from callbacks.timing import TimingCallback
 
 __all__ = [
     "AlignmentStats",
+    "Checkpoint",
     "CollapseGuard",
     "HFExport",
     "LearningCurve",

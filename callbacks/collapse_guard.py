@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
+import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from callbacks.alignment_stats import unit_metrics
 from simct_pl.errors import CollapseError
+from simct_pl.module import DistillModule
+from simct_pl.ranks import objects_of_ranks
 from simct_pl.types import PromptBatch, StepRecord
 
 
 class CollapseGuard(L.Callback):
-    """Watches for length inflation, entropy collapse and a loss that is not finite.
+    """Watches for length inflation, entropy collapse and a loss that is not finite; names the prompts of skipped steps.
 
     Args:
         action: "warn" once for each kind, or "stop" with a CollapseError.
@@ -38,12 +41,26 @@ class CollapseGuard(L.Callback):
         self.length = RunningReference(num_reference_steps, smoothing)
         self.entropy = RunningReference(num_reference_steps, smoothing)
         self._warned: set[str] = set()
+        self._num_skipped = 0
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        references = {name: vars(getattr(self, name)) for name in ("length", "entropy")}
+        return {**references, "warned": sorted(self._warned), "num_skipped": self._num_skipped}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for name in ("length", "entropy"):
+            vars(getattr(self, name)).update(state_dict[name])
+        self._warned, self._num_skipped = set(state_dict["warned"]), state_dict["num_skipped"]
 
     @override
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: PromptBatch, batch_idx: int
     ) -> None:
         assert batch.record is not None
+        if isinstance(pl_module, DistillModule):
+            self._report_skip(pl_module.guarded_step.num_skipped, batch.record, trainer.global_step)
         found = self._symptoms(batch.record, trainer.global_step)
         if self.action == "warn":
             for kind in found.keys() - self._warned:
@@ -53,6 +70,22 @@ class CollapseGuard(L.Callback):
             # Ranks stop together: one that stopped alone would leave the others waiting for it.
             message = " ".join(found.values()) or "Another rank saw a collapse."
             raise CollapseError(f"{message} The run stops because CollapseGuard has action='stop'.")
+
+    def _report_skip(self, num_skipped: int, record: StepRecord, step: int) -> None:
+        """Name the prompts of a step that was not taken; ranks skip together, so all of them come here."""
+        if num_skipped == self._num_skipped:
+            return
+        self._num_skipped = num_skipped
+        broken = [
+            rollout.prompt.index
+            for rollout, stats in zip(record.rollouts, record.stats, strict=True)
+            if not bool(torch.isfinite(stats.loss_U).all())
+        ]
+        broken = sorted(index for indices in objects_of_ranks(broken) for index in indices)
+        whose = f"The loss of prompts {broken} is not finite" if broken else "All losses are finite"
+        rank_zero_warn(
+            f"A step after step {step} was not taken, {num_skipped} so far: its gradients are not finite. {whose}."
+        )
 
     def _symptoms(self, record: StepRecord, step: int) -> dict[str, str]:
         """What is wrong with a step, by kind."""
@@ -76,7 +109,10 @@ class CollapseGuard(L.Callback):
 
 
 class RunningReference:
-    """A smoothed value as a ratio to its mean over the first steps; 1.0 until those are over."""
+    """A smoothed value as a ratio to its mean over the first steps; 1.0 until those are over.
+
+    What is not finite is left out: one broken step must not blind the guard for the rest of the run.
+    """
 
     def __init__(self, num_reference_steps: int, smoothing: float) -> None:
         self.num_reference_steps, self.smoothing = num_reference_steps, smoothing
@@ -84,10 +120,11 @@ class RunningReference:
         self.running = 0.0
 
     def update(self, value: float) -> float:
-        if len(self.first) < self.num_reference_steps:
-            self.first.append(value)
-            self.running = sum(self.first) / len(self.first)
-            return 1.0
-        self.running = self.smoothing * self.running + (1 - self.smoothing) * value
-        reference = sum(self.first) / len(self.first)
+        if math.isfinite(value):
+            if len(self.first) < self.num_reference_steps:
+                self.first.append(value)
+                self.running = sum(self.first) / len(self.first)
+            else:
+                self.running = self.smoothing * self.running + (1 - self.smoothing) * value
+        reference = sum(self.first) / max(len(self.first), 1)
         return self.running / reference if reference > 0 else 1.0

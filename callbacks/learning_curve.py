@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import lightning as L
-from lightning.pytorch.loggers import MLFlowLogger
 from typing_extensions import override
 
 from simct_pl.export import check_parent
+from simct_pl.tracking import MLFLOW_LOGGERS
 
 PANELS = (
     ("eval/accuracy", "held-out accuracy"),
@@ -36,6 +37,14 @@ class LearningCurve(L.Callback):
         check_parent(self.output)  # hours before it is needed
 
     @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"curves": self.curves}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.curves = state_dict["curves"]
+
+    @override
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
@@ -57,7 +66,7 @@ class LearningCurve(L.Callback):
             return
         draw_curves(self.curves, self.output, self.title)
         for logger in trainer.loggers:
-            if isinstance(logger, MLFlowLogger):
+            if isinstance(logger, MLFLOW_LOGGERS):
                 logger.experiment.log_artifact(logger.run_id, str(self.output))
 
 

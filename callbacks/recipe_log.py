@@ -7,10 +7,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import lightning as L
-from lightning.pytorch.loggers import MLFlowLogger
 from typing_extensions import override
 
 from simct_pl.module import DistillModule
+from simct_pl.tracking import MLFLOW_LOGGERS
 
 
 class RecipeLog(L.Callback):
@@ -33,5 +33,5 @@ class RecipeLog(L.Callback):
         parameters["variant/aligner"] = type(pl_module.aligner).__name__
         for logger in trainer.loggers:
             logger.log_hyperparams(parameters)
-            if isinstance(logger, MLFlowLogger):
+            if isinstance(logger, MLFLOW_LOGGERS):
                 logger.experiment.log_text(logger.run_id, info.recipe, "recipe.yaml")

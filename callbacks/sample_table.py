@@ -7,9 +7,9 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.loggers import MLFlowLogger
 from typing_extensions import override
 
+from simct_pl.tracking import MLFLOW_LOGGERS
 from simct_pl.types import BYTE_END, BYTE_START, PromptBatch, Rollout, StepRecord, UnitAlignment
 
 
@@ -33,7 +33,7 @@ class SampleTable(L.Callback):
         columns = {name: [row[name] for row in rows] for name in rows[0]}
         columns["step"] = [trainer.global_step] * len(rows)
         for logger in trainer.loggers:
-            if isinstance(logger, MLFlowLogger):
+            if isinstance(logger, MLFLOW_LOGGERS):
                 logger.experiment.log_table(logger.run_id, columns, "samples.json")
 
 

@@ -1,7 +1,7 @@
 """The command line: `fit | validate` go to LightningCLI, the small commands to simct_pl.commands.
 
-Imports nothing heavy, so that `--help` and usage errors answer at once. Every SimctError ends on one screen with exit
-code 2.
+Imports nothing heavy, so that `--help` and usage errors answer at once. Every SimctError ends on one screen with its
+exit code: 2 for what the user can put right, 75 for a run that was asked to end and can be continued.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ COMMANDS = {
     "quickstart": ("simct_pl.commands.quickstart", "train the embedded example and show the result"),
     "convert-gguf": ("simct_pl.commands.convert_gguf", "turn a GGUF file into an ordinary model folder"),
     "serve": ("simct_pl.commands.serve", "start a vLLM server that rollouts can be asked of"),
+    "upload-metrics": ("simct_pl.commands.upload_metrics", "send what a run's tracking server has not received"),
     "transplant": ("simct_pl.commands.transplant", "put a model's body onto another family's tokenizer"),
 }
 TRAINER_COMMANDS = {
-    "fit": "train by a recipe: --recipe R [--recipe OVERLAY] [--key value]",
+    "fit": "train by a recipe: --recipe R [--recipe OVERLAY] [--key value] [--resume]",
     "validate": "score held-out prompts by a recipe",
 }
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns its exit code: 0, or 2 for anything the user can put right."""
+    """Run one command; returns its exit code: 0, 2 for anything the user can put right, 75 for "continue later"."""
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
@@ -38,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
             return int(importlib.import_module(COMMANDS[command][0]).main(rest))
     except SimctError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
+        return error.exit_code
     print(f"Unknown command {command!r}.\n\n{usage()}", file=sys.stderr)
     return 2
 
@@ -47,5 +48,5 @@ def usage() -> str:
     """What `--help` prints."""
     lines = ["usage: python -m simct_pl COMMAND [options]", "", "commands:"]
     described = {**TRAINER_COMMANDS, **{name: text for name, (_, text) in COMMANDS.items()}}
-    lines += [f"  {name:<13} {text}" for name, text in described.items()]
+    lines += [f"  {name:<15} {text}" for name, text in described.items()]
     return "\n".join([*lines, "", "COMMAND --help tells more."])

@@ -1,7 +1,7 @@
 """One hierarchy for everything a user can get wrong or a run can meet.
 
 Each class also inherits the standard-library type that a caller would catch anyway. A message names the value,
-what was expected and the fix. The command line prints it on one screen and exits with code 2.
+what was expected and the fix. The command line prints it on one screen and exits with the class's `exit_code`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 class SimctError(Exception):
     """Base of all errors that simct_pl raises on purpose."""
+
+    exit_code = 2
 
 
 class RecipeError(SimctError, ValueError):
@@ -61,3 +63,17 @@ class MissingPackageError(SimctError, ImportError):
 
 class CollapseError(SimctError, RuntimeError):
     """A collapse guard stopped the run."""
+
+
+class CheckpointError(SimctError, RuntimeError):
+    """A checkpoint is missing, broken, of another run, or would be mixed with another run's."""
+
+
+class TrackingError(SimctError, RuntimeError):
+    """What a run logged cannot be read, or cannot be sent to the tracking server."""
+
+
+class RunInterrupted(SimctError, InterruptedError):
+    """The run was asked to end (SIGTERM) and can be continued."""
+
+    exit_code = 75  # EX_TEMPFAIL: nothing is wrong, run it again (with --resume)

@@ -78,6 +78,12 @@ class GuardedStep:
         self.max_grad_norm = max_grad_norm
         self.num_skipped = self.num_skipped_in_a_row = 0
 
+    def state_dict(self) -> dict[str, int]:
+        return {"num_skipped": self.num_skipped, "num_skipped_in_a_row": self.num_skipped_in_a_row}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.num_skipped, self.num_skipped_in_a_row = state["num_skipped"], state["num_skipped_in_a_row"]
+
     def __call__(
         self, parameters: Iterable[nn.Parameter], optimizer: Optimizer | LightningOptimizer, scheduler: LambdaLR
     ) -> dict[str, float | Tensor]:

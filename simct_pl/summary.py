@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import lightning as L
-from lightning.pytorch.loggers import MLFlowLogger
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from simct_pl.evaluation.metrics import HeldOutResult
 from simct_pl.module import DistillModule
+from simct_pl.tracking import MLFLOW_LOGGERS
 
 TRACKING_URI = "sqlite:///runs/mlflow.db"
 PERCENT_METRICS = ("eval/accuracy", "eval/truncation_rate", "eval/coverage")
@@ -31,7 +31,7 @@ def print_summary(module: DistillModule, trainer: L.Trainer) -> None:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if hasattr(callback, "output"):
             console.print(f"{type(callback).__name__}: {callback.output}", soft_wrap=True)
-    if any(isinstance(logger, MLFlowLogger) for logger in trainer.loggers):
+    if any(isinstance(logger, MLFLOW_LOGGERS) for logger in trainer.loggers):
         console.print(f"Metrics, recipe and samples: mlflow ui --backend-store-uri {TRACKING_URI}", soft_wrap=True)
 
 

@@ -5,12 +5,17 @@ alike.
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import islice
+from typing import Any
 
 import lightning as L
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from typing_extensions import override
 
 from simct_pl.errors import RecipeError
+from simct_pl.position import ContinuedLoader, DataPosition
 from simct_pl.seeding import run_seed
 from simct_pl.tasks.arithmetic import Problem, corrupted_chain, distinct_problems, draw_problem
 from simct_pl.types import Prompt, PromptBatch
@@ -39,6 +44,22 @@ class ArithmeticDataset(Dataset[Prompt]):
             problem = rng.choice(self.pool)
         corrupt = rng.random() < self.corrupt_share
         return problem.prompt(index, corrupted_chain(problem, rng) if corrupt else None)
+
+
+class ContinuedSampler(DistributedSampler[Prompt]):
+    """In the order of the indices, dealt out in turn to the ranks; the first pass leaves out what was trained before.
+
+    num_done: prompts of a rank that the first pass leaves out.
+    """
+
+    def __init__(self, dataset: ArithmeticDataset, world_size: int, rank: int, num_done: int) -> None:
+        super().__init__(dataset, world_size, rank, shuffle=False)
+        self.num_done = num_done
+
+    @override
+    def __iter__(self) -> Iterator[Any]:
+        num_done, self.num_done = self.num_done, 0
+        return islice(super().__iter__(), num_done, None)
 
 
 class ArithmeticDataModule(L.LightningDataModule):
@@ -78,13 +99,20 @@ class ArithmeticDataModule(L.LightningDataModule):
         self.num_val_prompts, self.val_batch_size = num_val_prompts, val_batch_size
         self.num_problems, self.corrupt_share = num_problems, corrupt_share
         self.num_terms, self.limit, self.seed = num_terms, limit, run_seed(seed)
+        self.position = DataPosition()
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        assert self.trainer is not None
+        return asdict(DataPosition.of(self.trainer))
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.position = DataPosition(**state_dict)
 
     @override
     def train_dataloader(self) -> DataLoader[PromptBatch]:
-        """In the order of the indices, dealt out in turn to the ranks.
-
-        The sampler is explicit because Lightning's own would shuffle as soon as there are several ranks.
-        """
+        """The sampler is explicit because Lightning's own would shuffle as soon as there are several ranks."""
         pool = None
         if self.num_problems is not None:
             pool = distinct_problems(self.seed, self.num_problems, self.num_terms, self.limit, held_out=False)
@@ -97,8 +125,8 @@ class ArithmeticDataModule(L.LightningDataModule):
             self.corrupt_share,
             self.seed,
         )
-        sampler: DistributedSampler[Prompt] = DistributedSampler(dataset, world_size, rank, shuffle=False)
-        return DataLoader(dataset, self.batch_size, sampler=sampler, collate_fn=PromptBatch)  # type: ignore[arg-type]
+        sampler = ContinuedSampler(dataset, world_size, rank, self.position.batch * self.batch_size)
+        return ContinuedLoader(dataset, self.batch_size, sampler=sampler, collate_fn=PromptBatch)
 
     @override
     def val_dataloader(self) -> DataLoader[PromptBatch]:

@@ -10,7 +10,8 @@ import lightning as L
 import pytest
 
 from simct_pl import lightning_cli
-from simct_pl.lightning_cli import SimctCLI, find_recipe, recipe_folder, run
+from simct_pl.lightning_cli import SimctCLI, run
+from simct_pl.recipes import find_recipe, recipe_folder
 
 RECIPES = sorted(recipe_folder().rglob("*.yaml"))
 

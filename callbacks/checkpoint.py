@@ -1,0 +1,194 @@
+"""Checkpoint: saves everything a run needs to go on exactly, between two steps; on SIGTERM it saves and ends the run.
+
+A checkpoint is taken in front of a batch, when the metrics of the step before are logged and its validation is over, so
+that a resumed run repeats no step and misses none.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from typing_extensions import override
+
+from simct_pl.checkpoints import STATE, CheckpointFolder, CheckpointProvider, FlushedIO, Manifest
+from simct_pl.errors import CheckpointError, RecipeError, RunInterrupted
+from simct_pl.evaluation.metrics import HeldOutResult, HeldOutSample
+from simct_pl.module import DistillModule
+from simct_pl.position import DataPosition
+from simct_pl.ranks import objects_of_ranks
+from simct_pl.run_info import installed_versions
+from simct_pl.seeding import generator_states, restore_generators
+
+KEY = "simct_pl"  # of our part in Lightning's checkpoint
+
+
+class Checkpoint(CheckpointProvider):
+    """Saves every so many batches, at the end of the fit, and when SIGTERM arrives.
+
+    A save that fails (a full disk) is warned about and counted in `checkpoint/failed_saves`; the run goes on, and the
+    last good checkpoint stays.
+
+    Args:
+        folder: `<default_root_dir>/checkpoints` by default. every_n_steps: batches between saves.
+        keep_last: checkpoints that stay on disk.
+    """
+
+    def __init__(self, folder: str | None = None, every_n_steps: int = 50, keep_last: int = 2) -> None:
+        if every_n_steps < 1 or keep_last < 1:
+            raise RecipeError(f"every_n_steps={every_n_steps}, keep_last={keep_last}; expected at least 1.")
+        self.folder, self.every_n_steps, self.keep_last = folder, every_n_steps, keep_last
+        self.io = FlushedIO()
+        self.num_failed = 0
+        self._saved_at = 0
+        self._terminated = threading.Event()
+        self._previous_handler: Any = None
+        self._generators: dict[str, Any] | None = None
+
+    @override
+    def checkpoints(self, trainer: L.Trainer) -> CheckpointFolder:
+        path = Path(self.folder) if self.folder else Path(trainer.default_root_dir) / "checkpoints"
+        return CheckpointFolder(path.expanduser(), self.keep_last)
+
+    @override
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Go first: a run that is to end must not wait for the next step's rollouts."""
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        trainer.callbacks = [self, *(c for c in callbacks if c is not self)]  # type: ignore[attr-defined]
+
+    @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take SIGTERM over from Lightning, whose handler starts a collective wherever the rank happens to be."""
+        if threading.current_thread() is threading.main_thread():
+            self._previous_handler = signal.signal(signal.SIGTERM, self._on_sigterm)
+
+    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
+        self._terminated.set()
+
+    @override
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._generators is not None:
+            self._continue(trainer)
+        position = DataPosition.of(trainer)
+        stopping = trainer.strategy.reduce_boolean_decision(self._terminated.is_set(), all=False)
+        due = position.num_batches % self.every_n_steps == 0 and position.num_batches > 0
+        if (due or stopping) and position.num_batches != self._saved_at:
+            self._save(trainer, position)
+        if stopping:
+            raise RunInterrupted(
+                f"SIGTERM: the run ended after step {position.num_batches}; its last checkpoint is of step "
+                f"{self._saved_at}. Continue it with --resume."
+            )
+        pl_module.log("checkpoint/failed_saves", float(self.num_failed), batch_size=1)
+
+    @override
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._release()
+        if (position := DataPosition.of(trainer)).num_batches != self._saved_at:
+            self._save(trainer, position)
+
+    @override
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        if self._previous_handler is not None:
+            signal.signal(signal.SIGTERM, self._previous_handler)
+            self._previous_handler = None
+
+    # ---- saving ----
+
+    def _save(self, trainer: L.Trainer, position: DataPosition) -> None:
+        """Collective: every rank takes part in collecting the state, rank 0 writes."""
+        error = trainer.strategy.broadcast(self._write(trainer, position))
+        if error is None:
+            self._saved_at = position.num_batches
+            return
+        self.num_failed += 1
+        rank_zero_warn(
+            f"The checkpoint of step {position.num_batches} could not be saved ({error}); {self.num_failed} so far. "
+            f"The run goes on; the last good checkpoint is of step {self._saved_at}."
+        )
+
+    def _write(self, trainer: L.Trainer, position: DataPosition) -> str | None:
+        """What went wrong, if something did; on the other ranks None."""
+        folder = self.checkpoints(trainer)
+        staging, failure = folder.staging(position.num_batches), None
+        if trainer.is_global_zero:
+            try:
+                folder.prepare(staging)
+            except OSError as error:
+                failure = str(error)  # the others wait to collect the state, so go on; it cannot be written either
+        usual, trainer.strategy.checkpoint_io = trainer.strategy.checkpoint_io, self.io
+        try:
+            trainer.save_checkpoint(staging / STATE, weights_only=False)
+        finally:
+            trainer.strategy.checkpoint_io = usual
+        if failure or not trainer.is_global_zero:
+            return failure
+        for logger in trainer.loggers:
+            logger.save()  # what is logged up to here must not be younger on disk than the checkpoint
+        try:
+            if self.io.error is not None:
+                raise OSError(str(self.io.error)) from self.io.error
+            folder.commit(staging, partial(self._manifest, trainer, position))
+        except OSError as error:
+            return str(error)
+        return None
+
+    def _manifest(self, trainer: L.Trainer, position: DataPosition, num_bytes: int, sha256: str) -> Manifest:
+        run_ids = [str(logger.version) for logger in trainer.loggers]
+        step, versions = position.num_batches, installed_versions()
+        return Manifest(step, trainer.world_size, num_bytes, sha256, self.recipe, run_ids, versions)
+
+    @override
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        position = DataPosition.of(trainer)
+        checkpoint["loops"]["fit_loop"] = position.in_loops(checkpoint["loops"]["fit_loop"])
+        own: dict[str, Any] = {
+            "step": position.num_batches,
+            "num_failed": self.num_failed,
+            "generators": objects_of_ranks(generator_states()),
+        }
+        if isinstance(pl_module, DistillModule):
+            own["skips"] = pl_module.guarded_step.state_dict()
+            own["history"] = [asdict(result) for result in pl_module.history]
+        checkpoint[KEY] = own
+
+    # ---- resuming ----
+
+    @override
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        own = checkpoint.get(KEY)
+        if own is None or len(own["generators"]) != trainer.world_size:
+            found = "of no run with callbacks.Checkpoint" if own is None else f"of {len(own['generators'])} ranks"
+            raise CheckpointError(f"The checkpoint is {found}; expected one of {trainer.world_size} ranks.")
+        self._saved_at, self.num_failed = own["step"], own["num_failed"]
+        self._generators = own["generators"][trainer.global_rank]
+        if isinstance(pl_module, DistillModule):
+            pl_module.guarded_step.load_state_dict(own["skips"])
+            pl_module.history = [_held_out_result(values) for values in own["history"]]
+
+    def _continue(self, trainer: L.Trainer) -> None:
+        """In front of the first batch: setting a run up draws random numbers, and Lightning counts a step for the
+        loggers twice when validation was due at the step that it resumes from.
+        """
+        assert self._generators is not None
+        restore_generators(self._generators)
+        self._generators = None
+        trainer.fit_loop.epoch_loop._batches_that_stepped = self._saved_at
+        rank_zero_info(f"Continuing after step {self._saved_at}.")
+
+
+def _held_out_result(values: dict[str, Any]) -> HeldOutResult:
+    samples = [HeldOutSample(**sample) for sample in values["samples"]]
+    return HeldOutResult(values["step"], values["metrics"], samples)

@@ -1,0 +1,202 @@
+"""Checkpoints on disk: whole or not there, checked by size and hash before they are read, the newest few kept.
+
+    folder/step-00000040/state.ckpt       what Lightning saves; plain types and tensors only
+    folder/step-00000040/manifest.json    size, hash, step, ranks, recipe, versions
+
+A checkpoint is written into a hidden sibling, flushed, and renamed. Whatever is cut short has no valid manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_warn
+from typing_extensions import override
+
+from simct_pl.errors import CheckpointError
+
+STATE, MANIFEST = "state.ckpt", "manifest.json"
+NAME = re.compile(r"step-(\d{8,})")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """step: batches trained. num_ranks: of the run. num_bytes, sha256: of the state file. recipe: resolved, as YAML.
+    run_ids: of the trackers. versions: package → version.
+    """
+
+    step: int
+    num_ranks: int
+    num_bytes: int
+    sha256: str
+    recipe: str
+    run_ids: list[str]
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class SavedCheckpoint:
+    """A checkpoint whose state file is as long as its manifest says and has the same hash."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def state(self) -> Path:
+        return self.path / STATE
+
+    @classmethod
+    def read(cls, path: Path) -> SavedCheckpoint:
+        """Check a checkpoint's folder; the state itself is not unpickled.
+
+        Raises:
+            CheckpointError: if it was cut short or changed.
+        """
+        try:
+            manifest = Manifest(**json.loads((path / MANIFEST).read_text(encoding="utf-8")))
+            num_bytes = (path / STATE).stat().st_size
+            if num_bytes != manifest.num_bytes:
+                raise CheckpointError(f"{path / STATE} has {num_bytes} bytes; expected {manifest.num_bytes}.")
+            if _sha256(path / STATE) != manifest.sha256:
+                raise CheckpointError(f"{path / STATE} is not what was written: its hash differs from the manifest's.")
+        except (OSError, ValueError, TypeError) as error:
+            raise CheckpointError(f"{path} is no whole checkpoint: {error}") from error
+        return cls(path, manifest)
+
+
+class CheckpointFolder:
+    """The checkpoints of one run, by step.
+
+    Args:
+        path: made at the first save. keep_last: checkpoints that stay; older ones are removed after each save.
+    """
+
+    def __init__(self, path: Path, keep_last: int = 2) -> None:
+        self.path, self.keep_last = path, keep_last
+
+    def steps(self) -> list[int]:
+        """Steps of all checkpoints that were renamed into place, good or not, oldest first."""
+        names = os.listdir(self.path) if self.path.is_dir() else []
+        return sorted(int(match.group(1)) for name in names if (match := NAME.fullmatch(name)))
+
+    def of_step(self, step: int) -> Path:
+        return self.path / f"step-{step:08d}"
+
+    def newest_good(self) -> SavedCheckpoint | None:
+        """The newest whole checkpoint, or None when there is none at all; what is skipped is warned about by name.
+
+        Raises:
+            CheckpointError: if there are checkpoints, and all are broken.
+        """
+        broken: list[str] = []
+        for step in reversed(self.steps()):
+            try:
+                found = SavedCheckpoint.read(self.of_step(step))
+            except CheckpointError as error:
+                broken.append(str(error))
+                continue
+            if broken:
+                rank_zero_warn(f"Broken: {' '.join(broken)} Using {found.path} instead.")
+            return found
+        if broken:
+            raise CheckpointError(f"No checkpoint in {self.path} is whole: {' '.join(broken)}")
+        return None
+
+    def staging(self, step: int) -> Path:
+        """The hidden folder that a checkpoint is written into."""
+        return self.path / f".step-{step:08d}.part"
+
+    def prepare(self, staging: Path) -> None:
+        """Make a staging folder, empty; what earlier saves left when they were killed is removed."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        for left_over in self.path.glob(".step-*"):
+            shutil.rmtree(left_over, ignore_errors=True)
+        staging.mkdir()
+
+    def commit(self, staging: Path, manifest: Callable[[int, str], Manifest]) -> Path:
+        """Write the manifest, flush, rename into place, remove old ones. manifest: made from bytes and hash.
+
+        Raises:
+            OSError: if the disk does not take it; what was there before stays.
+        """
+        state = staging / STATE
+        written = manifest(state.stat().st_size, _sha256(state))
+        with open(staging / MANIFEST, "w", encoding="utf-8") as file:
+            json.dump(asdict(written), file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        _flush_folder(staging)
+        final = self.of_step(written.step)
+        if final.exists():  # of a run that went on from an earlier checkpoint: the same step again
+            self._remove(final)
+        staging.rename(final)
+        _flush_folder(self.path)
+        for step in self.steps()[: -self.keep_last]:
+            self._remove(self.of_step(step))
+        return final
+
+    def _remove(self, checkpoint: Path) -> None:
+        """Rename first, so that a removal cut short leaves nothing that looks like a checkpoint."""
+        doomed = checkpoint.with_name(f".{checkpoint.name}.old")
+        shutil.rmtree(doomed, ignore_errors=True)
+        checkpoint.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+class FlushedIO(TorchCheckpointIO):
+    """Writes straight to the file and flushes it. What goes wrong is kept in `error`, not raised: only rank 0 writes,
+    and the others would wait for it for ever.
+    """
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+
+    @override
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        self.error = None
+        try:
+            with open(path, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError) as error:  # torch's zip writer turns some OSErrors into RuntimeErrors
+            self.error = error
+
+
+class CheckpointProvider(L.Callback):
+    """A callback that saves and restores runs; `--resume` needs one in the recipe.
+
+    recipe: of the run, resolved, as YAML; set by the command line, compared when a run is resumed.
+    """
+
+    recipe: str = ""
+
+    @abstractmethod
+    def checkpoints(self, trainer: L.Trainer) -> CheckpointFolder:
+        """Where this run's checkpoints are."""
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush_folder(path: Path) -> None:
+    """Make renames and new names in a folder survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

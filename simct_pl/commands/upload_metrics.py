@@ -1,0 +1,42 @@
+"""`python -m simct_pl upload-metrics RUN_FOLDER`: sends what the tracking server has not received of a run."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from simct_pl.commands.output import report
+from simct_pl.errors import MissingFileError, TrackingError
+
+
+def main(argv: list[str]) -> int:
+    """Send every journal of a run's folder.
+
+    Raises:
+        MissingFileError: if the folder has none. TrackingError: if the server does not answer; nothing is lost.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m simct_pl upload-metrics",
+        description="Send metrics and artifacts that were logged while the tracking server could not be reached. "
+        "Do this when the run is over; what the server has is not sent again.",
+    )
+    parser.add_argument("run_folder", type=Path, help="such as runs/quickstart")
+    options = parser.parse_args(argv)
+    paths = sorted((options.run_folder / "tracking").glob("*.jsonl"))
+    if not paths:
+        raise MissingFileError(f"{options.run_folder}/tracking has no journal; expected the folder of a run.")
+    from simct_pl.journal import Journal  # here, so that --help needs no torch
+    from simct_pl.upload import Uploader
+
+    for path in paths:
+        journal = Journal(path)
+        num_pending = len(journal.pending())
+        uploader = Uploader(journal)
+        error = uploader.send() if num_pending else None
+        if error is not None:
+            raise TrackingError(
+                f"{journal.destination.tracking_uri} does not answer: {error}. {len(journal.pending())} records wait "
+                f"in {path}; try again later."
+            )
+        report(f"{path}: sent {num_pending - uploader.num_refused}, refused {uploader.num_refused}")
+    return 0

@@ -1,0 +1,135 @@
+"""PromptSource: where prompts come from, which fields hold what; a row in, a Prompt out.
+
+Only JSON and Parquet are read: formats that hold data and no code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import IterableDataset, load_dataset
+
+from simct_pl.errors import MissingFileError, PromptDataError, RecipeError
+from simct_pl.types import Prompt
+
+BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+COMPRESSIONS = {".gz", ".zst", ".xz", ".bz2"}
+
+
+@dataclass(frozen=True)
+class PromptSource:
+    """Where prompts come from and which fields hold what.
+
+    path: a .jsonl, .json or .parquet file (also compressed), or a hub name. name, split: of a hub data set.
+    prompt_field: a string, or a list of {"role", "content"} messages.
+    response_field: a reference response, for bits per byte and supervised fine-tuning.
+    answer_field: what the grader compares with; answer_pattern: a regular expression whose first group is the answer
+        inside it.
+    skip, limit: rows left out at the beginning, and at most so many taken after them.
+    max_prompt_chars: longer prompts are left out, counted and reported.
+    """
+
+    path: str
+    name: str | None = None
+    split: str = "train"
+    prompt_field: str = "prompt"
+    response_field: str | None = None
+    answer_field: str | None = None
+    answer_pattern: str | None = None
+    skip: int = 0
+    limit: int | None = None
+    max_prompt_chars: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.answer_pattern is None:
+            return
+        try:
+            num_groups = re.compile(self.answer_pattern).groups
+        except re.error as error:
+            raise RecipeError(f"answer_pattern {self.answer_pattern!r} is no regular expression: {error}.") from error
+        if num_groups < 1:
+            raise RecipeError(f"answer_pattern {self.answer_pattern!r} has no group; put the answer in parentheses.")
+
+    def open(self) -> IterableDataset:
+        """The rows, streamed.
+
+        Raises:
+            MissingFileError, PromptDataError: if the path cannot be opened as a data set, or holds no row.
+        """
+        builder, looks_local = _builder(self.path)
+        if looks_local:
+            if not Path(self.path).is_file():
+                raise MissingFileError(f"Prompt file {self.path!r} does not exist.")
+            if Path(self.path).stat().st_size == 0:
+                raise PromptDataError(f"Prompt file {self.path!r} is empty; expected at least one row.")
+        try:
+            if builder is not None:
+                rows = load_dataset(builder, data_files=self.path, split="train", streaming=True)
+            else:
+                rows = load_dataset(self.path, self.name, split=self.split, streaming=True)
+        except (OSError, ValueError) as error:
+            raise PromptDataError(
+                f"Prompts {self.path!r} cannot be opened: {error}. "
+                "Expected a .jsonl, .json or .parquet file, or a hub name."
+            ) from error
+        return rows
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the prompts are in a file, not on the hub."""
+        return _builder(self.path)[1]
+
+    def prompt(self, index: int, row: Mapping[str, Any]) -> Prompt:
+        """One row as a Prompt.
+
+        Raises:
+            PromptDataError: naming the row, if a field is missing, empty or of the wrong type.
+        """
+        value = self._field(index, row, self.prompt_field)
+        messages = [{"role": "user", "content": value}] if isinstance(value, str) else value
+        if not _are_messages(messages):
+            raise PromptDataError(
+                f"Row {index} of {self.path!r}: {self.prompt_field!r} is {value!r:.80}; "
+                "expected a text, or a list of messages with 'role' and 'content'."
+            )
+        response = self._field(index, row, self.response_field) if self.response_field else None
+        if response is not None and not isinstance(response, str):
+            raise PromptDataError(
+                f"Row {index} of {self.path!r}: {self.response_field!r} is {response!r:.80}; expected a text."
+            )
+        answer = str(self._field(index, row, self.answer_field)) if self.answer_field else None
+        if answer is not None and self.answer_pattern:
+            match = re.search(self.answer_pattern, answer)
+            if match is None:
+                raise PromptDataError(
+                    f"Row {index} of {self.path!r}: answer_pattern {self.answer_pattern!r} is not in {answer!r:.80}."
+                )
+            answer = match.group(1)
+        return Prompt(index, tuple({"role": m["role"], "content": m["content"]} for m in messages), response, answer)
+
+    def _field(self, index: int, row: Mapping[str, Any], name: str) -> Any:
+        if row.get(name) in (None, ""):
+            raise PromptDataError(
+                f"Row {index} of {self.path!r} has no {name!r}; its fields are {', '.join(sorted(row))}. "
+                "Set prompt_field (response_field, answer_field) to the right name."
+            )
+        return row[name]
+
+
+def _are_messages(value: Any) -> bool:
+    """Whether a value is a conversation: a list, not empty, of texts with a role each."""
+    if not isinstance(value, list) or not value:
+        return False
+    return all(isinstance(m, Mapping) and all(isinstance(m.get(k), str) for k in ("role", "content")) for m in value)
+
+
+def _builder(path: str) -> tuple[str | None, bool]:
+    """(datasets builder for a data file or None, whether the path means a local file)."""
+    suffixes = [suffix for suffix in Path(path).suffixes if suffix not in COMPRESSIONS]
+    builder = BUILDERS.get(suffixes[-1]) if suffixes else None
+    looks_local = builder is not None and "://" not in path
+    return builder, looks_local or path.startswith((".", "/", "~"))

@@ -1,0 +1,131 @@
+"""Journal: everything a run logs, line by line in a file of its folder, and how much of it the tracker has received.
+
+    folder/<began>.jsonl   one record a line, the first of which says where they go
+    folder/<began>.json    the tracker's run id, and how many records it has
+
+The file is what counts: a tracker that is down, or a run that is killed, loses nothing and repeats nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from simct_pl.errors import TrackingError
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where records go: tracking server, experiment, name of the run, folder of artifacts (None: the server's)."""
+
+    tracking_uri: str
+    experiment_name: str
+    run_name: str
+    artifact_location: str | None = None
+
+
+class Journal:
+    """One run's records.
+
+    Args:
+        path: of the .jsonl file. A last line that was cut short is removed.
+
+    Raises:
+        TrackingError: if the file is no journal.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        lines = _whole_lines(path)
+        try:
+            self.destination = Destination(**json.loads(lines[0]))
+            records: list[Record] = [json.loads(line) for line in lines[1:]]
+        except (IndexError, ValueError, TypeError) as error:
+            raise TrackingError(f"{path} is no journal of a run: {error}.") from error
+        self._seen = {record_key(record) for record in records} - {None}
+        receipt = json.loads(self._receipt.read_text()) if self._receipt.is_file() else {}
+        self.run_id: str | None = receipt.get("run_id")
+        self.num_sent: int = receipt.get("num_sent", 0)
+        self._pending = records[self.num_sent :]
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
+
+    @classmethod
+    def begin(cls, folder: Path, destination: Destination) -> Journal:
+        """A new journal, named by the time, so that the last one is the newest."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.jsonl"
+        path.write_text(json.dumps(asdict(destination)) + "\n", encoding="utf-8")
+        return cls(path)
+
+    @classmethod
+    def newest(cls, folder: Path) -> Journal | None:
+        paths = sorted(folder.glob("*.jsonl"))
+        return cls(paths[-1]) if paths else None
+
+    @property
+    def _receipt(self) -> Path:
+        return self.path.with_suffix(".json")
+
+    def add(self, record: Record) -> None:
+        """Write a record down, unless it is there: a resumed run logs the steps since its checkpoint again."""
+        key = record_key(record)
+        with self._lock:
+            if key is not None and key in self._seen:
+                return
+            self._seen.add(key)
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+            self._pending.append(record)
+
+    def flush(self) -> None:
+        """Make what was added survive a power cut."""
+        os.fsync(self._file.fileno())
+
+    def pending(self) -> list[Record]:
+        """Records that the tracker has not confirmed."""
+        with self._lock:
+            return list(self._pending)
+
+    def confirm(self, run_id: str, num_records: int = 0) -> None:
+        """Remember that the tracker knows the run by this id and has received so many records more."""
+        with self._lock:
+            del self._pending[:num_records]
+        self.run_id, self.num_sent = run_id, self.num_sent + num_records
+        fresh = self._receipt.with_suffix(".new")
+        fresh.write_text(json.dumps({"run_id": run_id, "num_sent": self.num_sent}))
+        fresh.replace(self._receipt)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def record_key(record: Record) -> bytes | None:
+    """What makes a record the same as another, its time left out; None for a status, which may come again.
+
+    Metrics are the same if their step and names are: on devices whose sums depend on the order, a repeated step may
+    give slightly other values, and a curve with two values at a step is worse than one.
+    """
+    if record["kind"] == "status":
+        return None
+    content = {name: value for name, value in record.items() if name != "time_ms"}
+    if record["kind"] == "metrics":
+        content["values"] = sorted(record["values"])
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).digest()
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The lines of a file; what follows the last newline was being written when the run was killed, and is cut off."""
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(path, whole)
+    return content[:whole].decode("utf-8").split("\n")[:-1]
