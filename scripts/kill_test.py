@@ -29,13 +29,11 @@ POLL = 0.005  # seconds
 History = dict[str, list[tuple[int, float]]]
 
 
-def fit_command(num_steps: int, every_n_steps: int) -> list[str]:
+def fit_command(scratch: Path, num_steps: int, every_n_steps: int) -> list[str]:
     """The command of both runs; --resume also begins one."""
-    overlay = (
-        "trainer: {callbacks+: [{class_path: callbacks.Checkpoint, init_args: {every_n_steps: %d}}]}" % every_n_steps
-    )
-    recipe = Path("checkpoints.yaml")
-    recipe.write_text(overlay + "\n", encoding="utf-8")
+    saves = f"{{class_path: callbacks.Checkpoint, init_args: {{every_n_steps: {every_n_steps}}}}}"
+    recipe = scratch / "checkpoints.yaml"
+    recipe.write_text(f"trainer: {{callbacks+: [{saves}]}}\n", encoding="utf-8")
     return [
         *(sys.executable, "-m", "simct_pl", "fit", "--recipe", "quickstart", "--recipe", str(recipe), "--resume"),
         *(f"--trainer.max_steps={num_steps}", "--trainer.val_check_interval=5"),
@@ -119,9 +117,7 @@ def main(arguments: list[str]) -> int:
         alone, killed = Path(scratch, "alone"), Path(scratch, "killed")
         alone.mkdir()
         killed.mkdir()
-        os.chdir(scratch)
-        command = fit_command(num_steps, options.every_n_steps)
-        command[command.index("checkpoints.yaml")] = str(Path(scratch, "checkpoints.yaml"))
+        command = fit_command(Path(scratch), num_steps, options.every_n_steps)
         task = progress.add_task("kills", total=options.kills + 2)
         finish(command, alone)
         progress.advance(task)

@@ -8,6 +8,7 @@ The file is what counts: a tracker that is down, or a run that is killed, loses 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from simct_pl.errors import TrackingError
 
@@ -39,31 +40,34 @@ class Journal:
         path: of the .jsonl file. A last line that was cut short is removed.
 
     Raises:
-        TrackingError: if the file is no journal.
+        TrackingError: if the file is no journal, or another process writes to it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
+        _claim(self._file, path)
         lines = _whole_lines(path)
         try:
             self.destination = Destination(**json.loads(lines[0]))
             records: list[Record] = [json.loads(line) for line in lines[1:]]
         except (IndexError, ValueError, TypeError) as error:
+            self.close()
             raise TrackingError(f"{path} is no journal of a run: {error}.") from error
         self._seen = {record_key(record) for record in records} - {None}
         receipt = json.loads(self._receipt.read_text()) if self._receipt.is_file() else {}
         self.run_id: str | None = receipt.get("run_id")
         self.num_sent: int = receipt.get("num_sent", 0)
         self._pending = records[self.num_sent :]
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
 
     @classmethod
     def begin(cls, folder: Path, destination: Destination) -> Journal:
         """A new journal, named by the time, so that the last one is the newest."""
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.jsonl"
-        path.write_text(json.dumps(asdict(destination)) + "\n", encoding="utf-8")
+        path = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**9:09d}.jsonl"
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(destination)) + "\n")
         return cls(path)
 
     @classmethod
@@ -120,6 +124,17 @@ def record_key(record: Record) -> bytes | None:
     if record["kind"] == "metrics":
         content["values"] = sorted(record["values"])
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).digest()
+
+
+def _claim(file: TextIO, path: Path) -> None:
+    """Keep other processes out while this one lives: two would send the same records twice."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise TrackingError(f"{path} is in use: the run is still going on. Wait for its end.") from error
+    except OSError:
+        return  # a file system without locks
 
 
 def _whole_lines(path: Path) -> list[str]:

@@ -111,7 +111,9 @@ class RunLogger(Logger):
     @override
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Wait for the server to have everything; say what to do if it has not."""
+        """Wait for the server to have everything; say what to do if it has not. Lightning does this after each fit and
+        each validation; what is logged afterwards sets the run going again.
+        """
         if not self._running or self._sender is None:
             return
         self._running = False
@@ -150,24 +152,22 @@ class Sender(threading.Thread):
     def __init__(self, journal: Journal) -> None:
         super().__init__(name="tracking", daemon=True)
         self._journal, self._uploader = journal, Uploader(journal)
-        self._wake, self._ending, self._idle = threading.Event(), threading.Event(), threading.Event()
+        self._wake, self._ending, self._given_up = threading.Event(), threading.Event(), threading.Event()
         self._error: str | None = None
 
     def wake(self) -> None:
-        self._idle.clear()
         self._wake.set()
 
     @override
     def run(self) -> None:
         pause = FIRST_PAUSE
-        while True:
+        while not self._given_up.is_set():
             self._wake.wait()
             self._wake.clear()
-            if (error := self._uploader.send()) is None:
-                pause = FIRST_PAUSE
+            error = self._uploader.send()
+            if error is None:
+                self._error, pause = None, FIRST_PAUSE
                 if self._ending.is_set() and not self._journal.pending():
-                    self._error = None
-                    self._idle.set()
                     return
                 continue
             if self._error is None:
@@ -176,17 +176,26 @@ class Sender(threading.Thread):
                     f"{self._journal.path}."
                 )
             self._error = error
-            self._ending.wait(pause)
-            if self._ending.is_set():
-                time.sleep(FIRST_PAUSE)
+            self._pause(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
             self._wake.set()
 
+    def _pause(self, seconds: float) -> None:
+        """Wait before the next attempt; at the end of a run not for long."""
+        if not self._ending.wait(seconds):
+            return
+        self._given_up.wait(min(seconds, FIRST_PAUSE))
+
     def finish(self, patience: float) -> str | None:
-        """Send what is left; what still goes wrong after so many seconds."""
+        """Send what is left; what still goes wrong after so many seconds. The thread sends nothing afterwards."""
         self._ending.set()
         self.wake()
-        return None if self._idle.wait(patience) else self._error or f"it takes more than {patience:.0f} seconds"
+        self.join(patience)
+        if not self.is_alive():
+            return None
+        self._given_up.set()
+        self.wake()
+        return self._error or f"it takes more than {patience:.0f} seconds"
 
 
 def _now_ms() -> int:

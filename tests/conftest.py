@@ -14,6 +14,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest-xdist runs one worker a core; child processes inherit it
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # the command line sets it too
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # the same
 
 import hypothesis
 import pytest

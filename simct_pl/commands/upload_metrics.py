@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import closing
 from pathlib import Path
 
 from simct_pl.commands.output import report
@@ -29,14 +30,13 @@ def main(argv: list[str]) -> int:
     from simct_pl.upload import Uploader
 
     for path in paths:
-        journal = Journal(path)
-        num_pending = len(journal.pending())
-        uploader = Uploader(journal)
-        error = uploader.send() if num_pending else None
-        if error is not None:
-            raise TrackingError(
-                f"{journal.destination.tracking_uri} does not answer: {error}. {len(journal.pending())} records wait "
-                f"in {path}; try again later."
-            )
+        with closing(Journal(path)) as journal:
+            num_pending, uploader = len(journal.pending()), Uploader(journal)
+            error = uploader.send() if num_pending else None
+            if error is not None:
+                raise TrackingError(
+                    f"{journal.destination.tracking_uri} does not answer: {error}. {len(journal.pending())} records "
+                    f"wait in {path}; try again later."
+                )
         report(f"{path}: sent {num_pending - uploader.num_refused}, refused {uploader.num_refused}")
     return 0
