@@ -142,6 +142,7 @@ class Checkpoint(CheckpointProvider):
                 raise OSError(str(self.io.error)) from self.io.error
             folder.commit(staging, partial(self._manifest, trainer, position))
         except OSError as error:
+            folder.discard(staging)  # half a checkpoint must not keep a full disk full
             return str(error)
         return None
 

@@ -125,6 +125,10 @@ class CheckpointFolder:
             shutil.rmtree(left_over, ignore_errors=True)
         staging.mkdir()
 
+    def discard(self, staging: Path) -> None:
+        """Remove what could not be finished."""
+        shutil.rmtree(staging, ignore_errors=True)
+
     def commit(self, staging: Path, manifest: Callable[[int, str], Manifest]) -> Path:
         """Write the manifest, flush, rename into place, remove old ones. manifest: made from bytes and hash.
 
