@@ -15,8 +15,11 @@ import os
 import threading
 import time
 from dataclasses import asdict, dataclass
+from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_warn
 
 from simct_pl.errors import TrackingError
 
@@ -46,7 +49,8 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - open as long as the run
+        self._unwritten: list[Record] = []
         _claim(self._file, path)
         lines = _whole_lines(path)
         try:
@@ -86,9 +90,24 @@ class Journal:
             if key is not None and key in self._seen:
                 return
             self._seen.add(key)
-            self._file.write(json.dumps(record) + "\n")
-            self._file.flush()
-            self._pending.append(record)
+            self._unwritten.append(record)
+            try:
+                while self._unwritten:
+                    self._append(self._unwritten[0])
+                    self._pending.append(self._unwritten.pop(0))
+            except OSError as error:
+                if len(self._unwritten) == 1:
+                    rank_zero_warn(f"{self.path} cannot be written ({error}); what is logged waits in memory.")
+
+    def _append(self, record: Record) -> None:
+        """Write one line, whole or not at all."""
+        line, size = json.dumps(record).encode() + b"\n", self._file.seek(0, os.SEEK_END)
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError("there is no room for another line")
+        except OSError:
+            self._file.truncate(size)
+            raise
 
     def flush(self) -> None:
         """Make what was added survive a power cut."""
@@ -126,7 +145,7 @@ def record_key(record: Record) -> bytes | None:
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).digest()
 
 
-def _claim(file: TextIO, path: Path) -> None:
+def _claim(file: FileIO, path: Path) -> None:
     """Keep other processes out while this one lives: two would send the same records twice."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,24 @@ def test_a_last_line_cut_short_is_dropped_and_written_again(tmp_path: Path, num_
     again.add(metrics(2))
     again.close()
     assert [record["step"] for record in Journal(journal.path).pending()] == [1, 2]
+
+
+def test_a_full_disk_delays_records_and_cuts_no_line(tmp_path: Path) -> None:
+    journal = Journal.begin(tmp_path, DESTINATION)
+    journal.add(metrics(0))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (journal.path.stat().st_size + 10, hard))
+    try:
+        with pytest.warns(UserWarning, match="waits in memory"):
+            journal.add(metrics(1))
+        journal.add(metrics(2))  # warned about once
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [record["step"] for record in journal.pending()] == [0]
+    assert journal.path.read_bytes().endswith(b"\n")
+    journal.add(metrics(3))
+    journal.close()
+    assert [record["step"] for record in Journal(journal.path).pending()] == [0, 1, 2, 3]
 
 
 def test_two_processes_do_not_share_a_journal(tmp_path: Path) -> None:

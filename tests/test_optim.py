@@ -81,5 +81,8 @@ def test_only_skips_in_a_row_end_the_run() -> None:
     for _ in range(MAX_SKIPPED_IN_A_ROW - 1):
         take(math.nan)
     assert step.num_skipped == 2 * MAX_SKIPPED_IN_A_ROW - 2
+    again = GuardedStep(max_grad_norm=1.0)
+    again.load_state_dict(step.state_dict())
+    assert vars(again) == vars(step)
     with pytest.raises(CollapseError, match=f"{MAX_SKIPPED_IN_A_ROW} steps in a row"):
         take(math.nan)

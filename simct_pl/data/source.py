@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import IterableDataset, load_dataset
+from datasets import IterableDataset, load_dataset, load_dataset_builder
 
 from simct_pl.errors import MissingFileError, PromptDataError, RecipeError
 from simct_pl.types import Prompt
@@ -64,19 +64,31 @@ class PromptSource:
         if looks_local:
             if not Path(self.path).is_file():
                 raise MissingFileError(f"Prompt file {self.path!r} does not exist.")
+            if builder is None:
+                raise PromptDataError(f"Prompt file {self.path!r} is no .jsonl, .json or .parquet file.")
             if Path(self.path).stat().st_size == 0:
                 raise PromptDataError(f"Prompt file {self.path!r} is empty; expected at least one row.")
         try:
             if builder is not None:
                 rows = load_dataset(builder, data_files=self.path, split="train", streaming=True)
             else:
-                rows = load_dataset(self.path, self.name, split=self.split, streaming=True)
-        except (OSError, ValueError) as error:
+                rows = self._from_the_hub()
+        except (OSError, ValueError, RuntimeError) as error:
+            if isinstance(error, PromptDataError):
+                raise
             raise PromptDataError(
                 f"Prompts {self.path!r} cannot be opened: {error}. "
                 "Expected a .jsonl, .json or .parquet file, or a hub name."
             ) from error
         return rows
+
+    def _from_the_hub(self) -> IterableDataset:
+        """Formats that can hold pickles (WebDataset, say) are refused before a row is read."""
+        hub = load_dataset_builder(self.path, self.name)
+        kind = type(hub).__module__.rpartition(".")[2]
+        if kind not in BUILDERS.values():
+            raise PromptDataError(f"Data set {self.path!r} is stored as {kind}; only json and parquet are read.")
+        return hub.as_streaming_dataset(split=self.split)
 
     @property
     def is_local(self) -> bool:

@@ -7,7 +7,7 @@ import os
 import random
 import resource
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +75,12 @@ def prompts(folder: Path) -> PromptDataModule:
 
 
 def fit(
-    folder: Path, datamodule: L.LightningDataModule, *callbacks: L.Callback, resume: SavedCheckpoint | None = None
+    folder: Path,
+    make: Callable[[Path], L.LightningDataModule],
+    *callbacks: L.Callback,
+    resume: SavedCheckpoint | None = None,
 ) -> tuple[DistillModule, Memory, LearningCurve]:
-    """A run of NUM_STEPS with every part that has a state."""
+    """A run of NUM_STEPS with every part that has a state. make: its data, from the folder that prompts are in."""
     L.seed_everything(1, verbose=False)
     memory, curve, module = Memory(), LearningCurve(str(folder / "curve.png")), distill_module()
     run = trainer(
@@ -94,7 +97,7 @@ def fit(
         check_val_every_n_epoch=None,
     )
     state = str(resume.state) if resume else None
-    run.fit(module, datamodule=datamodule, ckpt_path=state, weights_only=True)
+    run.fit(module, datamodule=make(folder.parent), ckpt_path=state, weights_only=True)
     return module, memory, curve
 
 
@@ -114,17 +117,19 @@ def newest(folder: Path) -> SavedCheckpoint:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [arithmetic, prompts], ids=["arithmetic", "shuffled prompts"])
-def test_a_run_goes_on_exactly_from_wherever_it_was_cut(tmp_path: Path, make: Any) -> None:
+def test_a_run_goes_on_exactly_from_wherever_it_was_cut(
+    tmp_path: Path, make: Callable[[Path], L.LightningDataModule]
+) -> None:
     """Cut in every step, also in the last of a pass and in those with a validation: each life adds one step."""
     alone, killed = tmp_path / "alone", tmp_path / "killed"
-    module, memory, curve = fit(alone, make(tmp_path))
+    module, memory, curve = fit(alone, make)
     resume = None
     for step in range(2, NUM_STEPS + 1):
         with pytest.raises(KeyError, match="cut off"):
-            fit(killed, make(tmp_path), At(step, cut), resume=resume)
+            fit(killed, make, At(step, cut), resume=resume)
         resume = newest(killed)
         assert resume.manifest.step == step - 1
-    lives = fit(killed, make(tmp_path), resume=resume)
+    lives = fit(killed, make, resume=resume)
     for name, weight in module.student.state_dict().items():
         assert torch.equal(weight, lives[0].student.state_dict()[name]), name
     assert [result.step for result in lives[0].history] == [2, 4, 6]
@@ -138,7 +143,7 @@ def test_a_run_goes_on_exactly_from_wherever_it_was_cut(tmp_path: Path, make: An
 def test_a_sigterm_saves_between_two_steps_and_ends_the_run(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(RunInterrupted, match="ended after step 2; its last checkpoint is of step 2") as raised:
-        fit(tmp_path, arithmetic(tmp_path), At(2, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+        fit(tmp_path, arithmetic, At(2, lambda: os.kill(os.getpid(), signal.SIGTERM)))
     assert raised.value.exit_code == 75
     assert newest(tmp_path).manifest.step == 2
     assert signal.getsignal(signal.SIGTERM) == before
@@ -154,7 +159,7 @@ def file_size_limit() -> Iterator[Any]:
 
 def test_a_full_disk_costs_checkpoints_and_not_the_run(tmp_path: Path, file_size_limit: Any) -> None:
     with pytest.warns(UserWarning, match=r"step 4 could not be saved .*last good checkpoint is of step 3") as seen:
-        _, memory, _ = fit(tmp_path, arithmetic(tmp_path), At(4, file_size_limit))
+        _, memory, _ = fit(tmp_path, arithmetic, At(4, file_size_limit))
     assert sum("could not be saved" in str(warning.message) for warning in seen) == NUM_STEPS - 3
     assert newest(tmp_path).manifest.step == 3
     failed = [memory.values[step, "checkpoint/failed_saves"] for step in range(NUM_STEPS)]
@@ -163,7 +168,7 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(tmp_path: Path, file_size
 
 
 def test_a_checkpoint_is_plain_and_has_no_teacher(tmp_path: Path) -> None:
-    fit(tmp_path, arithmetic(tmp_path))
+    fit(tmp_path, arithmetic)
     state = torch.load(newest(tmp_path).state, weights_only=True)
     assert all(name.startswith("student.") for name in state["state_dict"])
     assert len(state["simct_pl"]["generators"]) == 1
@@ -173,11 +178,11 @@ def test_a_checkpoint_is_plain_and_has_no_teacher(tmp_path: Path) -> None:
 
 def test_a_prompt_file_that_changed_is_named(tmp_path: Path) -> None:
     with pytest.raises(KeyError):
-        fit(tmp_path, prompts(tmp_path), At(2, cut))
+        fit(tmp_path / "run", prompts, At(2, cut))
     path = tmp_path / "prompts.jsonl"
     path.write_text(path.read_text().replace("7?", "8?"))
     with pytest.raises(PromptDataError, match=r"prompts\.jsonl.* is not the one"):
-        fit(tmp_path, prompts(tmp_path), resume=newest(tmp_path))
+        fit(tmp_path / "run", prompts, resume=newest(tmp_path / "run"))
 
 
 def test_values_out_of_range_are_refused() -> None:

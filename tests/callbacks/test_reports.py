@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,9 @@ from callbacks.collapse_guard import RunningReference
 from callbacks.learning_curve import draw_curves
 from callbacks.policy_mismatch import logprob_gap
 from callbacks.sample_table import sample_rows
+from simct_pl import SimCTLoss
 from simct_pl.errors import CollapseError, ExportError
+from simct_pl.losses.base import Objective, UnitChunk, UnitLosses
 from simct_pl.scoring.stats import UnitStats
 from simct_pl.types import LostReason, LostSpan, Prompt, PromptBatch, Rollout, StepRecord, UnitAlignment
 from tests.tiny import data, distill_module, trainer
@@ -131,6 +135,63 @@ def test_the_guard_warns_once_for_each_kind() -> None:
 def test_running_reference() -> None:
     reference = RunningReference(num_reference_steps=2, smoothing=0.5)
     assert [reference.update(v) for v in (1.0, 3.0, 2.0, 6.0)] == [1.0, 1.0, 1.0, 2.0]
+
+
+def test_a_value_that_is_not_finite_does_not_blind_the_guard() -> None:
+    reference = RunningReference(num_reference_steps=1, smoothing=0.5)
+    assert [reference.update(v) for v in (math.nan, 2.0, math.nan, math.inf, 6.0)] == [1.0, 1.0, 1.0, 1.0, 2.0]
+
+
+def test_guards_go_on_from_their_state() -> None:
+    guard, again = (CollapseGuard("warn", num_reference_steps=1, smoothing=0.5) for _ in range(2))
+    steps(guard, record(), 2)
+    with pytest.warns(UserWarning, match="as long"):
+        steps(guard, record(length=60), 3)
+    again.load_state_dict(guard.state_dict())
+    assert vars(again.length) == vars(guard.length)
+    assert again.state_dict() == guard.state_dict()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        steps(again, record(length=60), 1)  # warned about before it was resumed
+
+
+def test_a_skipped_step_names_its_prompts_and_leaves_no_trace(tmp_path: Path) -> None:
+    """The third prompt's loss is NaN in the first step: nothing of it is in weights, optimizer, schedule or guard."""
+    module, guard = distill_module(objective=NanInChunk(1)), CollapseGuard()
+    before = {name: p.clone() for name, p in module.student.named_parameters()}
+
+    class Check(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+            if module.guarded_step.num_skipped == 1 and trainer.global_step == 0:
+                assert all(torch.equal(before[name], p) for name, p in module.student.named_parameters())
+                assert not trainer.optimizers[0].state
+                assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == 0
+                assert float(trainer.callback_metrics["optim/skipped_steps"]) == 1
+                seen.append(trainer.global_step)
+
+    seen: list[int] = []
+    with pytest.warns(UserWarning, match=r"After step 0, a step was not taken.*The loss of prompts \[\d.*1 so far"):
+        trainer(tmp_path, guard, Check(), max_steps=2).fit(module, datamodule=data())
+    assert seen == [0]
+    assert math.isfinite(guard.entropy.running)
+    assert guard.entropy.running > 0
+    assert all(torch.isfinite(p).all() for p in module.student.parameters())
+
+
+class NanInChunk(Objective):
+    """The paper's loss, but NaN in one chunk of units."""
+
+    def __init__(self, chunk: int) -> None:
+        self.chunk, self.calls, self.paper = chunk, 0, SimCTLoss()
+
+    def __call__(self, chunk: UnitChunk) -> UnitLosses:
+        self.calls += 1
+        found = self.paper(chunk)
+        loss_U = found.loss_U * math.nan if self.calls == self.chunk else found.loss_U
+        return UnitLosses(loss_U, found.supervised_U, found.student_logmass_U, found.teacher_logmass_U)
+
+    def describe(self) -> dict[str, object]:
+        return {}
 
 
 def test_an_export_over_the_models_of_the_run_is_refused_at_the_start(tmp_path: Path) -> None:

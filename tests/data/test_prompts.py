@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pytest
 
+from simct_pl.data.fingerprint import WatchedFile
 from simct_pl.data.prompts import PromptDataModule, PromptSource, PromptStream
 from simct_pl.errors import MissingFileError, PromptDataError, RecipeError, SimctError
 
@@ -132,3 +134,31 @@ def test_unfit_files_are_refused_at_setup(
 def test_answer_patterns_are_checked_at_once(pattern: str) -> None:
     with pytest.raises(RecipeError, match="answer_pattern"):
         PromptSource("a.jsonl", answer_pattern=pattern)
+
+
+def test_a_stream_continues_in_the_middle_of_any_pass(tmp_path: Path) -> None:
+    source = PromptSource(numbered(tmp_path / "a.jsonl", 20), max_prompt_chars=12)  # leaves some out
+    for rank in range(2):
+        options = {"shuffle_buffer": 6, "seed": 3, "rank": rank, "world_size": 2}
+        stream = PromptStream(source, **options)  # type: ignore[arg-type]
+        passes = [[p.index for p in stream] for _ in range(3)]
+        continued = PromptStream(source, **options, epoch=1, num_done=2)  # type: ignore[arg-type]
+        assert [[p.index for p in continued] for _ in range(2)] == [passes[1][2:], passes[2]]
+
+
+def test_a_file_that_changes_while_it_is_read_stops_the_run(tmp_path: Path) -> None:
+    path = Path(numbered(tmp_path / "a.jsonl", 50))
+    stream = PromptStream(PromptSource(str(path)), file=WatchedFile(str(path)))
+    reading = iter(stream)
+    next(reading)
+    content = path.read_bytes()
+    os.utime(path, (1, 1))  # only touched
+    next(reading)
+    path.write_bytes(content.replace(b"question 9", b"question 8"))
+    with pytest.raises(PromptDataError, match=r"a\.jsonl.* changed while the run reads it"):
+        next(reading)
+    path.write_bytes(content)
+    assert len(list(stream)) == 50  # put back
+    path.unlink()
+    with pytest.raises(PromptDataError):
+        list(stream)
