@@ -84,11 +84,17 @@ class Checkpoint(CheckpointProvider):
         if (due or stopping) and position.num_batches != self._saved_at:
             self._save(trainer, position)
         if stopping:
-            raise RunInterrupted(
-                f"SIGTERM: the run ended after step {position.num_batches}; its last checkpoint is of step "
-                f"{self._saved_at}. Continue it with --resume."
-            )
+            raise self._interruption(trainer, position.num_batches)
         pl_module.log("checkpoint/failed_saves", float(self.num_failed), batch_size=1)
+
+    def _interruption(self, trainer: L.Trainer, step: int) -> RunInterrupted:
+        interruption = RunInterrupted(
+            f"SIGTERM: the run ended after step {step}; its last checkpoint is of step {self._saved_at}. "
+            "Continue it with --resume."
+        )
+        if not trainer.is_global_zero:  # Lightning's launcher kills rank 0 when another ends in failure before it
+            interruption.exit_code = 0
+        return interruption
 
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

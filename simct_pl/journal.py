@@ -2,6 +2,7 @@
 
     folder/<began>.jsonl   one record a line, the first of which says where they go
     folder/<began>.json    the tracker's run id, and how many records it has
+    folder/<began>.done    there when the run came to its end
 
 The file is what counts: a tracker that is down, or a run that is killed, loses nothing and repeats nothing.
 """
@@ -28,12 +29,15 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Destination:
-    """Where records go: tracking server, experiment, name of the run, folder of artifacts (None: the server's)."""
+    """Where records go: tracking server, experiment, name of the run, folder of artifacts (None: the server's). And
+    the run's recipe, as YAML: it says whether a journal without a checkpoint is the same run's.
+    """
 
     tracking_uri: str
     experiment_name: str
     run_name: str
     artifact_location: str | None = None
+    recipe: str = ""
 
 
 class Journal:
@@ -82,6 +86,14 @@ class Journal:
     @property
     def _receipt(self) -> Path:
         return self.path.with_suffix(".json")
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run came to its end."""
+        return self.path.with_suffix(".done").exists()
+
+    def end(self) -> None:
+        self.path.with_suffix(".done").touch()
 
     def add(self, record: Record) -> None:
         """Write a record down, unless it is there: a resumed run logs the steps since its checkpoint again."""

@@ -180,10 +180,9 @@ class SimctCLI(LightningCLI):
         self.checkpoint = choose_checkpoint(self.resume, provider.checkpoints(self.trainer) if provider else None)
         if self.checkpoint is not None:
             check_same_run(self.checkpoint, self._recipe(), self.trainer.world_size)
-            for logger in self.trainer.loggers:
-                if isinstance(logger, RunLogger):
-                    logger.continue_run()
-        elif self.datamodule is not None and isinstance(self.model, DistillModule):
+        for logger in self._run_loggers() if self.resume != NEVER else ():
+            logger.continue_run(from_checkpoint=self.checkpoint is not None)
+        if self.checkpoint is None and self.datamodule is not None and isinstance(self.model, DistillModule):
             self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
 
     def fit(self, **kwargs: Any) -> None:
@@ -199,12 +198,16 @@ class SimctCLI(LightningCLI):
         self.trainer.validate(**kwargs, weights_only=True)
 
     def after_fit(self) -> None:
-        if not isinstance(self.model, DistillModule):
-            return
-        if self.model.history and self.model.history[-1].step != self.trainer.global_step:
+        if isinstance(self.model, DistillModule):
+            self._report(self.model)
+        for logger in self._run_loggers():
+            logger.end()
+
+    def _report(self, module: DistillModule) -> None:
+        if module.history and module.history[-1].step != self.trainer.global_step:
             self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
         if self.trainer.is_global_zero:
-            print_summary(self.model, self.trainer)
+            print_summary(module, self.trainer)
 
     @override
     def after_instantiate_classes(self) -> None:
@@ -212,11 +215,16 @@ class SimctCLI(LightningCLI):
         recipe = self._recipe()
         if (provider := self._checkpoint_provider()) is not None:
             provider.recipe = recipe
+        for logger in self._run_loggers():
+            logger.set_recipe(recipe)
         if isinstance(self.model, DistillModule):
             self.model.run_info = RunInfo(self.run_name, recipe, installed_versions(), project_commit())
 
     def _recipe(self) -> str:
         return yaml.safe_dump(self.config_dump, sort_keys=False, allow_unicode=True)
+
+    def _run_loggers(self) -> list[RunLogger]:
+        return [logger for logger in self.trainer.loggers if isinstance(logger, RunLogger)]
 
     def _checkpoint_provider(self) -> CheckpointProvider | None:
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]

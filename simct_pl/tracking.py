@@ -10,6 +10,7 @@ import threading
 import time
 from argparse import Namespace
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,27 @@ class RunLogger(Logger):
         self._running = False
 
     @rank_zero_only
-    def continue_run(self) -> None:
-        """Go on with the newest journal of the folder, and with its run in MLflow."""
-        self._journal = Journal.newest(self.folder)
+    def continue_run(self, from_checkpoint: bool) -> None:
+        """Go on with the newest journal of the folder, and with its run in MLflow. Without a checkpoint only if that
+        run was cut off before it had one, with the same recipe.
+        """
+        journal = Journal.newest(self.folder)
+        if journal is None:
+            return
+        if from_checkpoint or (not journal.ended and journal.destination.recipe == self.destination.recipe):
+            self._journal = journal
+        else:
+            journal.close()
+
+    def set_recipe(self, recipe: str) -> None:
+        """The run's recipe, as YAML; before anything is logged."""
+        self.destination = replace(self.destination, recipe=recipe)
+
+    @rank_zero_only
+    def end(self) -> None:
+        """The run has come to its end: nothing goes on from here without a checkpoint."""
+        if self._journal is not None:
+            self._journal.end()
 
     @property
     def journal(self) -> Journal:

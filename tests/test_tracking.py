@@ -77,7 +77,7 @@ def test_a_killed_run_goes_on_in_the_same_run_without_repeating_a_step(tmp_path:
     # Killed after MLflow had received the last two records, in front of writing that down.
     receipt.write_text(json.dumps({**json.loads(receipt.read_text()), "num_sent": 1}))
     again = logger(tmp_path)
-    again.continue_run()
+    again.continue_run(from_checkpoint=True)
     for step in range(3, 6):
         again.log_metrics({"loss": 0.1 * step, "bad": math.nan}, step)
     again.finalize("success")
@@ -103,7 +103,7 @@ def test_a_locked_database_holds_nothing_up_and_misses_nothing(tmp_path: Path) -
     lock.close()
     logs.journal.close()
     again = logger(tmp_path)
-    again.continue_run()
+    again.continue_run(from_checkpoint=True)
     again.log_metrics({"loss": 3.0}, 3)
     again.finalize("success")
     assert stored(tmp_path)[2] == {"loss": [(1, 1.0), (2, 2.0), (3, 3.0)]}
@@ -133,3 +133,25 @@ def test_a_new_run_in_an_old_folder_has_a_journal_of_its_own(tmp_path: Path) -> 
         logs.journal.add({"kind": "status", "status": "RUNNING"})
         logs.journal.close()
     assert len(list((tmp_path / "run/tracking").glob("*.jsonl"))) == 2
+
+
+def test_without_a_checkpoint_only_a_run_that_was_cut_off_is_continued(tmp_path: Path) -> None:
+    def began(recipe: str) -> RunLogger:
+        logs = logger(tmp_path)
+        logs.set_recipe(recipe)
+        logs.continue_run(from_checkpoint=False)
+        return logs
+
+    first = began("a: 1")
+    path = first.journal.path
+    for recipe, same in (("a: 2", False), ("a: 1", True)):
+        first.journal.close()
+        again = began(recipe)
+        assert (again._journal is not None and again.journal.path == path) == same
+        if same:
+            again.end()
+            again.journal.close()
+    assert began("a: 1")._journal is None
+    late = logger(tmp_path)
+    late.continue_run(from_checkpoint=True)
+    assert late.journal.path == path

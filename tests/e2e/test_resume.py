@@ -1,0 +1,88 @@
+"""Through the command line: killed and resumed, refused where it must be, ended by SIGTERM."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from simct_pl.recipes import PACKAGE
+from tests.e2e.test_fit import command
+
+SCRIPT = PACKAGE.parent / "scripts/kill_test.py"
+FIT = (
+    *("fit", "--recipe", "quickstart", "--recipe", "saves.yaml", "--trainer.max_steps=6"),
+    *("--data.init_args.batch_size=4", "--data.init_args.num_val_prompts=4"),
+)
+SAVES = "trainer: {callbacks+: [{class_path: callbacks.Checkpoint, init_args: {every_n_steps: 2}}]}\n"
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_ends_as_one_left_alone() -> None:
+    arguments = [sys.executable, str(SCRIPT), "--kills", "2", "--steps", "10"]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ok: 2 kills in 10 steps" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run's folder, with checkpoints."""
+    folder = tmp_path_factory.mktemp("resume")
+    (folder / "saves.yaml").write_text(SAVES)
+    done = command(folder, *FIT)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.slow
+def test_old_checkpoints_and_other_recipes_are_refused(finished: Path) -> None:
+    done = command(finished, *FIT)
+    assert done.returncode == 2
+    assert "step 6" in done.stderr
+    assert "--resume" in done.stderr
+    done = command(finished, *FIT, "--resume", "--seed_everything=3", "--model.init_args.optimizer.lr=1e-4")
+    assert done.returncode == 2
+    assert "seed_everything: 0 → 3" in done.stderr
+    assert "optimizer.lr" in done.stderr
+    done = command(finished, "validate", "--recipe", "quickstart", "--resume")
+    assert (done.returncode, "goes with fit" in done.stderr) == (2, True)
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_truncated_checkpoint_gives_way_to_the_one_before(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    checkpoints = folder / "runs/quickstart+saves/checkpoints"
+    state = checkpoints / "step-00000006/state.ckpt"
+    state.write_bytes(state.read_bytes()[:-100])
+    done = command(folder, *FIT, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "step-00000006/state.ckpt has" in done.stderr
+    assert "step-00000004 instead" in done.stderr
+    weights = "runs/quickstart/student/model.safetensors"
+    assert (folder / weights).read_bytes() == (finished / weights).read_bytes()
+
+
+@pytest.mark.slow
+def test_sigterm_ends_a_run_with_its_own_exit_code(tmp_path: Path) -> None:
+    (tmp_path / "saves.yaml").write_text(SAVES)
+    arguments = [sys.executable, "-m", "simct_pl", *FIT, "--trainer.max_steps=400", "--trainer.logger=false"]
+    with open(tmp_path / "output.txt", "wb") as output:
+        environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+        process = subprocess.Popen(arguments, cwd=tmp_path, stdout=output, stderr=output, env=environment)
+    checkpoints = tmp_path / "runs/quickstart+saves/checkpoints"
+    while process.poll() is None and not list(checkpoints.glob("step-*")):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=120) == 75
+    output_text = (tmp_path / "output.txt").read_text()
+    assert "RunInterrupted: SIGTERM: the run ended after step" in output_text
+    assert "Traceback" not in output_text
