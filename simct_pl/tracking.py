@@ -121,6 +121,7 @@ class RunLogger(Logger):
             self._sender = Sender(self.journal)
             self._sender.start()
         self._sender.wake()
+        self._sender.complain()
 
     @override
     def save(self) -> None:
@@ -138,7 +139,9 @@ class RunLogger(Logger):
         self._running = False
         self.journal.add({"kind": "status", "status": "FAILED" if status == "failed" else "FINISHED"})
         sender, self._sender = self._sender, None
-        if error := sender.finish(self.patience):
+        error = sender.finish(self.patience)
+        sender.complain()
+        if error:
             rank_zero_warn(
                 f"{self.destination.tracking_uri} has not received {len(self.journal.pending())} records ({error}). "
                 f"They are in {self.journal.path}; send them with: python -m simct_pl upload-metrics "
@@ -177,6 +180,11 @@ class Sender(threading.Thread):
     def wake(self) -> None:
         self._wake.set()
 
+    def complain(self) -> None:
+        """Warn about what went wrong since the last call; from the run's own thread, where warnings belong."""
+        while self._uploader.complaints:
+            rank_zero_warn(self._uploader.complaints.pop(0))
+
     @override
     def run(self) -> None:
         pause = FIRST_PAUSE
@@ -190,7 +198,7 @@ class Sender(threading.Thread):
                     return
                 continue
             if self._error is None:
-                rank_zero_warn(
+                self._uploader.complaints.append(
                     f"The tracking server does not answer ({error}). The run goes on; what it logs waits in "
                     f"{self._journal.path}."
                 )

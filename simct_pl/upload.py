@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning.pytorch.utilities import rank_zero_warn
-
 from simct_pl.journal import Journal, Record
 
 if TYPE_CHECKING:
@@ -21,11 +19,14 @@ REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST")
 
 
 class Uploader:
-    """Sends one journal. num_refused: records that the server will never take, each warned about."""
+    """Sends one journal. complaints: about what the server refused, for the caller to pass on.
+
+    num_refused: records that the server will never take.
+    """
 
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
-        self.num_refused = 0
+        self.num_refused, self.complaints = 0, list[str]()
         self._client: MlflowClient | None = None
 
     def send(self) -> str | None:
@@ -43,7 +44,7 @@ class Uploader:
                     if isinstance(error, MlflowException) and error.error_code not in REFUSALS:
                         raise
                     self.num_refused += len(group)
-                    rank_zero_warn(f"The tracking server will not take {group!r:.200}: {error}")
+                    self.complaints.append(f"The tracking server will not take {group!r:.200}: {error}")
                 self.journal.confirm(run_id, len(group))
         except (MlflowException, SQLAlchemyError, OSError) as error:
             return f"{type(error).__name__}: {error}".splitlines()[0][:300]

@@ -33,6 +33,8 @@ def main(argv: list[str]) -> int:
         with closing(Journal(path)) as journal:
             num_pending, uploader = len(journal.pending()), Uploader(journal)
             error = uploader.send() if num_pending else None
+            for complaint in uploader.complaints:
+                report(complaint)
             if error is not None:
                 raise TrackingError(
                     f"{journal.destination.tracking_uri} does not answer: {error}. {len(journal.pending())} records "

@@ -21,7 +21,9 @@ from callbacks import Checkpoint, CollapseGuard, LearningCurve
 from simct_pl import DistillModule, PromptDataModule, PromptSource
 from simct_pl.checkpoints import CheckpointFolder, SavedCheckpoint
 from simct_pl.errors import CheckpointError, PromptDataError, RecipeError, RunInterrupted
-from tests.tiny import data, distill_module, trainer
+from simct_pl.optim import OptimizerConfig
+from simct_pl.warmup import SFTModule
+from tests.tiny import ASSETS, data, distill_module, trainer
 
 NUM_STEPS = 7
 BATCHES_A_PASS = 3
@@ -139,6 +141,27 @@ def test_a_run_goes_on_exactly_from_wherever_it_was_cut(
     names = {name for _, name in memory.values}
     assert names >= {"torch", "python", "numpy", "prompts", "batch_idx", "loss/train", "optim/lr"}
     assert lives.values == memory.values  # of each step once, and the same
+
+
+def test_supervised_runs_go_on_too(tmp_path: Path) -> None:
+    """Another module, Lightning's own optimization: the same weights, optimizer and learning rates."""
+
+    def supervised(name: str, *callbacks: L.Callback, resume: SavedCheckpoint | None = None) -> L.Trainer:
+        run = trainer(tmp_path / name, callbacks=[Checkpoint(every_n_steps=1), *callbacks], max_steps=5)
+        state = str(resume.state) if resume else None
+        module = SFTModule(str(ASSETS / "student"), optimizer=OptimizerConfig(lr=1e-3))
+        run.fit(module, datamodule=data(num_train_batches=3), ckpt_path=state, weights_only=True)
+        return run
+
+    alone = supervised("alone")
+    with pytest.raises(KeyError):
+        supervised("cut", At(4, cut))
+    resumed = supervised("cut", resume=newest(tmp_path / "cut"))
+    for first, second in zip(alone.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(first, second)
+    assert (
+        alone.lr_scheduler_configs[0].scheduler.state_dict() == resumed.lr_scheduler_configs[0].scheduler.state_dict()
+    )
 
 
 def test_a_sigterm_saves_between_two_steps_and_ends_the_run(tmp_path: Path) -> None:
