@@ -5,6 +5,8 @@ A record sent just before a crash is sent again. MLflow's databases know metrics
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,8 +55,10 @@ class Uploader:
     def _connect(self) -> MlflowClient:
         from mlflow import MlflowClient
 
+        uri = self.journal.destination.tracking_uri
         if self._client is None:
-            self._client = MlflowClient(self.journal.destination.tracking_uri)
+            _make_database(uri)
+            self._client = MlflowClient(uri)
         return self._client
 
     def _create_run(self, client: MlflowClient) -> str:
@@ -68,6 +72,24 @@ class Uploader:
         run_id: str = client.create_run(experiment_id, run_name=destination.run_name).info.run_id
         self.journal.confirm(run_id)
         return run_id
+
+
+def _make_database(uri: str) -> None:
+    """Make a new SQLite file beside its place and link it there: MLflow cannot use one whose making was cut short."""
+    from mlflow import MlflowClient
+
+    path = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}-{time.time_ns()}")
+    MlflowClient(f"sqlite:///{fresh}").search_experiments(max_results=1)
+    try:
+        os.link(fresh, path)
+    except FileExistsError:  # another run was faster
+        return
+    finally:
+        fresh.unlink()
 
 
 def _groups(records: list[Record]) -> Iterator[list[Record]]:

@@ -46,8 +46,11 @@ def test_a_server_that_is_down_at_the_start_gets_everything_later(
     down.log_hyperparams({"lr": 1e-3})
     down.experiment.log_text(down.run_id, "a: 1", "recipe.yaml")
     down.experiment.log_table(down.run_id, {"step": [3], "text": ["ü"]}, "samples.json")
-    with pytest.warns(UserWarning, match="has not received 8 records .*upload-metrics"):
+    sender = down._sender
+    assert sender is not None
+    with pytest.warns(UserWarning, match=r"has not received 8 records .*upload-metrics"):
         down.finalize("success")
+    sender.join(60)  # its last attempt, when the machine is slow
     assert down.version is None
     assert main(["upload-metrics", str(tmp_path / "run")]) == 2
     assert "still going on" in capsys.readouterr().err

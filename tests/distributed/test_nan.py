@@ -21,14 +21,14 @@ from simct_pl.losses.base import UnitLosses
 
 
 class NanOnRankOne(SimCTLoss):
-    """NaN in the first chunk of rank 1."""
+    """NaN in the second chunk of rank 1: the first is that of the held-out prompts."""
 
     calls = 0
 
     def __call__(self, chunk):
         self.calls += 1
         found = super().__call__(chunk)
-        if self.calls > 1 or os.environ.get("LOCAL_RANK") != "1":
+        if self.calls != 2 or os.environ.get("LOCAL_RANK") != "1":
             return found
         return UnitLosses(found.loss_U * math.nan, found.supervised_U, found.student_logmass_U, found.teacher_logmass_U)
 
