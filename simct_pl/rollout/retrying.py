@@ -10,11 +10,12 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from simct_pl.errors import RecipeError, RolloutError, SimctError
-from simct_pl.rollout.engine import Generation, RolloutEngine, SamplingParams
+from simct_pl.parallel import is_sharded
+from simct_pl.rollout.engine import Generation, RolloutEngine, SamplingParams, StudentSource
 
 
 class RetryingEngine(RolloutEngine):
-    """Refreshes and asks again after a failure.
+    """Closes, refreshes and asks again after a failure; not for a student that ranks share, whose refresh takes them all.
 
     Args:
         engine: who generates. max_retries: attempts after the first one, for each batch.
@@ -27,6 +28,14 @@ class RetryingEngine(RolloutEngine):
             raise RecipeError(f"max_retries is {max_retries}; expected at least 1, or the engine without this one.")
         self.engine, self.max_retries, self.num_failures = engine, max_retries, 0
         self._model: PreTrainedModel | None = None
+
+    @override
+    def check(self, student: StudentSource) -> None:
+        self.engine.check(student)
+
+    @override
+    def close(self) -> None:
+        self.engine.close()
 
     @override
     def refresh(self, model: PreTrainedModel, policy_version: int) -> None:
@@ -44,9 +53,11 @@ class RetryingEngine(RolloutEngine):
         """
         assert self._model is not None
         assert self.policy_version is not None
-        for attempt in range(1 + self.max_retries):
+        num_attempts = 1 if is_sharded(self._model) else 1 + self.max_retries
+        for attempt in range(num_attempts):
             try:
                 if attempt:
+                    self.engine.close()
                     self.engine.refresh(self._model, self.policy_version)
                 return self.engine.generate(prompts_ids, seeds, sampling, stop_ids)
             except (RuntimeError, OSError) as error:
@@ -56,9 +67,9 @@ class RetryingEngine(RolloutEngine):
                 failure = error
                 rank_zero_warn(
                     f"The rollout engine failed at step {self.policy_version} ({error}); attempt {attempt + 1} of "
-                    f"{1 + self.max_retries}, {self.num_failures} failures so far."
+                    f"{num_attempts}, {self.num_failures} failures so far."
                 )
         raise RolloutError(
-            f"The rollout engine failed {1 + self.max_retries} times at step {self.policy_version}: {failure}. "
+            f"The rollout engine failed {num_attempts} times at step {self.policy_version}: {failure}. "
             "With callbacks.Checkpoint in the recipe, the run can be continued with --resume."
         ) from failure
