@@ -15,7 +15,7 @@ from simct_pl.rollout.engine import Generation, RolloutEngine, SamplingParams, S
 
 
 class RetryingEngine(RolloutEngine):
-    """Closes, refreshes and asks again after a failure; not for a student that ranks share, whose refresh takes them all.
+    """Closes, refreshes and asks again after a failure; once only where ranks share the student: a refresh takes all.
 
     Args:
         engine: who generates. max_retries: attempts after the first one, for each batch.
