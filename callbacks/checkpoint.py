@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
@@ -59,7 +60,16 @@ class Checkpoint(CheckpointProvider):
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Go first: a run that is to end must not wait for the next step's rollouts."""
+        """Go first: a run that is to end must not wait for the next step's rollouts.
+
+        Raises:
+            RecipeError: for a strategy that writes a checkpoint as a folder, a file a rank.
+        """
+        if isinstance(trainer.strategy, ModelParallelStrategy) and trainer.strategy._save_distributed_checkpoint:
+            raise RecipeError(
+                "save_distributed_checkpoint is true; callbacks.Checkpoint writes one file, which it can check. "
+                "Set it to false, as ShardedStrategy does by default."
+            )
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         trainer.callbacks = [self, *(c for c in callbacks if c is not self)]  # type: ignore[attr-defined]
 
