@@ -1,4 +1,4 @@
-"""Two ranks, with a whole student and a sharded one, ended by SIGTERM between two steps and continued: exit code 75, and
+"""Two ranks, with a whole or a sharded student, ended by SIGTERM between two steps and continued: exit code 75, and
 the same weights as left alone.
 """
 
