@@ -65,11 +65,31 @@ class VLLMClient:
     def load_weights(self, folder: Path, label: str) -> None:
         """Have the server read weights from a folder that it sees, and forget what it cached under older ones."""
         self._ask("POST", "/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
+        self.label_weights(label)
+
+    def label_weights(self, label: str) -> None:
+        """New weights have arrived: drop what was cached under older ones, and call them by a label."""
         if not self._ask("POST", "/reset_prefix_cache?reset_running_requests=true")["success"]:
             raise RolloutError(
                 f"The vLLM server at {self.url} did not drop the prefixes it cached under older weights."
             )
         self._ask("POST", "/update_weight_version", {"new_version": label})
+
+    # ---- what vLLM's own transfer of weights calls (its protocol VLLMWeightSyncClient) ----
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        self._ask("POST", "/init_weight_transfer_engine", {"init_info": init_info})
+
+    def start_weight_update(self) -> None:
+        self._ask("POST", "/start_weight_update")
+
+    def update_weights(self, update_info: Any) -> None:
+        self._ask("POST", "/update_weights", {"update_info": update_info})
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        self._ask("POST", "/finish_weight_update", {"weight_version": weight_version})
+
+    # ---- sampling ----
 
     def generate(self, prompt_ids: list[int], sampling: dict[str, Any]) -> Reply:
         found = self._ask("POST", "/inference/v1/generate", {"token_ids": prompt_ids, "sampling_params": sampling})

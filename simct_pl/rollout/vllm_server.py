@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import uuid
+from abc import abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_warn
 from transformers import PreTrainedModel
+from typing_extensions import override
 
 from simct_pl.errors import RecipeError, RolloutError, SimctError
 from simct_pl.rollout.engine import Generation, RolloutEngine, SamplingParams, StudentSource
@@ -29,7 +31,99 @@ MAX_ROUNDS = 3
 T = TypeVar("T")
 
 
-class VLLMServerEngine(RolloutEngine):
+class ServerEngine(RolloutEngine):
+    """Generates on a server, and takes no response of other weights than it was last refreshed with.
+
+    Subclasses say how weights get there, and what to do when the server has lost them.
+
+    Args: see VLLMServerEngine.
+
+    Raises:
+        RecipeError: for a value outside its range.
+    """
+
+    def __init__(self, url: str, max_concurrency: int, timeout: float, retries: int, key_variable: str) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise RecipeError(f"url is {url!r}; expected http://HOST:PORT or https://HOST:PORT.")
+        if max_concurrency < 1:
+            raise RecipeError(f"max_concurrency is {max_concurrency}; expected at least 1.")
+        if timeout <= 0:
+            raise RecipeError(f"timeout is {timeout}; expected more than 0 seconds.")
+        if retries < 0:
+            raise RecipeError(f"retries is {retries}; expected 0 or more.")
+        self.max_concurrency = max_concurrency
+        self.client = VLLMClient(url, key_variable, timeout, retries, max_concurrency)
+        self._label = ""  # of the weights that the server should hold
+        self._max_model_len = 0
+
+    @abstractmethod
+    def _send(self, model: PreTrainedModel) -> None:
+        """Bring the student's weights to the server under `_label`. Collective; the first rank talks to the server."""
+
+    @abstractmethod
+    def _restore(self, held: str) -> None:
+        """The server holds other weights than `_label`, as after a restart."""
+
+    def check(self, student: StudentSource) -> None:
+        """The server must answer, accept the key and be one that takes weights; it may still be starting."""
+        self._max_model_len = self.client.max_model_len()
+        self.client.held_weights()
+
+    def refresh(self, model: PreTrainedModel, policy_version: int) -> None:
+        """Bring the student's weights to the server. Collective.
+
+        Raises:
+            RolloutError: if the server cannot be reached or refuses.
+        """
+        self.policy_version = None  # until everything has arrived
+        # Labels of two runs, or of a run and the one that it resumes, are never the same.
+        self._label = _from_first_rank(f"step-{policy_version}-{uuid.uuid4().hex[:12]}")
+        self._send(model)
+        self.policy_version = policy_version
+
+    def generate(
+        self, prompts_ids: list[list[int]], seeds: list[int], sampling: SamplingParams, stop_ids: tuple[int, ...]
+    ) -> list[Generation]:
+        """As RolloutEngine says. A response ends as "length" at max_tokens or at the server's max_model_len.
+
+        Raises:
+            RolloutError: before any refresh, if the server stays away, or if it keeps losing the weights it was given.
+                PromptDataError: for a prompt that leaves no room.
+        """
+        if self.policy_version is None:
+            raise RolloutError(f"{type(self).__name__} has no weights yet; call refresh() before generate().")
+        check_prompt_lengths(prompts_ids, self._max_model_len)
+        asked = [sampling_arguments(sampling, seed, stop_ids) for seed in seeds]
+        replies: dict[int, Reply] = {}
+        for round_ in range(MAX_ROUNDS):
+            if round_ > 0 and (held := self.client.held_weights()) != self._label:
+                self._restore(held)
+            missing = [i for i in range(len(asked)) if i not in replies]
+            for i, reply in self._ask_all([(i, prompts_ids[i], asked[i]) for i in missing]):
+                if reply.weights == {self._label}:
+                    replies[i] = reply
+            if len(replies) == len(asked):
+                break
+        else:
+            raise RolloutError(
+                f"The vLLM server at {self.client.url} lost its weights {MAX_ROUNDS} times within one batch. Its log "
+                "says whether it keeps restarting; another run must not use it at the same time."
+            )
+        ordered = [replies[i] for i in range(len(asked))]
+        return [to_generation(r.response_ids, r.logprobs, r.finish_reason, stop_ids) for r in ordered]
+
+    def _ask_all(self, asked: list[tuple[int, list[int], dict[str, Any]]]) -> Iterator[tuple[int, Reply]]:
+        """All requests at once, up to max_concurrency under way; yields (index, reply) as they finish."""
+        with ThreadPoolExecutor(self.max_concurrency, thread_name_prefix="vllm") as pool:
+            futures = {pool.submit(self.client.generate, ids, arguments): i for i, ids, arguments in asked}
+            try:
+                for future in as_completed(futures):
+                    yield futures[future], future.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+
+class VLLMServerEngine(ServerEngine):
     """Generates on a server that `python -m simct_pl serve` started with the student's folder. Any number of ranks.
 
     Args:
@@ -54,39 +148,28 @@ class VLLMServerEngine(RolloutEngine):
         retries: int = 15,
         key_variable: str = "VLLM_API_KEY",
     ) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise RecipeError(f"url is {url!r}; expected http://HOST:PORT or https://HOST:PORT.")
-        if max_concurrency < 1:
-            raise RecipeError(f"max_concurrency is {max_concurrency}; expected at least 1.")
-        if timeout <= 0:
-            raise RecipeError(f"timeout is {timeout}; expected more than 0 seconds.")
-        if retries < 0:
-            raise RecipeError(f"retries is {retries}; expected 0 or more.")
+        super().__init__(url, max_concurrency, timeout, retries, key_variable)
         self.weights_folder = Path(weights_folder).expanduser().absolute()
-        self.max_concurrency = max_concurrency
-        self.client = VLLMClient(url, key_variable, timeout, retries, max_concurrency)
-        self._weights: Path | None = None  # what the server was told to load last
-        self._max_model_len = 0
+        self._written: Path | None = None  # what the server was told to load last
 
-    def check(self, student: StudentSource) -> None:
-        """The server must answer, accept the key and be one that takes weights; it may still be starting."""
-        self._max_model_len = self.client.max_model_len()
-        self.client.held_weights()
+    def close(self) -> None:
+        """Remove the weights that were written last; the server stays as it is."""
+        if self._written is not None and is_first_rank():
+            shutil.rmtree(self._written, ignore_errors=True)
+        self._written = self.policy_version = None
 
-    def refresh(self, model: PreTrainedModel, policy_version: int) -> None:
-        """Write the student's weights and have the server load them. Collective; the first rank writes.
+    @override
+    def _send(self, model: PreTrainedModel) -> None:
+        """Write a folder, whole or not at all, and have the server load it; then remove the one before.
 
         Raises:
-            ExportError: if the folder cannot be written. RolloutError: if the server cannot be reached or refuses.
+            ExportError: if the folder cannot be written.
         """
-        self.policy_version, before = None, self._weights  # None until everything has arrived
-        # Labels of two runs, or of a run and the one that it resumes, are never the same.
-        name = _from_first_rank(f"step-{policy_version}-{uuid.uuid4().hex[:12]}")
-        self._weights = self.weights_folder / name
+        before, self._written = self._written, self.weights_folder / self._label
         failure: SimctError | None = None
-        if _is_first_rank():
+        if is_first_rank():
             try:
-                write_weights(model, self._weights)
+                write_weights(model, self._written)
                 self._load()
             except SimctError as error:
                 failure = error
@@ -95,76 +178,20 @@ class VLLMServerEngine(RolloutEngine):
                 pass
         if (failure := _from_first_rank(failure)) is not None:
             raise failure
-        if _is_first_rank() and before is not None:
+        if is_first_rank() and before is not None:
             shutil.rmtree(before, ignore_errors=True)
-        self.policy_version = policy_version
 
-    def generate(
-        self, prompts_ids: list[list[int]], seeds: list[int], sampling: SamplingParams, stop_ids: tuple[int, ...]
-    ) -> list[Generation]:
-        """As RolloutEngine says. A response ends as "length" at max_tokens or at the server's max_model_len.
-
-        Raises:
-            RolloutError: before any refresh, if the server stays away, or if it keeps losing the weights it was given.
-                PromptDataError: for a prompt that leaves no room.
-        """
-        if self.policy_version is None:
-            raise RolloutError("VLLMServerEngine has no weights yet; call refresh() before generate().")
-        check_prompt_lengths(prompts_ids, self._max_model_len)
-        asked = [sampling_arguments(sampling, seed, stop_ids) for seed in seeds]
-        replies: dict[int, Reply] = {}
-        for round_ in range(MAX_ROUNDS):
-            if round_ > 0:
-                self._restore()
-            missing = [i for i in range(len(asked)) if i not in replies]
-            for i, reply in self._ask_all([(i, prompts_ids[i], asked[i]) for i in missing]):
-                if reply.weights == {self._label}:
-                    replies[i] = reply
-            if len(replies) == len(asked):
-                break
-        else:
-            raise RolloutError(
-                f"The vLLM server at {self.client.url} lost its weights {MAX_ROUNDS} times within one batch. Its log "
-                "says whether it keeps restarting; another run must not use it at the same time."
-            )
-        ordered = [replies[i] for i in range(len(asked))]
-        return [to_generation(r.response_ids, r.logprobs, r.finish_reason, stop_ids) for r in ordered]
-
-    def close(self) -> None:
-        """Remove the weights that were written last; the server stays as it is."""
-        if self._weights is not None and _is_first_rank():
-            shutil.rmtree(self._weights, ignore_errors=True)
-        self._weights = self.policy_version = None
-
-    @property
-    def _label(self) -> str:
-        """How the server names the weights that it should hold."""
-        assert self._weights is not None
-        return self._weights.name
+    @override
+    def _restore(self, held: str) -> None:
+        rank_zero_warn(f"The vLLM server holds weights {held!r} and not {self._label!r}; it gets them again.")
+        self._load()
 
     def _load(self) -> None:
-        assert self._weights is not None
-        self.client.load_weights(self._weights, self._label)
-
-    def _restore(self) -> None:
-        """Responses came from weights that are not ours, as after a restart of the server: give it ours again."""
-        held = self.client.held_weights()
-        if held != self._label:
-            rank_zero_warn(f"The vLLM server holds weights {held!r} and not {self._label!r}; it gets them again.")
-            self._load()
-
-    def _ask_all(self, asked: list[tuple[int, list[int], dict[str, Any]]]) -> Iterator[tuple[int, Reply]]:
-        """All requests at once, up to max_concurrency under way; yields (index, reply) as they finish."""
-        with ThreadPoolExecutor(self.max_concurrency, thread_name_prefix="vllm") as pool:
-            futures = {pool.submit(self.client.generate, ids, arguments): i for i, ids, arguments in asked}
-            try:
-                for future in as_completed(futures):
-                    yield futures[future], future.result()
-            finally:
-                pool.shutdown(cancel_futures=True)
+        assert self._written is not None
+        self.client.load_weights(self._written, self._label)
 
 
-def _is_first_rank() -> bool:
+def is_first_rank() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
 
 

@@ -20,19 +20,28 @@ from simct_pl.parallel import full_parameters
 SHARD_BYTES = 2**30
 
 
+def weight_names(model: PreTrainedModel) -> list[str]:
+    """The names of `named_weights`, in its order. Not collective."""
+    return [name for names in _names_by_first(model).values() for name in names]
+
+
 def named_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """Every name of every parameter, with the whole tensor, detached. Collective where the model is sharded.
+    """Every name of every parameter, with the whole tensor, detached. Collective where the model is sharded."""
+    names = _names_by_first(model)
+    for first, tensor in full_parameters(model):
+        for name in names[first]:
+            yield name, tensor
+
+
+def _names_by_first(model: PreTrainedModel) -> dict[str, list[str]]:
+    """First name of each parameter → all of its names.
 
     Further names come before the first one: vLLM wants the weights below one module in a row.
     """
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
-    by_first = {first: further for first, *further in names.values()}
-    for name, tensor in full_parameters(model):
-        for alias in by_first[name]:
-            yield alias, tensor
-        yield name, tensor
+    return {first: [*further, first] for first, *further in names.values()}
 
 
 def write_weights(model: PreTrainedModel, folder: Path, shard_bytes: int = SHARD_BYTES) -> Path:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.architecture.sources import ROOT, imported_packages, modules, name_of
 
-VLLM_MODULE = "simct_pl/rollout/vllm.py"
+VLLM_MODULES = {"simct_pl/rollout/vllm.py", "simct_pl/rollout/vllm_nccl.py"}
 HEAVY = ("torch", "lightning", "vllm", "transformers", "mlflow")
 
 
@@ -27,17 +27,17 @@ def test_the_front_doors_import_nothing_heavy(module: str) -> None:
 
 
 def test_every_module_imports_and_none_needs_vllm() -> None:
-    """One interpreter with every module but the vLLM engine's, and `__main__`, which is a program."""
-    paths = [path for path in modules("simct_pl", "callbacks") if name_of(path) != VLLM_MODULE]
+    """One interpreter with every module but the vLLM engines', and `__main__`, which is a program."""
+    paths = [path for path in modules("simct_pl", "callbacks") if name_of(path) not in VLLM_MODULES]
     dotted = [name_of(path).removesuffix(".py").removesuffix("/__init__").replace("/", ".") for path in paths]
     names = [name for name in dotted if not name.endswith("__main__")]
     assert len(names) > 20
     assert "vllm" not in modules_after("\n".join(f"import {name}" for name in names))
 
 
-def test_only_the_engine_module_imports_vllm() -> None:
+def test_only_the_engine_modules_import_vllm() -> None:
     importers = {name_of(path) for path in modules("simct_pl", "callbacks") if "vllm" in imported_packages(path)}
-    assert importers <= {VLLM_MODULE}
+    assert importers <= VLLM_MODULES
 
 
 def test_the_library_never_imports_the_callbacks() -> None:

@@ -40,6 +40,8 @@ class FakeServer(ThreadingHTTPServer):
                 return {"results": [None]}
             case "/reset_prefix_cache":
                 return {"success": True}
+            case "/init_weight_transfer_engine" | "/start_weight_update" | "/update_weights" | "/finish_weight_update":
+                return {}
             case "/update_weight_version":
                 self.label = body["new_version"]
                 return {"success": True}
