@@ -20,7 +20,7 @@ SAVES = "trainer: {callbacks+: [{class_path: callbacks.Checkpoint, init_args: {e
 NUM_STEPS = 10
 STRATEGIES = {
     "ddp": ["--trainer.strategy=ddp"],
-    "fsdp2": ["--recipe=fsdp2", "--trainer.accelerator=cpu", "--model.init_args.sharding.param_dtype=null"],
+    "fsdp2": ["--recipe=fsdp2", "--trainer.accelerator=cpu", "--model.init_args.sharding.param_dtype=float32"],
 }
 
 
