@@ -24,12 +24,13 @@ import torch
 hypothesis.settings.register_profile("shared machine", deadline=None)
 hypothesis.settings.load_profile("shared machine")
 
+RUN_SEED = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")  # set by lightning.seed_everything; no test starts with another's
+
 # Set by libraries when they are first used, and harmless to the next test.
 ENVIRONMENT_SET_BY_LIBRARIES = frozenset(
     {
         "PYTEST_CURRENT_TEST",
-        "PL_GLOBAL_SEED",  # lightning.seed_everything
-        "PL_SEED_WORKERS",
+        *RUN_SEED,
         "TORCHINDUCTOR_CACHE_DIR",
         "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",
         "TRITON_CACHE_DIR",
@@ -62,6 +63,8 @@ def isolated_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 @pytest.fixture(autouse=True)
 def no_leaked_environment(isolated_session: None) -> Iterator[None]:
     """Fail a test that leaves environment variables changed, and put them back for the next one."""
+    for name in RUN_SEED:
+        os.environ.pop(name, None)
     before = dict(os.environ)
     yield
     after = dict(os.environ)
