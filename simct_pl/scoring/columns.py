@@ -1,7 +1,10 @@
 """From the log-probability of every id to that of every shared column: a gather, and a log-sum-exp where several ids
 count for one column.
 
-Written as one autograd function, because the composition of torch's own would walk the whole vocabulary a dozen times.
+Written as autograd functions, because the composition of torch's own would walk the whole vocabulary a dozen times. On
+a CPU an element that is looked up by index costs as much as several that are passed over in order. Buckets concern
+every id, so their probabilities are summed as they are, with one indexed pass each way. Where a bucket is too
+improbable for that, and for the few ids that only count for a stop, each column is shifted by its own log-probability.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from simct_pl.scoring.tables import Merge, SideTables
 
@@ -24,9 +28,42 @@ def column_logprobs(first_logp_UK: Tensor, tables: SideTables, *, marginal: bool
 
     The stop column is the event "any stop id"; with `marginal`, every column is its whole bucket.
     """
-    merge = tables.buckets if marginal else tables.stops
-    columns_UV: Tensor = _ColumnLogProbs.apply(first_logp_UK, tables.ids_V, merge)
+    columns_UV: Tensor
+    if not marginal:
+        columns_UV = _ColumnLogProbs.apply(first_logp_UK, tables.ids_V, tables.stops)
+        return columns_UV
+    with torch.no_grad():
+        # A model's rows may outnumber its tokenizer's ids.
+        mass_UK = first_logp_UK[:, : len(tables.bucket_K)].exp()
+        # One column more than there are, for the ids of no bucket; read through a view afterwards.
+        mass_UX = mass_UK.new_zeros(len(mass_UK), len(tables.ids_V) + 1).index_add_(1, tables.bucket_K, mass_UK)
+        smallest = mass_UX[:, :-1].amin() if mass_UX[:, :-1].numel() else mass_UX.new_ones(())
+    if smallest < torch.finfo(mass_UK.dtype).tiny:
+        columns_UV = _ColumnLogProbs.apply(first_logp_UK, tables.ids_V, tables.buckets)
+    else:
+        columns_UV = _BucketLogProbs.apply(first_logp_UK, mass_UK, mass_UX, tables.bucket_K)
     return columns_UV
+
+
+class _BucketLogProbs(torch.autograd.Function):
+    """Logs of the bucket masses mass_UX (all above zero), of which the last is nobody's."""
+
+    @staticmethod
+    def forward(ctx: Any, logp_UK: Tensor, mass_UK: Tensor, mass_UX: Tensor, bucket_K: Tensor) -> Tensor:
+        ctx.num_ids = logp_UK.shape[1]
+        ctx.save_for_backward(mass_UK, mass_UX, bucket_K)
+        return mass_UX[:, :-1].log()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_UV: Tensor) -> tuple[Tensor, None, None, None]:
+        """d column / d id = p(id) / p(column)."""
+        mass_UK, mass_UX, bucket_K = ctx.saved_tensors
+        scale_UX = torch.zeros_like(mass_UX)
+        torch.div(grad_UV, mass_UX[:, :-1], out=scale_UX[:, :-1])
+        grad_UK = scale_UX.index_select(1, bucket_K).mul_(mass_UK)
+        num_padded = ctx.num_ids - grad_UK.shape[1]
+        return F.pad(grad_UK, (0, num_padded)) if num_padded else grad_UK, None, None, None
 
 
 class _ColumnLogProbs(torch.autograd.Function):

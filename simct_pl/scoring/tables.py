@@ -34,12 +34,14 @@ class SideTables:
     """One side's view of the shared vocabulary.
 
     ids_V: int64, column → id. stops: further stop ids, which count for the stop column. buckets: every id without a
-        column that has a bucket, further stop ids included (CandidateRule's `marginal`).
+        column that has a bucket, further stop ids included (CandidateRule's `marginal`). bucket_K: int64, id → the
+        column that it counts for, its own or by `buckets`, or V.
     """
 
     ids_V: Tensor
     stops: Merge
     buckets: Merge
+    bucket_K: Tensor
 
     @classmethod
     def build(
@@ -48,16 +50,19 @@ class SideTables:
         stops = np.asarray(extra_stop_ids, np.int64)
         owns_column_K = np.zeros(len(column_K), bool)
         owns_column_K[ids_V] = True
+        merged_K = np.where(bucket_K >= 0, bucket_K, len(ids_V))
+        merged_K[ids_V] = np.arange(len(ids_V))
         bucketed = np.flatnonzero(~owns_column_K & (bucket_K >= 0))
         return cls(
             torch.as_tensor(ids_V, dtype=torch.int64),
             Merge.build(stops, column_K[stops]),
             Merge.build(bucketed, bucket_K[bucketed]),
+            torch.as_tensor(merged_K, dtype=torch.int64),
         )
 
     def to(self, device: torch.device) -> SideTables:
         stops, buckets = (_to(merge, device) for merge in (self.stops, self.buckets))
-        return SideTables(self.ids_V.to(device), stops, buckets)
+        return SideTables(self.ids_V.to(device), stops, buckets, self.bucket_K.to(device))
 
 
 def _to(merge: Merge, device: torch.device) -> Merge:

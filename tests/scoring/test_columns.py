@@ -49,6 +49,24 @@ def test_value_and_gradient_are_those_of_a_logsumexp_a_column(marginal: bool, me
     torch.testing.assert_close(ours.grad, theirs.grad)
 
 
+@pytest.mark.parametrize("num_padded", [0, 2])
+def test_buckets_are_summed_at_once_unless_one_is_too_improbable(num_padded: int) -> None:
+    """Both ways give torch's values, and gradients that leave a model's padded rows alone."""
+    members = [[4, 1, 5], [0], [7, 6], [2, 3]]
+    for lowest, function in ((-50.0, "_BucketLogProbs"), (-800.0, "_ColumnLogProbs")):  # exp(-745) is the least double
+        logp_UK = torch.cat([logprobs(), torch.full((3, num_padded), -9.0, dtype=torch.float64)], 1)
+        logp_UK[1, 0] = lowest
+        ours, theirs = (logp_UK.clone().requires_grad_() for _ in range(2))
+        found_UV = column_logprobs(ours, tables(), marginal=True)
+        assert function in type(found_UV.grad_fn).__name__
+        expected_UV = composed(theirs, members)
+        torch.testing.assert_close(found_UV, expected_UV)
+        weight_UV = torch.arange(12.0, dtype=torch.float64).reshape(3, 4)
+        (found_UV * weight_UV).sum().backward()
+        (expected_UV * weight_UV).sum().backward()
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
 def test_far_apart_members_keep_their_digits_in_single_precision() -> None:
     """Naive sums of exp would underflow at -104: columns are exact far below that, whichever member is the larger."""
     logp_UK = torch.full((1, NUM_IDS), -50.0)

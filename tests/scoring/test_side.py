@@ -10,7 +10,8 @@ from simct_pl.scoring.side import SideChunk
 from simct_pl.scoring.tables import Merge, SideTables
 
 NOTHING = torch.zeros(0, dtype=torch.int64)
-EMPTY = SideTables(NOTHING, Merge(NOTHING, NOTHING, NOTHING), Merge(NOTHING, NOTHING, NOTHING))
+NO_MERGE = Merge(NOTHING, NOTHING, NOTHING)
+EMPTY = SideTables(NOTHING, NO_MERGE, NO_MERGE, NOTHING)
 IDS_N = torch.tensor([3, 1, 1, 0, 6])
 
 

@@ -1,0 +1,31 @@
+"""A longer response does not make the process grow: not only are no more tensors alive, the heap stays whole too."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from benchmarks.loss_forms import FORMS
+from benchmarks.measure import in_fresh_process, peak_memory
+from benchmarks.synthetic import make_problem
+
+MIB = 2**20
+
+
+def peak_of(num_tokens: int) -> int:
+    """Bytes that the loss and its gradients take beyond what they are given, over the vocabularies of a real pair."""
+    form = FORMS["simct_pl, mass-preserving (`marginal`)"]
+    form(make_problem(64, 512, 768, 8, 8), 16).backward()  # what a first call loads is not its memory
+    problem = make_problem(num_tokens, 49_152, 128_256, 8, 8)
+    with peak_memory() as peak:
+        form(problem, 256).backward()
+    return peak.extra
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_of_the_loss_is_flat_in_the_response() -> None:
+    short, long = (in_fresh_process(peak_of, num_tokens) for num_tokens in (512, 4096))
+    assert short > 50 * MIB, "two chunks of logits alone are more"
+    assert long < 1.25 * short, f"{short / MIB:.0f} MiB at 512 tokens, {long / MIB:.0f} at 4,096"
