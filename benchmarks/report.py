@@ -1,4 +1,4 @@
-"""Tables in Markdown, and their place in docs/performance.md."""
+"""Tables in Markdown, and their places in the docs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-PAGE = Path(__file__).resolve().parent.parent / "docs/performance.md"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -38,8 +38,8 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def publish(section: str, command: str, body: str, *, write: bool) -> None:
-    """Print a section, and put it between its markers in docs/performance.md if write is set.
+def publish(section: str, command: str, body: str, *, write: bool, page: str = "performance.md") -> None:
+    """Print a section, and put it between its markers in a page of docs/ if write is set.
 
     Raises:
         ValueError: if the page has no such markers.
@@ -49,9 +49,10 @@ def publish(section: str, command: str, body: str, *, write: bool) -> None:
     if not write:
         return
     begin, end = f"<!-- begin {section} -->", f"<!-- end {section} -->"
-    page = PAGE.read_text()
-    if begin not in page or end not in page:
-        raise ValueError(f"{PAGE} has no place for {section!r}; expected the lines {begin} and {end}.")
-    head, rest = page.split(begin, 1)
+    path = DOCS / page
+    content = path.read_text()
+    if begin not in content or end not in content:
+        raise ValueError(f"{path} has no place for {section!r}; expected the lines {begin} and {end}.")
+    head, rest = content.split(begin, 1)
     tail = rest.split(end, 1)[1]
-    PAGE.write_text(f"{head}{begin}\n{text}{end}{tail}")
+    path.write_text(f"{head}{begin}\n{text}{end}{tail}")

@@ -9,6 +9,7 @@ from callbacks.policy_mismatch import PolicyMismatch
 from callbacks.recipe_log import RecipeLog
 from callbacks.rollout import RolloutCallback
 from callbacks.sample_table import SampleTable
+from callbacks.teacher_rollout import TeacherRollout
 from callbacks.timing import TimingCallback
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "RecipeLog",
     "RolloutCallback",
     "SampleTable",
+    "TeacherRollout",
     "TimingCallback",
 ]

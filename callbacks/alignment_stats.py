@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import lightning as L
+import numpy as np
 import torch
 from typing_extensions import override
 
@@ -17,8 +18,9 @@ class AlignmentStats(L.Callback):
 
     align/coverage: student tokens in a unit. align/supervised_tokens: student tokens in a unit that the objective
         graded.
-    align/multi_token_units: units that are not 1:1. align/lost_bytes, align/lost_<reason>: bytes and stretches without
-        a unit.
+    align/multi_token_units: units that are not 1:1. align/units_1_1, units_1_n, units_n_1, units_n_m: share of the
+        units with so many student and teacher tokens. align/lost_bytes, align/lost_<reason>: bytes and stretches
+        without a unit.
     align/student_candidate_mass, align/teacher_candidate_mass: probability held by the candidates.
     align/non_canonical: responses that the student's own tokenizer would have spelt with other ids.
     loss/shared_units, loss/span_units: the loss per response token from either kind of unit.
@@ -52,10 +54,20 @@ def alignment_metrics(alignments: list[UnitAlignment]) -> dict[str, float]:
     metrics = {
         "align/coverage": sum(a.coverage * a.num_student_tokens for a in alignments) / max(num_tokens, 1),
         "align/multi_token_units": num_multi / num_units,
+        **_shape_shares(alignments),
         "align/lost_bytes": float(sum(span.byte_end - span.byte_start for a in alignments for span in a.lost)),
     }
     # Every reason on every rank, also at zero: ranks that log other names would wait for each other for ever.
     return metrics | {f"align/lost_{reason}": float(lost[reason]) for reason in LostReason}
+
+
+def _shape_shares(alignments: list[UnitAlignment]) -> dict[str, float]:
+    """Share of the units by one or several tokens on either side."""
+    lengths_U2 = np.concatenate([_lengths(a) for a in alignments]) if alignments else np.zeros((0, 2), np.int64)
+    several_U2 = lengths_U2 > 1
+    shapes = {"1_1": (False, False), "1_n": (False, True), "n_1": (True, False), "n_m": (True, True)}
+    count = max(len(several_U2), 1)
+    return {f"align/units_{name}": float((several_U2 == shape).all(1).sum()) / count for name, shape in shapes.items()}
 
 
 def unit_metrics(record: StepRecord) -> dict[str, float]:

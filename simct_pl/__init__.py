@@ -9,43 +9,77 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from simct_pl.alignment import AnchorMergedAligner, CommonBoundaryAligner, OneToOneAligner
+    from simct_pl.alignment import (
+        AnchorMergedAligner,
+        CommonBoundaryAligner,
+        FixedMergeAligner,
+        MaskedSpansAligner,
+        OneToOneAligner,
+        RandomMergeAligner,
+        WordAligner,
+    )
     from simct_pl.data.prompts import PromptDataModule, PromptSource
+    from simct_pl.losses.alm import ALMLoss
     from simct_pl.losses.api import distillation_loss
+    from simct_pl.losses.cross_entropy import CrossEntropyLoss
+    from simct_pl.losses.dpca import DPCALoss
+    from simct_pl.losses.gold import GOLDLoss
+    from simct_pl.losses.mixture import MixtureLoss
     from simct_pl.losses.shared_vocab import SharedVocabLoss
     from simct_pl.losses.simct import SimCTLoss
+    from simct_pl.losses.uld import ULDLoss
     from simct_pl.module import DistillModule
     from simct_pl.tokenization.bytes import TokenBytes
     from simct_pl.tokenization.pair import TokenizerPair
     from simct_pl.tokenization.shared_vocab import SharedVocab
 
 _HOMES = {
+    "ALMLoss": "simct_pl.losses.alm",
     "AnchorMergedAligner": "simct_pl.alignment",
     "CommonBoundaryAligner": "simct_pl.alignment",
+    "CrossEntropyLoss": "simct_pl.losses.cross_entropy",
+    "DPCALoss": "simct_pl.losses.dpca",
     "DistillModule": "simct_pl.module",
+    "FixedMergeAligner": "simct_pl.alignment",
+    "GOLDLoss": "simct_pl.losses.gold",
+    "MaskedSpansAligner": "simct_pl.alignment",
+    "MixtureLoss": "simct_pl.losses.mixture",
     "OneToOneAligner": "simct_pl.alignment",
     "PromptDataModule": "simct_pl.data.prompts",
     "PromptSource": "simct_pl.data.prompts",
+    "RandomMergeAligner": "simct_pl.alignment",
     "SharedVocab": "simct_pl.tokenization.shared_vocab",
     "SharedVocabLoss": "simct_pl.losses.shared_vocab",
     "SimCTLoss": "simct_pl.losses.simct",
     "TokenBytes": "simct_pl.tokenization.bytes",
     "TokenizerPair": "simct_pl.tokenization.pair",
+    "ULDLoss": "simct_pl.losses.uld",
+    "WordAligner": "simct_pl.alignment",
     "distillation_loss": "simct_pl.losses.api",
 }
 
 __all__ = [
+    "ALMLoss",
     "AnchorMergedAligner",
     "CommonBoundaryAligner",
+    "CrossEntropyLoss",
+    "DPCALoss",
     "DistillModule",
+    "FixedMergeAligner",
+    "GOLDLoss",
+    "MaskedSpansAligner",
+    "MixtureLoss",
     "OneToOneAligner",
     "PromptDataModule",
     "PromptSource",
+    "RandomMergeAligner",
     "SharedVocab",
     "SharedVocabLoss",
     "SimCTLoss",
     "TokenBytes",
     "TokenizerPair",
+    "ULDLoss",
+    "WordAligner",
     "distillation_loss",
 ]
 

@@ -15,6 +15,8 @@ COMMANDS = {
     "align": ("simct_pl.commands.align", "cut texts into aligned units and show what was lost"),
     "quickstart": ("simct_pl.commands.quickstart", "train the embedded example and show the result"),
     "convert-gguf": ("simct_pl.commands.convert_gguf", "turn a GGUF file into an ordinary model folder"),
+    "sweep": ("simct_pl.commands.sweep", "run a grid of methods, seeds and recipe values"),
+    "report": ("simct_pl.commands.report", "compare the runs of a sweep: table, pictures, one page"),
     "serve": ("simct_pl.commands.serve", "start a vLLM server that rollouts can be asked of"),
     "upload-metrics": ("simct_pl.commands.upload_metrics", "send what a run's tracking server has not received"),
     "transplant": ("simct_pl.commands.transplant", "put a model's body onto another family's tokenizer"),

@@ -73,6 +73,10 @@ class TrackingError(SimctError, RuntimeError):
     """What a run logged cannot be read, or cannot be sent to the tracking server."""
 
 
+class SweepError(SimctError, RuntimeError):
+    """Cells of a sweep failed."""
+
+
 class RunInterrupted(SimctError, InterruptedError):
     """The run was asked to end (SIGTERM) and can be continued."""
 

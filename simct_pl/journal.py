@@ -15,7 +15,7 @@ import json
 import os
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,8 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Destination:
-    """Where records go: tracking server, experiment, name of the run, folder of artifacts (None: the server's). And
-    the run's recipe, as YAML: it says whether a journal without a checkpoint is the same run's.
+    """Where records go: tracking server, experiment, name of the run, folder of artifacts (None: the server's), tags of
+    the run. And the run's recipe, as YAML: it says whether a journal without a checkpoint is the same run's.
     """
 
     tracking_uri: str
@@ -38,6 +38,7 @@ class Destination:
     run_name: str
     artifact_location: str | None = None
     recipe: str = ""
+    tags: dict[str, str] = field(default_factory=dict)
 
 
 class Journal:

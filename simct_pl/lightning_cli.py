@@ -98,6 +98,12 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message=".*have not been set for this class.*")
 
 
+def artifact_location() -> str:
+    """Where artifacts of the local runs go."""
+    Path(ARTIFACTS).mkdir(parents=True, exist_ok=True)
+    return Path(ARTIFACTS).absolute().as_uri()
+
+
 def _first_own_error(error: BaseException | None) -> SimctError | None:
     """The SimctError that an exception was raised from, however deep."""
     while error is not None and not isinstance(error, SimctError):
@@ -156,12 +162,11 @@ class SimctCLI(LightningCLI):
         root = Path(config.get("default_root_dir") or f"runs/{self.run_name}")
         check_parent(root / "recipe.yaml")
         if config.get("logger") is None:
-            Path(ARTIFACTS).mkdir(parents=True, exist_ok=True)
             kwargs["logger"] = RunLogger(
                 str(root / "tracking"),
                 run_name=self.run_name,
                 tracking_uri=TRACKING_URI,
-                artifact_location=Path(ARTIFACTS).absolute().as_uri(),
+                artifact_location=artifact_location(),
             )
         kwargs["default_root_dir"] = str(root)
         return super().instantiate_trainer(**kwargs)

@@ -6,6 +6,8 @@ What is left at the end stays in the journal for `python -m simct_pl upload-metr
 
 from __future__ import annotations
 
+import json
+import os
 import threading
 import time
 from argparse import Namespace
@@ -19,10 +21,14 @@ from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from typing_extensions import override
 
+from simct_pl.errors import TrackingError
 from simct_pl.journal import Destination, Journal, Record
 from simct_pl.upload import Uploader
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 300.0  # seconds between attempts on a server that does not answer
+COLLECTING = 2.0  # seconds in which records gather, to be sent in one request
+EXPERIMENT = "simct_pl"
+TAGS_VARIABLE = "MLFLOW_RUN_CONTEXT"  # MLflow's own: tags of the runs that a process begins, as JSON
 
 
 class RunLogger(Logger):
@@ -33,20 +39,28 @@ class RunLogger(Logger):
         tracking_uri: of the server or database. experiment_name, run_name: as MLflow shows them.
         artifact_location: folder of the experiment's artifacts; by default the server's.
         patience: seconds that the end of a fit waits for the server.
+
+    The run gets the tags that MLflow's environment variable MLFLOW_RUN_CONTEXT holds, and its mlflow.runName for a
+    name if that is among them.
+
+    Raises:
+        TrackingError: if the variable holds anything else.
     """
 
     def __init__(
         self,
         folder: str,
         tracking_uri: str,
-        experiment_name: str = "simct_pl",
+        experiment_name: str = EXPERIMENT,
         run_name: str = "unnamed",
         artifact_location: str | None = None,
         patience: float = 30.0,
     ) -> None:
         super().__init__()
         self.folder, self.patience = Path(folder), patience
-        self.destination = Destination(tracking_uri, experiment_name, run_name, artifact_location)
+        tags = run_tags()
+        name = tags.pop("mlflow.runName", run_name)
+        self.destination = Destination(tracking_uri, experiment_name, name, artifact_location, tags=tags)
         self._journal: Journal | None = None
         self._sender: Sender | None = None
         self._running = False
@@ -196,6 +210,7 @@ class Sender(threading.Thread):
                 self._error, pause = None, FIRST_PAUSE
                 if self._ending.is_set() and not self._journal.pending():
                     return
+                self._ending.wait(COLLECTING)
                 continue
             if self._error is None:
                 self._uploader.complaints.append(
@@ -223,6 +238,23 @@ class Sender(threading.Thread):
         self._given_up.set()
         self.wake()
         return self._error or f"it takes more than {patience:.0f} seconds"
+
+
+def run_tags() -> dict[str, str]:
+    """The tags that the environment gives to runs."""
+    text = os.environ.get(TAGS_VARIABLE, "{}")
+    try:
+        tags = json.loads(text)
+    except ValueError:
+        tags = None
+    if not isinstance(tags, dict):
+        raise TrackingError(f"{TAGS_VARIABLE} is {text!r:.80}; expected a JSON object of tags, or no such variable.")
+    return {str(name): str(value) for name, value in tags.items()}
+
+
+def set_run_tags(tags: dict[str, str]) -> None:
+    """Give tags to the runs that this process begins."""
+    os.environ[TAGS_VARIABLE] = json.dumps(tags)
 
 
 def _now_ms() -> int:

@@ -57,24 +57,29 @@ class Uploader:
 
         uri = self.journal.destination.tracking_uri
         if self._client is None:
-            _make_database(uri)
+            make_database(uri)
             self._client = MlflowClient(uri)
         return self._client
 
     def _create_run(self, client: MlflowClient) -> str:
         destination = self.journal.destination
-        experiment = client.get_experiment_by_name(destination.experiment_name)
-        experiment_id = (
-            experiment.experiment_id
-            if experiment is not None
-            else client.create_experiment(destination.experiment_name, destination.artifact_location)
-        )
-        run_id: str = client.create_run(experiment_id, run_name=destination.run_name).info.run_id
+        experiment_id = experiment_of(client, destination.experiment_name, destination.artifact_location)
+        run = client.create_run(experiment_id, run_name=destination.run_name, tags=destination.tags)
+        run_id: str = run.info.run_id
         self.journal.confirm(run_id)
         return run_id
 
 
-def _make_database(uri: str) -> None:
+def experiment_of(client: MlflowClient, name: str, artifact_location: str | None) -> str:
+    """The id of an experiment, which is made if there is none of the name."""
+    experiment = client.get_experiment_by_name(name)
+    if experiment is not None:
+        return str(experiment.experiment_id)
+    experiment_id: str = client.create_experiment(name, artifact_location)
+    return experiment_id
+
+
+def make_database(uri: str) -> None:
     """Make a new SQLite file beside its place and link it there: MLflow cannot use one whose making was cut short."""
     from mlflow import MlflowClient
 

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from simct_pl.scoring.side import SideChunk
@@ -52,6 +53,12 @@ class UnitLosses:
     supervised_U: Tensor
     student_logmass_U: Tensor
     teacher_logmass_U: Tensor
+
+    @classmethod
+    def over_everything(cls, loss_U: Tensor, supervised_U: Tensor) -> UnitLosses:
+        """Of an objective that leaves nothing of either model's probability out."""
+        whole_U = torch.zeros_like(loss_U).detach()
+        return cls(loss_U, supervised_U, whole_U, whole_U)
 
 
 class Objective(ABC):

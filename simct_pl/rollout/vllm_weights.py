@@ -47,24 +47,30 @@ def _names_by_first(model: PreTrainedModel) -> dict[str, list[str]]:
 def write_weights(model: PreTrainedModel, folder: Path, shard_bytes: int = SHARD_BYTES) -> Path:
     """The configuration and `named_weights` in a folder that appears whole or not at all; returns its absolute path.
 
-    Holds shard_bytes in memory at a time. Collective where the model is sharded; every rank that calls it writes.
+    Holds shard_bytes in memory at a time. Collective where the model is sharded, also when the folder cannot be
+    written: ranks that only walk through the weights are not left waiting. Every rank that calls it writes.
 
     Raises:
         ExportError: if the folder cannot be written.
     """
+    weights = named_weights(model)
 
     def write(staging: Path) -> None:
         model.config.save_pretrained(staging)
-        for i, shard in enumerate(_shards(model, shard_bytes), start=1):
+        for i, shard in enumerate(_shards(weights, shard_bytes), start=1):
             save_file(shard, staging / f"model-{i:05d}.safetensors")
 
     with torch.no_grad():
-        return write_folder(folder, write)
+        try:
+            return write_folder(folder, write)
+        finally:
+            for _ in weights:  # what a failure left to gather
+                pass
 
 
-def _shards(model: PreTrainedModel, shard_bytes: int) -> Iterator[dict[str, Tensor]]:
+def _shards(weights: Iterator[tuple[str, Tensor]], shard_bytes: int) -> Iterator[dict[str, Tensor]]:
     shard: dict[str, Tensor] = {}
-    for name, tensor in named_weights(model):
+    for name, tensor in weights:
         if any(tensor.data_ptr() == other.data_ptr() for other in shard.values()):
             tensor = tensor.clone()  # tied: safetensors takes no tensor twice
         shard[name] = tensor.cpu().contiguous()

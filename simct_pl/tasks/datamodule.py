@@ -68,6 +68,8 @@ class ArithmeticDataModule(L.LightningDataModule):
     Args:
         batch_size: prompts an optimizer step and rank. num_train_batches: steps of one epoch on one rank.
         num_val_prompts, val_batch_size: held-out prompts, the same for every seed.
+        val_skip: leave out so many held-out problems and take those behind them: learning rates can be chosen on
+            problems that no result is measured on.
         num_problems: distinct problems to train on; null draws from all that are not held out.
         corrupt_share: share of training responses with one wrong number that the rest follows from (robust teachers).
         num_terms, limit: how many numbers are added, each below limit.
@@ -85,12 +87,15 @@ class ArithmeticDataModule(L.LightningDataModule):
         num_terms: int = 3,
         limit: int = 50,
         seed: int | None = None,
+        val_skip: int = 0,
     ) -> None:
         super().__init__()
         if not 0 <= corrupt_share <= 1:
             raise RecipeError(f"corrupt_share is {corrupt_share}; expected a share in [0, 1].")
         if batch_size < 1 or val_batch_size < 1:
             raise RecipeError(f"batch_size={batch_size}, val_batch_size={val_batch_size}; expected at least 1.")
+        if val_skip < 0:
+            raise RecipeError(f"val_skip is {val_skip}; expected 0 or more held-out problems.")
         if num_terms < 2 or limit < 2:
             raise RecipeError(
                 f"num_terms={num_terms}, limit={limit}; expected at least two numbers, each below 2 or more."
@@ -99,6 +104,7 @@ class ArithmeticDataModule(L.LightningDataModule):
         self.num_val_prompts, self.val_batch_size = num_val_prompts, val_batch_size
         self.num_problems, self.corrupt_share = num_problems, corrupt_share
         self.num_terms, self.limit, self.seed = num_terms, limit, run_seed(seed)
+        self.val_skip = val_skip
         self.position = DataPosition()
 
     @override
@@ -134,5 +140,6 @@ class ArithmeticDataModule(L.LightningDataModule):
 
     def held_out_prompts(self) -> list[Prompt]:
         """The prompts that accuracy is measured on."""
-        problems = distinct_problems(0, self.num_val_prompts, self.num_terms, self.limit, held_out=True)
-        return [problem.prompt(index) for index, problem in enumerate(problems)]
+        count = self.val_skip + self.num_val_prompts
+        problems = distinct_problems(0, count, self.num_terms, self.limit, held_out=True)
+        return [problem.prompt(index) for index, problem in enumerate(problems)][self.val_skip :]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import pytest
 import torch
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from lightning.pytorch.strategies import Strategy
@@ -23,10 +24,12 @@ from torch.distributed.tensor.debug import CommDebugMode
 from torch.utils.data import DataLoader, IterableDataset
 
 from callbacks import HFExport, PolicyMismatch
+from simct_pl.errors import ExportError
 from simct_pl.module import DistillModule
 from simct_pl.parallel import ShardedStrategy, Sharding, full_parameters, full_tensor, is_sharded
 from simct_pl.ranks import over_ranks
 from simct_pl.rollout.hf import HFEngine
+from simct_pl.rollout.vllm_server import VLLMServerEngine
 from simct_pl.scoring.aligned import AlignedBatch
 from simct_pl.scoring.units import build_unit_rows
 from simct_pl.tasks.arithmetic import TotalGrader
@@ -169,11 +172,23 @@ def check_refresh(module: DistillModule) -> None:
         assert engine._model.get_output_embeddings().weight is engine._model.get_input_embeddings().weight
 
 
+def check_failed_refresh(module: DistillModule, folder: Path) -> None:
+    """Where the first rank cannot write the weights, every rank hears of it, and none is left in a gather."""
+    blocked = folder / "a file"
+    blocked.touch()
+    engine = VLLMServerEngine(weights_folder=str(blocked / "weights"))
+    with pytest.raises(ExportError, match="a file"):
+        engine.refresh(module.student, 1)
+    assert engine.policy_version is None
+    assert len(list(full_parameters(module.student))) > 1
+
+
 def fsdp2(folder: Path) -> None:
     module = sharded(**RAGGED)
     fit(folder, "fsdp2", module, strategy=ShardedStrategy(), export=True, num_ranks=2)
     check_gathers(module)
     check_refresh(module)
+    check_failed_refresh(module, folder)
 
 
 def on_two_ranks(folder: Path, untied: str) -> None:

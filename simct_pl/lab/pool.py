@@ -1,0 +1,127 @@
+"""Cells in processes of their own: what one does to its process, no other cell and no sweep notices.
+
+In: cells. Out: how each of them ended. A fork server has the heavy imports done, so that a cell starts in a moment; the
+processes end with the sweep, however it ends.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from simct_pl.lab.sweep_file import Cell
+
+GRACE = 10.0  # seconds between asking a cell to end and killing it
+PRELOADED = ["simct_pl.lightning_cli", "callbacks", "mlflow", "matplotlib.pyplot", "transformers.models.llama"]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A cell that has ended. exit_code: negative for a signal. seconds: that it took."""
+
+    cell: Cell
+    exit_code: int
+    seconds: float
+
+
+class CellPool:
+    """Runs cells, some at a time.
+
+    Args:
+        jobs: processes at a time. threads: of torch in each.
+    """
+
+    def __init__(self, jobs: int, threads: int) -> None:
+        self.jobs, self.threads = jobs, threads
+        self.running: dict[int, tuple[BaseProcess, Cell, float]] = {}  # by sentinel
+        # Before anything is imported: OpenMP reads it once.
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(PRELOADED)
+
+    def run(self, cells: list[Cell], tags: dict[str, str]) -> Iterator[Ended]:
+        """Run all, in order as far as places are free; yields each as it ends.
+
+        tags: of every cell's tracked run, beside those that say which cell it is.
+        """
+        waiting = list(reversed(cells))
+        try:
+            while waiting or self.running:
+                while waiting and len(self.running) < self.jobs:
+                    self._start(waiting.pop(), tags)
+                for sentinel in multiprocessing.connection.wait(list(self.running)):
+                    assert isinstance(sentinel, int)
+                    process, cell, began = self.running.pop(sentinel)
+                    process.join()
+                    assert process.exitcode is not None
+                    yield Ended(cell, process.exitcode, time.monotonic() - began)
+        finally:
+            self._stop()
+
+    def _start(self, cell: Cell, tags: dict[str, str]) -> None:
+        own = {"simct.method": cell.method, "simct.seed": str(cell.seed), "simct.cell": cell.name}
+        process = self._context.Process(
+            target=run_cell, args=(fit_arguments(cell), log_of(cell), tags | own | {"mlflow.runName": cell.name})
+        )
+        process.start()
+        self.running[process.sentinel] = process, cell, time.monotonic()
+
+    def _stop(self) -> None:
+        """End what still runs."""
+        processes = [process for process, _, _ in self.running.values()]
+        for process in processes:
+            process.terminate()
+        deadline = time.monotonic() + GRACE
+        for process in processes:
+            process.join(max(deadline - time.monotonic(), 0.0))
+            process.kill()
+            process.join()
+        self.running.clear()
+
+
+def fit_arguments(cell: Cell) -> list[str]:
+    """The cell's fit as a command line; its last recipe is written into its folder."""
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    overlay = cell.folder / "cell.yaml"
+    overlay.write_text(cell.overlay, encoding="utf-8")
+    return ["fit", *(part for path in (*cell.recipes, overlay) for part in ("--recipe", str(path)))]
+
+
+def log_of(cell: Cell) -> Path:
+    return cell.folder / "log.txt"
+
+
+def run_cell(arguments: list[str], log: Path, tags: dict[str, str]) -> None:
+    """Be a cell: everything printed goes into its log, and the process ends with the command's exit code."""
+    import torch
+
+    from simct_pl.cli import main
+    from simct_pl.tracking import set_run_tags
+
+    _end_with_parent()
+    with open(log, "wb") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    set_run_tags(tags)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    sys.exit(main(arguments))
+
+
+def _end_with_parent() -> None:
+    """End when the sweep does, even if it was killed and could not say so."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True, name="parent").start()

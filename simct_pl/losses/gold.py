@@ -1,0 +1,106 @@
+"""GOLD (TRL's experimental trainer): tokens that both vocabularies have are compared by name, all others by rank.
+
+At each unit both models get one set of masses over their vocabulary: the distribution at one of the unit's positions
+times the probability of the unit's other realised tokens. Then
+
+    w * JSD_beta(matched tokens) + (1 - w) * sum_i |sort(unmatched S)_i - sort(unmatched T)_i|
+
+on the masses as they are; they do not add up to 1.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from simct_pl.errors import RecipeError
+from simct_pl.losses.base import Objective, UnitChunk, UnitLosses
+from simct_pl.losses.divergences import require_choice
+from simct_pl.losses.sorted_mass import check_top_k, sorted_l1
+from simct_pl.scoring.side import SideChunk
+from simct_pl.scoring.tables import SideTables
+
+MergeName = Literal["first", "last"]
+LOWEST_MASS = 1e-8  # TRL's clamp of every mass and probability
+
+
+class GOLDLoss(Objective):
+    """GOLD's hybrid loss on minimal units, tokens matched by their bytes.
+
+    Args:
+        merge: `first` takes the distribution at the unit's first position (TRL's "observed", which there reads the row
+            one position too late); `last` the one at its last position, given the realised tokens before it (TRL's
+            "bayesian").
+        beta: of the generalised JSD, in [0, 1]: 0 is KL(T || S), 1 is KL(S || T), TRL's default.
+        matched_weight: w; null is TRL's share of the teacher's vocabulary that is matched.
+        top_k: of the sorted part, see sorted_l1.
+
+    Raises:
+        RecipeError: for an unknown merge, or a number outside its range.
+    """
+
+    def __init__(
+        self,
+        merge: MergeName = "first",
+        beta: float = 1.0,
+        matched_weight: float | None = None,
+        top_k: int | None = None,
+    ) -> None:
+        require_choice("merge", merge, get_args(MergeName))
+        if not 0 <= beta <= 1:
+            raise RecipeError(f"beta is {beta}; expected a number in [0, 1].")
+        if matched_weight is not None and not 0 <= matched_weight <= 1:
+            raise RecipeError(f"matched_weight is {matched_weight}; expected a share in [0, 1], or null.")
+        check_top_k(top_k)
+        self.merge, self.beta, self.matched_weight, self.top_k = merge, beta, matched_weight, top_k
+
+    def __call__(self, chunk: UnitChunk) -> UnitLosses:
+        student_UK, teacher_UK = merged_mass(chunk.student, self.merge), merged_mass(chunk.teacher, self.merge)
+        student_ids, teacher_ids = chunk.tables.student.ids_V, chunk.tables.teacher.ids_V
+        matched_U = _jsd(student_UK.index_select(-1, student_ids), teacher_UK.index_select(-1, teacher_ids), self.beta)
+        unmatched_U = sorted_l1(
+            student_UK.index_select(-1, _unmatched(chunk.tables.student, student_UK)),
+            teacher_UK.index_select(-1, _unmatched(chunk.tables.teacher, teacher_UK)),
+            self.top_k,
+        )
+        weight = len(teacher_ids) / teacher_UK.shape[-1] if self.matched_weight is None else self.matched_weight
+        loss_U = weight * matched_U + (1 - weight) * unmatched_U
+        return UnitLosses.over_everything(loss_U, torch.ones_like(loss_U, dtype=torch.bool))
+
+    def describe(self) -> dict[str, object]:
+        settings = {name: getattr(self, name) for name in ("merge", "beta", "matched_weight", "top_k")}
+        return {"objective": type(self).__name__, **settings}
+
+
+def merged_mass(side: SideChunk, merge: MergeName) -> Tensor:
+    """One distribution of each unit times the probability of its other realised tokens, [U, K]."""
+    if merge == "first":
+        base_logp_UK, base_U = side.first_logp_UK, side.first_U
+    else:
+        base_U = side.first_U + side.length_U - 1
+        base_logp_UK = side.logits_NK.index_select(0, base_U).log_softmax(-1)
+    floored_N = side.token_logp_N.clamp_min(math.log(LOWEST_MASS)).index_fill(0, base_U, 0.0)
+    return base_logp_UK.exp() * side.sum_by_unit(floored_N).exp()[:, None]
+
+
+def _unmatched(tables: SideTables, mass_UK: Tensor) -> Tensor:
+    """Ids that own no shared column, ascending; a model's rows without a token are among them."""
+    is_matched_K = torch.zeros(mass_UK.shape[-1], dtype=torch.bool, device=mass_UK.device)
+    is_matched_K[tables.ids_V] = True
+    return (~is_matched_K).nonzero().squeeze(-1)
+
+
+def _jsd(student_UV: Tensor, teacher_UV: Tensor, beta: float) -> Tensor:
+    """Generalised JSD (arXiv 2306.13649, Eq. 1) of masses that need not add up to 1, [U]."""
+    student_UV, teacher_UV = student_UV.clamp_min(LOWEST_MASS), teacher_UV.clamp_min(LOWEST_MASS)
+    if beta == 0:
+        return (teacher_UV * (teacher_UV.log() - student_UV.log())).sum(-1)
+    if beta == 1:
+        return (student_UV * (student_UV.log() - teacher_UV.log())).sum(-1)
+    mixture_log_UV = (beta * teacher_UV + (1 - beta) * student_UV).log()
+    to_teacher_U = (teacher_UV * (teacher_UV.log() - mixture_log_UV)).sum(-1)
+    to_student_U = (student_UV * (student_UV.log() - mixture_log_UV)).sum(-1)
+    return beta * to_teacher_U + (1 - beta) * to_student_U

@@ -1,0 +1,106 @@
+"""A sweep for real: cells side by side, one that fails, and what is run again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from simct_pl.recipes import PACKAGE
+
+pytestmark = pytest.mark.slow
+SMALL = {
+    "trainer.max_steps": 2,
+    "trainer.val_check_interval": 2,
+    "data.init_args.batch_size": 4,
+    "data.init_args.num_val_prompts": 4,
+    "data.init_args.val_batch_size": 4,
+}
+
+
+def sweep_file(folder: Path, methods: dict[str, object], **values: object) -> Path:
+    path = folder / "small.yaml"
+    content = {"name": "small", "recipes": ["quickstart", "ablations/cell"], "seeds": [0, 1], "methods": methods}
+    path.write_text(yaml.safe_dump({**content, "values": {**SMALL, **values}}))
+    return path
+
+
+def command(folder: Path, *options: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    arguments = [sys.executable, "-m", "simct_pl", *options]
+    return subprocess.Popen(
+        arguments, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def sweep(folder: Path, *options: str) -> tuple[int, str]:
+    process = command(folder, "sweep", "--recipe", "small.yaml", "--jobs", "2", *options)
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
+
+
+def results(folder: Path) -> list[str]:
+    return sorted(str(path.parent.relative_to(folder)) for path in (folder / "runs/sweeps/small").rglob("result.json"))
+
+
+def test_cells_run_fail_resume_and_are_reported(tmp_path: Path) -> None:
+    broken = {"values": {"model.init_args.chunk_tokens": "many"}}
+    methods: dict[str, object] = {name: {"recipes": [f"ablations/{name}"]} for name in ("simct_paper", "seqkd")}
+    sweep_file(tmp_path, {**methods, "broken": broken})
+    code, output = sweep(tmp_path)
+    assert code == 2
+    assert "2 of 6 cells failed: broken, seed 0; broken, seed 1" in " ".join(output.split())
+    assert "chunk_tokens" in output, "the tail of the log says why"
+    assert results(tmp_path) == [f"runs/sweeps/small/{m}/seed{s}" for m in sorted(methods) for s in (0, 1)]
+    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    (experiment,) = [e.experiment_id for e in client.search_experiments() if e.name == "simct_pl"]
+    parent, *others = client.search_runs([experiment], "tags.`simct.sweep` = 'small'")
+    assert not others
+    assert parent.info.status == "FAILED"
+    children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    assert sorted(run.info.run_name for run in children) == [
+        f"{m}, seed {s}" for m in ("paper", "seqkd") for s in (0, 1)
+    ]
+    assert len({run.data.metrics["eval/loss"] for run in children}) == 4
+
+    sweep_file(tmp_path, methods)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
+    code, output = sweep(tmp_path)
+    assert (code, "4 of them finished" in output) == (0, True)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")} == before
+    assert len(client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")) == 4
+    report = command(tmp_path, "report", "--sweep", "small", "--baseline", "simct_paper")
+    assert "seqkd" in report.communicate(timeout=100)[0]
+    assert report.returncode == 0
+
+
+def test_a_sweep_that_is_ended_ends_its_cells(tmp_path: Path) -> None:
+    sweep_file(tmp_path, {"long": None}, **{"trainer.max_steps": 100_000, "data.init_args.num_train_batches": 100_000})
+    process = command(tmp_path, "sweep", "--recipe", "small.yaml", "--jobs", "1")
+    log = tmp_path / "runs/sweeps/small/long/seed0/log.txt"
+    deadline = time.monotonic() + 100
+    while not list(tmp_path.rglob("*.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert log.is_file()
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert not results(tmp_path)
+    cells = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True, check=False).stdout.split()
+    assert cells == []
+
+
+def test_the_list_says_what_is_open(tmp_path: Path) -> None:
+    sweep_file(tmp_path, {"a": None, "b": None})
+    code, output = sweep(tmp_path, "--list")
+    assert code == 0
+    assert output.count("open") == 4
+    assert json.dumps("b, seed 1")[1:-1] in output

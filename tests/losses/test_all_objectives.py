@@ -1,0 +1,193 @@
+"""What holds for every objective: the reference's value and gradient, finite numbers, no gradient for the teacher."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+
+from simct_pl import ALMLoss, CrossEntropyLoss, DPCALoss, GOLDLoss, MixtureLoss, SharedVocabLoss, SimCTLoss, ULDLoss
+from simct_pl.errors import RecipeError
+from simct_pl.losses.base import Objective, UnitChunk, UnitLosses
+from simct_pl.losses.mixture import Weighted
+from simct_pl.scoring.tables import PairTables
+from simct_pl.scoring.units import UnitRows, build_unit_rows
+from tests.reference import objectives as reference
+from tests.reference.bridge import scene_inputs
+from tests.reference.objectives import UnitReference, response_loss
+from tests.reference.scenes import Scene, random_scene
+
+SEEDS = range(6)
+BASELINES: dict[str, tuple[Objective, UnitReference]] = {
+    "uld": (ULDLoss(), reference.uld(1.5, None)),
+    "uld-top-5": (ULDLoss(weight=1.0, top_k=5), reference.uld(1.0, 5)),
+    "uld-top-all": (ULDLoss(top_k=10_000), reference.uld(1.5, None)),
+    "alm-kl-100": (ALMLoss("kl", 100.0), reference.alm("kl", 100.0)),
+    "alm-kl-1": (ALMLoss("kl", 1.0), reference.alm("kl", 1.0)),
+    "alm-kl-limit": (ALMLoss("kl", None), reference.alm("kl", None)),
+    "alm-tvd-10": (ALMLoss("tvd", 10.0), reference.alm("tvd", 10.0)),
+    "alm-tvd-limit": (ALMLoss("tvd", None), reference.alm("tvd", None)),
+    "gold-first": (GOLDLoss("first", 1.0), reference.gold("first", 1.0, None)),
+    "gold-last-0": (GOLDLoss("last", 0.0, 0.3), reference.gold("last", 0.0, 0.3)),
+    "gold-last-half": (GOLDLoss("last", 0.5, 1.0), reference.gold("last", 0.5, 1.0)),
+    "dpca": (DPCALoss(), reference.dpca(None)),
+    "dpca-clipped": (DPCALoss(clip=0.5), reference.dpca(0.5)),
+    "cross-entropy": (CrossEntropyLoss(), reference.cross_entropy()),
+    "mixture": (
+        MixtureLoss([Weighted(ULDLoss(), 0.5), Weighted(ALMLoss("kl", None), 2.0)]),
+        reference.mixture((0.5, reference.uld(1.5, None)), (2.0, reference.alm("kl", None))),
+    ),
+}
+OURS: dict[str, Objective] = {
+    "simct-paper": SimCTLoss(),
+    "simct-released": SimCTLoss("mean_logit"),
+    "simct-mask": SimCTLoss("sum_logprob", "mask"),
+    "simct-marginal-rest": SimCTLoss("sum_logprob", "marginal", rest=True),
+    "exact": SharedVocabLoss(),
+}
+ALL = {**{name: objective for name, (objective, _) in BASELINES.items()}, **OURS}
+# Logarithms of numbers near 1 lose digits to rounding in the inputs already: 1 - p of an almost certain coin.
+SINGLE_PRECISION = {"alm-kl-100": 2e-4}
+
+scene_of = cache(random_scene)
+
+
+def chunk_of(scene: Scene, student_SV: Tensor, teacher_TV: Tensor) -> UnitChunk:
+    alignment, shared_vocab = scene_inputs(scene)
+    rows = build_unit_rows([alignment], shared_vocab)
+    return chunk_of_rows(rows, student_SV, teacher_TV, PairTables.build(shared_vocab))
+
+
+def chunk_of_rows(rows: UnitRows, student_SV: Tensor, teacher_TV: Tensor, tables: PairTables) -> UnitChunk:
+    return UnitChunk(student_SV[rows.student_rows_N], teacher_TV[rows.teacher_rows_M], rows, tables)
+
+
+def measured(objective: Objective, seed: int, dtype: torch.dtype, scale: float = 1.0) -> tuple[UnitLosses, Tensor]:
+    """Losses of a scene, and the gradient of their sum."""
+    scene = scene_of(seed)
+    student_SV = (scene.student_logits_SV * scale).to(dtype).requires_grad_()
+    losses = objective(chunk_of(scene, student_SV, (scene.teacher_logits_TV * scale).to(dtype)))
+    losses.loss_U.sum().backward()
+    assert student_SV.grad is not None
+    return losses, student_SV.grad
+
+
+@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_value_and_gradient_equal_the_reference(name: str, dtype: torch.dtype) -> None:
+    objective, unit_reference = BASELINES[name]
+    rel = 1e-8 if dtype == torch.float64 else SINGLE_PRECISION.get(name, 1e-5)
+    graded = 0
+    for seed in SEEDS:
+        scene = scene_of(seed)
+        student_SV = scene.student_logits_SV.to(dtype).double().requires_grad_()
+        teacher_TV = scene.teacher_logits_TV.to(dtype).double()
+        expected = response_loss(unit_reference, scene, student_SV, teacher_TV)
+        losses, gradient = measured(objective, seed, dtype)
+        graded += int(losses.supervised_U.sum())
+        assert float(losses.loss_U.detach().sum()) == pytest.approx(float(expected), rel=rel, abs=rel)
+        expected.backward()
+        assert student_SV.grad is not None
+        scale = float(student_SV.grad.abs().max())
+        torch.testing.assert_close(gradient.double(), student_SV.grad, rtol=10 * rel, atol=rel * scale)
+    assert graded > 20
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_unit_has_the_same_loss_whatever_it_is_graded_with(name: str) -> None:
+    objective = ALL[name]
+    for seed in SEEDS:
+        scene = scene_of(seed)
+        whole = chunk_of(scene, scene.student_logits_SV, scene.teacher_logits_TV)
+        together = objective(whole)
+        for unit in range(whole.rows.num_units):
+            rows = whole.rows.slice(unit, unit + 1)
+            alone = objective(chunk_of_rows(rows, scene.student_logits_SV, scene.teacher_logits_TV, whole.tables))
+            for field, value in vars(alone).items():
+                torch.testing.assert_close(value, vars(together)[field][unit : unit + 1], msg=f"{field} of unit {unit}")
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_is_not_supervised_has_no_loss_and_nothing_reaches_the_teacher(name: str) -> None:
+    scene = scene_of(0)
+    student_SV = scene.student_logits_SV.clone().requires_grad_()
+    teacher_TV = scene.teacher_logits_TV.clone().requires_grad_()
+    losses = ALL[name](chunk_of(scene, student_SV, teacher_TV))
+    assert not losses.loss_U[~losses.supervised_U].any()
+    losses.loss_U.sum().backward()
+    assert teacher_TV.grad is None
+    assert student_SV.grad is not None
+    assert student_SV.grad.any()
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("scale", [1.0, 300.0], ids=["ordinary", "certain"])
+def test_losses_and_gradients_are_finite(name: str, dtype: torch.dtype, scale: float) -> None:
+    """At 300 times the logits one token has all the probability, and the sampled one often none."""
+    losses, gradient = measured(ALL[name], 1, dtype, scale)
+    assert losses.loss_U.dtype == torch.float32
+    assert torch.isfinite(losses.loss_U).all()
+    assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("name", ["uld", "uld-top-5", "alm-kl-100", "alm-kl-limit", "alm-tvd-10", "gold-first", "dpca"])
+def test_nothing_is_to_be_learned_from_a_teacher_that_agrees(name: str) -> None:
+    """Same vocabulary, same tokens, same logits."""
+    scene = scene_of(2)
+    twin = Scene(
+        scene.student,
+        scene.student,
+        scene.student_ids,
+        scene.student_ids,
+        scene.student_logits_SV,
+        scene.student_logits_SV.clone(),
+    )
+    student_SV = twin.student_logits_SV.clone().requires_grad_()
+    losses = BASELINES[name][0](chunk_of(twin, student_SV, twin.teacher_logits_TV))
+    assert float(losses.loss_U.detach().abs().sum()) < 1e-12
+    losses.loss_U.sum().backward()
+    assert student_SV.grad is not None
+    if name not in ("uld", "uld-top-5", "alm-tvd-10", "gold-first"):  # |x| has no gradient to speak of at 0
+        assert float(student_SV.grad.abs().max()) < 1e-9
+
+
+def test_the_closed_form_is_the_limit_of_high_temperatures() -> None:
+    for divergence in ("kl", "tvd"):
+        limit = measured(ALMLoss(divergence, None), 1, torch.float64)[0].loss_U  # type: ignore[arg-type]
+        hot = measured(ALMLoss(divergence, 1e6), 1, torch.float64)[0].loss_U * 1e6  # type: ignore[arg-type]
+        torch.testing.assert_close(hot, limit, rtol=1e-4, atol=1e-8)
+
+
+def test_the_first_top_k_bound_the_whole_sum_from_below() -> None:
+    whole, cut = (measured(ULDLoss(1.0, k), 3, torch.float64)[0].loss_U.detach() for k in (None, 4))
+    assert (cut <= whole + 1e-12).all()
+    assert (cut < whole).any()
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: ULDLoss(top_k=0), "top_k is 0"),
+        (lambda: GOLDLoss("middle"), "merge is 'middle'"),  # type: ignore[arg-type]
+        (lambda: GOLDLoss(beta=1.5), "beta is 1.5"),
+        (lambda: GOLDLoss(matched_weight=-1.0), "matched_weight is -1"),
+        (lambda: ALMLoss("rkl"), "divergence is 'rkl'"),  # type: ignore[arg-type]
+        (lambda: ALMLoss(tau=0.0), "tau is 0"),
+        (lambda: MixtureLoss([]), "no parts"),
+        (lambda: Weighted(ULDLoss(), 0.0), "weight of the mixture is 0"),
+    ],
+)
+def test_what_has_no_meaning_is_refused(build, message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(RecipeError, match=message):
+        build()
+
+
+def test_a_mixture_describes_its_parts_and_asks_for_what_they_need() -> None:
+    mixture = MixtureLoss([Weighted(ULDLoss(), 0.5), Weighted(SimCTLoss("sum_logprob", "mask"))])
+    assert mixture.uses_prefixes
+    parts = mixture.describe()["parts"]
+    assert isinstance(parts, list)
+    assert [(part["objective"], part["weight"]) for part in parts] == [("ULDLoss", 0.5), ("SimCTLoss", 1.0)]

@@ -1,0 +1,144 @@
+"""Baselines in float64, one unit at a time, written from their papers' equations with plain probabilities.
+
+Nothing here is stable or fast: products of probabilities, whole sorts, loops. Gradients are torch's own. Logits are
+float64 tensors [tokens, vocabulary] whose row i predicts response token i.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tests.reference.scenes import Scene
+from tests.reference.vocabulary import STOP, Unit, shared_candidates
+
+# (scene, unit, probabilities of each student row of the unit, of each teacher row) -> loss, or None if not graded
+UnitReference = Callable[[Scene, Unit, Tensor, Tensor], Tensor | None]
+
+
+def response_loss(reference: UnitReference, scene: Scene, student_SV: Tensor, teacher_TV: Tensor) -> Tensor:
+    """Sum over the units of a response."""
+    total = torch.zeros((), dtype=torch.float64)
+    for unit in scene.units:
+        student = student_SV[unit.student_start : unit.student_start + len(unit.student_ids)].softmax(-1)
+        teacher = teacher_TV[unit.teacher_start : unit.teacher_start + len(unit.teacher_ids)].softmax(-1)
+        found = reference(scene, unit, student, teacher.detach())
+        total = total if found is None else total + found
+    return total
+
+
+def realised(probs_kV: Tensor, ids: tuple[int, ...]) -> Tensor:
+    """Probability of each realised token, [k]."""
+    return torch.stack([probs_kV[i, token_id] for i, token_id in enumerate(ids)])
+
+
+def padded_l1(student: Tensor, teacher: Tensor) -> Tensor:
+    """Sorted, the shorter one padded with zeros, absolute differences added up."""
+    width = max(len(student), len(teacher))
+    ranked = [F.pad(one.sort(descending=True).values, (0, width - len(one))) for one in (student, teacher)]
+    return (ranked[0] - ranked[1]).abs().sum()
+
+
+def uld(weight: float, top_k: int | None) -> UnitReference:
+    """arXiv 2402.12030, Eq. 6, at 1:1 units; with top_k the rest is one number."""
+
+    def reference(scene: Scene, unit: Unit, student_kV: Tensor, teacher_kV: Tensor) -> Tensor | None:
+        if len(student_kV) != 1 or len(teacher_kV) != 1:
+            return None
+        if top_k is None:
+            return weight * padded_l1(student_kV[0], teacher_kV[0])
+        tops = [one[0].sort(descending=True).values[:top_k] for one in (student_kV, teacher_kV)]
+        return weight * (padded_l1(*tops) + ((1 - tops[0].sum()) - (1 - tops[1].sum())).abs())
+
+    return reference
+
+
+def alm(divergence: str, tau: float | None) -> UnitReference:
+    """arXiv 2503.20083: coins with the probability of the unit to the power of 1 / tau; the limit as it is written."""
+
+    def reference(scene: Scene, unit: Unit, student_kV: Tensor, teacher_kV: Tensor) -> Tensor:
+        p_student, p_teacher = (
+            realised(student_kV, unit.student_ids).prod(),
+            realised(teacher_kV, unit.teacher_ids).prod(),
+        )
+        if tau is None:
+            l_student, l_teacher = p_student.log(), p_teacher.log()
+            if divergence == "tvd":
+                return (l_teacher - l_student).abs()
+            return (l_teacher - l_student) + l_teacher * (l_student / l_teacher).log()
+        head_student, head_teacher = p_student ** (1 / tau), p_teacher ** (1 / tau)
+        if divergence == "tvd":
+            return (head_student - head_teacher).abs()
+        tails = (1 - head_teacher) * ((1 - head_teacher) / (1 - head_student)).log()
+        return head_teacher * (head_teacher / head_student).log() + tails
+
+    return reference
+
+
+def gold(merge: str, beta: float, matched_weight: float | None) -> UnitReference:
+    """TRL's description: one position's distribution times the unit's other realised tokens; by name, then by rank."""
+
+    def reference(scene: Scene, unit: Unit, student_kV: Tensor, teacher_kV: Tensor) -> Tensor:
+        names = list(shared_candidates(scene.student, scene.teacher))
+        masses, matched = [], []
+        for side, probs_kV, ids in (
+            (scene.student, student_kV, unit.student_ids),
+            (scene.teacher, teacher_kV, unit.teacher_ids),
+        ):
+            base = 0 if merge == "first" else len(ids) - 1
+            others = [probs_kV[i, token_id] for i, token_id in enumerate(ids) if i != base]
+            masses.append(probs_kV[base] * math.prod(others))
+            matched.append([side.stop_ids[0] if name == STOP else side.ids_by_bytes()[name] for name in names])
+        by_name = [mass[ids].clamp_min(1e-8) for mass, ids in zip(masses, matched, strict=True)]
+        by_rank = [
+            mass[[i for i in range(len(mass)) if i not in ids]] for mass, ids in zip(masses, matched, strict=True)
+        ]
+        mixture = beta * by_name[1] + (1 - beta) * by_name[0]
+        if beta in (0, 1):
+            source, target = (by_name[1], by_name[0]) if beta == 0 else (by_name[0], by_name[1])
+            jsd = (source * (source / target).log()).sum()
+        else:
+            parts = [(one * (one / mixture).log()).sum() for one in (by_name[1], by_name[0])]
+            jsd = beta * parts[0] + (1 - beta) * parts[1]
+        weight = len(names) / len(masses[1]) if matched_weight is None else matched_weight
+        return weight * jsd + (1 - weight) * padded_l1(*by_rank)
+
+    return reference
+
+
+def dpca(clip: float | None) -> UnitReference:
+    """arXiv 2606.09456: the unit's gap, shared out by each token's part of the student's log-probability."""
+
+    def reference(scene: Scene, unit: Unit, student_kV: Tensor, teacher_kV: Tensor) -> Tensor:
+        logs = realised(student_kV, unit.student_ids).log()
+        gap = float(realised(teacher_kV, unit.teacher_ids).prod().log() - logs.sum().detach())
+        if clip is not None:
+            gap = max(-clip, min(clip, gap))
+        parts = [gap * float(log / logs.sum()) for log in logs.detach()]
+        return -sum((part * log for part, log in zip(parts, logs, strict=True)), torch.zeros((), dtype=torch.float64))
+
+    return reference
+
+
+def cross_entropy() -> UnitReference:
+    """Minus the log of the product of the student's probabilities."""
+
+    def reference(scene: Scene, unit: Unit, student_kV: Tensor, teacher_kV: Tensor) -> Tensor:
+        return -realised(student_kV, unit.student_ids).prod().log()
+
+    return reference
+
+
+def mixture(*parts: tuple[float, UnitReference]) -> UnitReference:
+    """Weighted sum."""
+
+    def reference(scene: Scene, unit: Unit, student_kV: Tensor, teacher_kV: Tensor) -> Tensor | None:
+        found = [(weight, one(scene, unit, student_kV, teacher_kV)) for weight, one in parts]
+        graded = [weight * loss for weight, loss in found if loss is not None]
+        return torch.stack(graded).sum() if graded else None
+
+    return reference
