@@ -14,17 +14,19 @@ import torch
 from torch import Tensor
 
 from benchmarks.report import publish, table
-from simct_pl import ALMLoss, DPCALoss, GOLDLoss, SharedVocabLoss, SimCTLoss, ULDLoss
+from simct_pl import ALMLoss, DPCALoss, GOLDLoss, SharedVocabLoss, SimCTLoss, ULDLoss, XTokenHKL, XTokenPKL
 from simct_pl.losses.base import Objective, UnitChunk
 from simct_pl.scoring.tables import PairTables
 from simct_pl.scoring.units import UnitRows
 from simct_pl.tokenization.bytes import TokenBytes
+from simct_pl.tokenization.projection import TokenProjection
 from simct_pl.tokenization.shared_vocab import SharedVocab
 
 LETTERS = [b"0", b"1", b"2", b"a", b" "]
 STUDENT, TEACHER = [*LETTERS, b"202", b"10", None], [*LETTERS, None]
 NUMERAL, FIRST_DIGIT, STOP = 5, 2, 7
 TEACHER_IDS = (2, 0, 2)
+TEACHER_OF = {"202": "202", "10": "10"}  # digit by digit, and the digits' ids are the digits
 STEP = 0.05  # length of the step, in logits
 
 OBJECTIVES: dict[str, Objective] = {
@@ -39,6 +41,8 @@ OBJECTIVES: dict[str, Objective] = {
     "GOLD": GOLDLoss(),
     "ALM, limit of high temperature": ALMLoss("kl", None),
     "DPCA": DPCALoss(),
+    "X-Token P-KL": XTokenPKL(),
+    "X-Token H-KL": XTokenHKL(),
 }
 
 
@@ -61,6 +65,8 @@ def change(objective: Objective, student_K: Tensor) -> tuple[float, float] | Non
     logits_1K = student_K[None].clone().requires_grad_()
     teacher_3K = torch.stack([peaked(6, {digit: 0.9}) for digit in TEACHER_IDS])
     vocab = SharedVocab.build(TokenBytes.from_list(STUDENT, {7}), TokenBytes.from_list(TEACHER, {5}), (STOP,), (5,))
+    if isinstance(objective, XTokenPKL | XTokenHKL):
+        objective.use(TokenProjection.build(vocab, lambda texts: [list(map(int, TEACHER_OF[t])) for t in texts], 0.9))
     losses = objective(UnitChunk(logits_1K, teacher_3K, _one_unit(vocab), PairTables.build(vocab)))
     losses.loss_U.sum().backward()
     assert logits_1K.grad is not None

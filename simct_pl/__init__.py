@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from simct_pl.losses.shared_vocab import SharedVocabLoss
     from simct_pl.losses.simct import SimCTLoss
     from simct_pl.losses.uld import ULDLoss
+    from simct_pl.losses.xtoken import XTokenHKL, XTokenPKL
     from simct_pl.module import DistillModule
     from simct_pl.tokenization.bytes import TokenBytes
     from simct_pl.tokenization.pair import TokenizerPair
@@ -55,6 +56,8 @@ _HOMES = {
     "TokenizerPair": "simct_pl.tokenization.pair",
     "ULDLoss": "simct_pl.losses.uld",
     "WordAligner": "simct_pl.alignment",
+    "XTokenHKL": "simct_pl.losses.xtoken",
+    "XTokenPKL": "simct_pl.losses.xtoken",
     "distillation_loss": "simct_pl.losses.api",
 }
 
@@ -80,6 +83,8 @@ __all__ = [
     "TokenizerPair",
     "ULDLoss",
     "WordAligner",
+    "XTokenHKL",
+    "XTokenPKL",
     "distillation_loss",
 ]
 

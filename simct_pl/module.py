@@ -136,6 +136,7 @@ class DistillModule(L.LightningModule):
             load_config(role, path, role in self.trust_remote_code)
         # Reading them raises what there is to raise: a model without a stop, a tokenizer without exact bytes.
         _ = self.pair.student.stop_ids, self.pair.teacher.stop_ids, self.pair.shared_vocab
+        self.objective.prepare(self.pair)
 
     @override
     def configure_model(self) -> None:

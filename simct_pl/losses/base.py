@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from torch import Tensor
 from simct_pl.scoring.side import SideChunk
 from simct_pl.scoring.tables import PairTables
 from simct_pl.scoring.units import UnitRows
+
+if TYPE_CHECKING:
+    from simct_pl.tokenization.pair import TokenizerPair
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +72,13 @@ class Objective(ABC):
     """
 
     uses_prefixes: bool = False
+
+    def prepare(self, pair: TokenizerPair) -> None:  # noqa: B027 - most objectives need nothing
+        """Make what depends on the two tokenizers alone, before any weights load. By default, nothing.
+
+        Raises:
+            SimctError: if the objective cannot grade this pair.
+        """
 
     @abstractmethod
     def __call__(self, chunk: UnitChunk) -> UnitLosses:

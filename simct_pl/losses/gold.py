@@ -21,7 +21,6 @@ from simct_pl.losses.base import Objective, UnitChunk, UnitLosses
 from simct_pl.losses.divergences import require_choice
 from simct_pl.losses.sorted_mass import check_top_k, sorted_l1
 from simct_pl.scoring.side import SideChunk
-from simct_pl.scoring.tables import SideTables
 
 MergeName = Literal["first", "last"]
 LOWEST_MASS = 1e-8  # TRL's clamp of every mass and probability
@@ -59,16 +58,20 @@ class GOLDLoss(Objective):
 
     def __call__(self, chunk: UnitChunk) -> UnitLosses:
         student_UK, teacher_UK = merged_mass(chunk.student, self.merge), merged_mass(chunk.teacher, self.merge)
-        student_ids, teacher_ids = chunk.tables.student.ids_V, chunk.tables.teacher.ids_V
+        student_ids, teacher_ids = self.matched_ids(chunk)
         matched_U = _jsd(student_UK.index_select(-1, student_ids), teacher_UK.index_select(-1, teacher_ids), self.beta)
         unmatched_U = sorted_l1(
-            student_UK.index_select(-1, _unmatched(chunk.tables.student, student_UK)),
-            teacher_UK.index_select(-1, _unmatched(chunk.tables.teacher, teacher_UK)),
+            student_UK.index_select(-1, _others(student_ids, student_UK)),
+            teacher_UK.index_select(-1, _others(teacher_ids, teacher_UK)),
             self.top_k,
         )
         weight = len(teacher_ids) / teacher_UK.shape[-1] if self.matched_weight is None else self.matched_weight
         loss_U = weight * matched_U + (1 - weight) * unmatched_U
         return UnitLosses.over_everything(loss_U, torch.ones_like(loss_U, dtype=torch.bool))
+
+    def matched_ids(self, chunk: UnitChunk) -> tuple[Tensor, Tensor]:
+        """Ids of the student and of the teacher that are compared by name, int64 [matches] each."""
+        return chunk.tables.student.ids_V, chunk.tables.teacher.ids_V
 
     def describe(self) -> dict[str, object]:
         settings = {name: getattr(self, name) for name in ("merge", "beta", "matched_weight", "top_k")}
@@ -86,10 +89,10 @@ def merged_mass(side: SideChunk, merge: MergeName) -> Tensor:
     return base_logp_UK.exp() * side.sum_by_unit(floored_N).exp()[:, None]
 
 
-def _unmatched(tables: SideTables, mass_UK: Tensor) -> Tensor:
-    """Ids that own no shared column, ascending; a model's rows without a token are among them."""
+def _others(matched_ids: Tensor, mass_UK: Tensor) -> Tensor:
+    """All ids but the matched ones, ascending; a model's rows without a token are among them."""
     is_matched_K = torch.zeros(mass_UK.shape[-1], dtype=torch.bool, device=mass_UK.device)
-    is_matched_K[tables.ids_V] = True
+    is_matched_K[matched_ids] = True
     return (~is_matched_K).nonzero().squeeze(-1)
 
 

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from functools import reduce
 
 import torch
+from typing_extensions import override
 
 from simct_pl.errors import RecipeError
 from simct_pl.losses.base import Objective, UnitChunk, UnitLosses
+from simct_pl.tokenization.pair import TokenizerPair
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,11 @@ class MixtureLoss(Objective):
             raise RecipeError("MixtureLoss has no parts; expected at least one objective.")
         self.parts = parts
         self.uses_prefixes = any(part.objective.uses_prefixes for part in parts)
+
+    @override
+    def prepare(self, pair: TokenizerPair) -> None:
+        for part in self.parts:
+            part.objective.prepare(pair)
 
     def __call__(self, chunk: UnitChunk) -> UnitLosses:
         found = [part.objective(chunk) for part in self.parts]

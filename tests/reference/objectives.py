@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.reference.scenes import Scene
-from tests.reference.vocabulary import STOP, Unit, shared_candidates
+from tests.reference.vocabulary import STOP, Unit, greedy_ids, shared_candidates
 
 # (scene, unit, probabilities of each student row of the unit, of each teacher row) -> loss, or None if not graded
 UnitReference = Callable[[Scene, Unit, Tensor, Tensor], Tensor | None]
@@ -106,6 +106,50 @@ def gold(merge: str, beta: float, matched_weight: float | None) -> UnitReference
             jsd = beta * parts[0] + (1 - beta) * parts[1]
         weight = len(names) / len(masses[1]) if matched_weight is None else matched_weight
         return weight * jsd + (1 - weight) * padded_l1(*by_rank)
+
+    return reference
+
+
+def projection_of(scene: Scene, decay: float) -> list[dict[int, float]]:
+    """W as a dictionary a student token: teacher token -> weight. Control tokens and parts of characters have none."""
+    shared = shared_candidates(scene.student, scene.teacher)
+    rows: list[dict[int, float]] = []
+    for token_id, token in enumerate(scene.student.tokens):
+        row: dict[int, float] = {}
+        if token_id in scene.student.stop_ids:
+            row = {scene.teacher.stop_ids[0]: 1.0}
+        elif token and token in shared:
+            row = {scene.teacher.ids_by_bytes()[token]: 1.0}
+        elif token and _is_text(token) and set(token) <= {byte for t in scene.teacher.ids_by_bytes() for byte in t}:
+            pieces = greedy_ids(scene.teacher, token)
+            total = sum(decay**j for j in range(len(pieces)))
+            for j, piece in enumerate(pieces):
+                row[piece] = row.get(piece, 0.0) + decay**j / total
+        rows.append(row)
+    return rows
+
+
+def _is_text(token: bytes) -> bool:
+    try:
+        token.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def xtoken_pkl(decay: float) -> UnitReference:
+    """arXiv 2605.21699: mean distributions of the unit, the student's through a dense W; KL(T || S W) where reached."""
+
+    def reference(scene: Scene, unit: Unit, student_kV: Tensor, teacher_kV: Tensor) -> Tensor:
+        rows = projection_of(scene, decay)
+        dense = torch.zeros(student_kV.shape[1], teacher_kV.shape[1], dtype=torch.float64)
+        for source, row in enumerate(rows):
+            for target, weight in row.items():
+                dense[source, target] = weight
+        reached = dense.sum(0) > 0
+        student, teacher = (student_kV.mean(0) @ dense)[reached], teacher_kV.mean(0)[reached]
+        student, teacher = student / student.sum(), teacher / teacher.sum()
+        return (teacher * (teacher / student).log()).sum()
 
     return reference
 

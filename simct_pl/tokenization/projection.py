@@ -1,0 +1,90 @@
+"""A sparse projection of one vocabulary into another, from how the second tokenizer spells the first one's tokens.
+
+In: two byte tables, and the second tokenizer. Out: TokenProjection, W [K, J] as lists of its entries (X-Token,
+arXiv 2605.21699, section 3). A token that both have goes to its like; one that is spelt with several pieces is spread
+over them; a token whose bytes are no text of their own goes nowhere and is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from simct_pl.errors import RecipeError
+from simct_pl.tokenization.model_tokenizer import ModelTokenizer
+from simct_pl.tokenization.pair import TokenizerPair
+from simct_pl.tokenization.shared_vocab import SharedVocab
+
+Spell = Callable[[Sequence[str]], list[list[int]]]
+
+
+@dataclass(frozen=True)
+class TokenProjection:
+    """Entries of W, sorted by source.
+
+    source_E, target_E: int64, ids of the student and of the teacher. weight_E: float64 in (0, 1]; a source's weights
+    add up to 1. num_unmapped: source tokens with bytes that have no entry.
+    """
+
+    source_E: np.ndarray
+    target_E: np.ndarray
+    weight_E: np.ndarray
+    num_unmapped: int
+
+    @classmethod
+    def of_pair(cls, pair: TokenizerPair, decay: float) -> TokenProjection:
+        """From the student's vocabulary into the teacher's; see build."""
+        return cls.build(pair.shared_vocab, lambda texts: spell_inside(pair.teacher, texts), decay)
+
+    @classmethod
+    def build(cls, shared: SharedVocab, spell: Spell, decay: float) -> TokenProjection:
+        """spell: the teacher's ids of texts that stand inside a response. decay: the weight of a piece, as a share of
+        that of the piece before it; 1 weighs all pieces alike, so that `202` gives two thirds to `2`.
+
+        Raises:
+            RecipeError: if decay is not in (0, 1].
+        """
+        if not 0 < decay <= 1:
+            raise RecipeError(f"decay is {decay}; expected more than 0 and at most 1.")
+        tokens, columns_K = shared.student.tokens, shared.student_columns
+        pieces = {int(k): [int(shared.teacher_ids_V[columns_K[k]])] for k in np.flatnonzero(columns_K >= 0)}
+        is_special_K = shared.student.is_special_V
+        others = [k for k in range(len(tokens)) if k not in pieces and tokens[k] and not is_special_K[k]]
+        # An id beside a shared one (a byte fallback, a duplicate) goes where its like does.
+        twins = {k: column for k in others if (column := shared.column_of.get(tokens[k])) is not None}
+        pieces |= {k: [int(shared.teacher_ids_V[column])] for k, column in twins.items()}
+        texts = {k: text for k in others if k not in twins and (text := _text(tokens[k])) is not None}
+        spelt = zip(texts, spell(list(texts.values())), strict=True)
+        # A tokenizer that rewrites a text has not spelt it.
+        pieces |= {k: ids for k, ids in spelt if ids and shared.teacher.join(ids) == tokens[k]}
+        return cls._of_pieces(pieces, decay, num_unmapped=len(set(others) - pieces.keys()))
+
+    @classmethod
+    def _of_pieces(cls, pieces: dict[int, list[int]], decay: float, num_unmapped: int) -> TokenProjection:
+        sources, targets, weights = [], [], []
+        for source in sorted(pieces):
+            own = decay ** np.arange(len(pieces[source]))
+            found, place = np.unique(pieces[source], return_inverse=True)
+            sources.append(np.full(len(found), source))
+            targets.append(found)
+            weights.append(np.bincount(place, own) / own.sum())
+        if not sources:
+            return cls(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0), num_unmapped)
+        return cls(*(np.concatenate(parts) for parts in (sources, targets, weights)), num_unmapped)
+
+
+def _text(token: bytes) -> str | None:
+    try:
+        return token.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def spell_inside(tokenizer: ModelTokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Ids of each text as it would stand in the middle of a line: without the dummy space of a beginning."""
+    if not tokenizer.table.dummy_prefix:
+        return tokenizer.encode_batch(texts)
+    before = tokenizer.encode("\n")
+    return [ids[len(before) :] for ids in tokenizer.encode_batch(["\n" + text for text in texts])]

@@ -1,0 +1,113 @@
+"""GOLDLoss against TRL's own ULDLoss (PyPI trl 1.16.0): the package itself where it is installed, its numbers always.
+
+    python -m tests.losses.test_trl_gold        writes those numbers again; needs the extra `bench`
+
+TRL reads the row behind the right one when it merges as "observed"; it is given its rows one place later here, so that
+the two errors cancel. Its mean over units becomes a sum, and its match by string our match by bytes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from simct_pl import GOLDLoss
+from simct_pl.scoring.tables import PairTables
+from simct_pl.scoring.units import build_unit_rows
+from tests.losses.test_all_objectives import chunk_of
+from tests.reference.bridge import scene_inputs
+from tests.reference.scenes import Scene, random_scene
+
+PINNED = Path(__file__).parent / "trl_gold.json"
+MERGES = {"first": "observed", "last": "bayesian"}
+SEEDS = (1, 4, 12)
+BETAS = (0.0, 0.5, 1.0)
+CASES = [(seed, merge, beta) for seed in SEEDS for merge in MERGES for beta in BETAS]
+
+
+def scene_without_stop(seed: int) -> Scene:
+    """TRL leaves the stop out."""
+    scene = random_scene(seed)
+    if scene.units[-1].is_stop:
+        cut = scene.student_ids[:-1], scene.teacher_ids[:-1], scene.student_logits_SV[:-1], scene.teacher_logits_TV[:-1]
+        scene = Scene(scene.student, scene.teacher, *cut)
+    return scene
+
+
+def trl_loss(scene: Scene, merge: str, beta: float) -> float:
+    """TRL's loss times its number of units."""
+    from trl.experimental.gold.gold_trainer import ULDLoss
+
+    alignment, shared_vocab = scene_inputs(scene)
+    config = SimpleNamespace(
+        uld_crossentropy_weight=0.0,
+        uld_distillation_weight=1.0,
+        uld_student_temperature=1.0,
+        uld_teacher_temperature=1.0,
+        uld_skip_student_eos=False,
+        uld_skip_teacher_eos=False,
+        use_extended_uld=True,
+        uld_token_merge_strategy=MERGES[merge],
+        uld_use_hybrid_loss=True,
+        uld_hybrid_matched_weight=None,
+        uld_hybrid_unmatched_weight=None,
+        beta=beta,
+    )
+    loss = ULDLoss(config, device="cpu")
+    tables = PairTables.build(shared_vocab)
+    student_ids, teacher_ids = tables.student.ids_V, tables.teacher.ids_V
+    loss._vocab_mapping = dict(zip(teacher_ids.tolist(), student_ids.tolist(), strict=True))
+    loss._teacher_matched_ids, loss._student_matched_ids = set(teacher_ids.tolist()), set(student_ids.tolist())
+    loss.mapping_tensor = torch.zeros(scene.teacher_logits_TV.shape[1], dtype=torch.int64)
+    loss.mapping_tensor[teacher_ids] = student_ids
+    sides = (
+        (scene.student, scene.student_ids, scene.student_logits_SV),
+        (scene.teacher, scene.teacher_ids, scene.teacher_logits_TV),
+    )
+    logits, ids, offsets = [], [], []
+    for side, own_ids, rows in sides:
+        ends = torch.tensor([len(side.tokens[i] or b"") for i in own_ids]).cumsum(0)
+        starts = torch.cat([torch.zeros(1, dtype=torch.int64), ends[:-1]])
+        # One position of a prompt in front; row p predicts token p + 1, or token p for "observed".
+        padding = torch.zeros(1, rows.shape[1], dtype=rows.dtype)
+        logits.append(torch.cat([rows, padding] if merge == "last" else [padding, rows])[None])
+        ids.append(torch.tensor([-100, *own_ids])[None])
+        offsets.append(torch.cat([torch.zeros(1, 2, dtype=torch.int64), torch.stack([starts, ends], 1)])[None])
+    given = [tokens.clamp_min(0) for tokens in ids]
+    found: Tensor = loss(*logits, *ids, *given, *offsets)
+    return float(found) * alignment.num_units
+
+
+def our_loss(scene: Scene, merge: str, beta: float) -> float:
+    chunk = chunk_of(scene, scene.student_logits_SV, scene.teacher_logits_TV)
+    return float(GOLDLoss(merge, beta)(chunk).loss_U.sum())  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="trl is not installed: pip install '.[bench]'")
+@pytest.mark.parametrize(("seed", "merge", "beta"), CASES)
+def test_it_is_trls_loss(seed: int, merge: str, beta: float) -> None:
+    scene = scene_without_stop(seed)
+    assert our_loss(scene, merge, beta) == pytest.approx(trl_loss(scene, merge, beta), rel=1e-9)
+
+
+@pytest.mark.parametrize(("seed", "merge", "beta"), CASES)
+def test_it_is_the_number_that_trl_gave(seed: int, merge: str, beta: float) -> None:
+    pinned = json.loads(PINNED.read_text())
+    assert our_loss(scene_without_stop(seed), merge, beta) == pytest.approx(pinned[f"{seed} {merge} {beta}"], rel=1e-9)
+
+
+def test_the_scenes_have_units_of_several_tokens() -> None:
+    for seed in SEEDS:
+        rows = build_unit_rows([scene_inputs(scene_without_stop(seed))[0]], scene_inputs(scene_without_stop(seed))[1])
+        assert 0 < int(rows.one_to_one_U.sum()) < rows.num_units
+
+
+if __name__ == "__main__":
+    numbers = {f"{seed} {merge} {beta}": trl_loss(scene_without_stop(seed), merge, beta) for seed, merge, beta in CASES}
+    PINNED.write_text(json.dumps(numbers, indent=1) + "\n")
