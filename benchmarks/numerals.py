@@ -4,7 +4,8 @@
 
 The student owns `202` as one token and has just sampled it; the teacher spells it `2`, `0`, `2`. In the first scene the
 teacher likes the text, 0.9 for each digit, and the student is unsure. In the second the student gives every text the
-probability that the teacher gives it, so there is nothing to learn. One gradient step each, of equal length.
+probability that the teacher gives it, so there is nothing to learn. One gradient step each, at a learning rate that
+makes the step of the first scene the same length for every method.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ STUDENT, TEACHER = [*LETTERS, b"202", b"10", None], [*LETTERS, None]
 NUMERAL, FIRST_DIGIT, STOP = 5, 2, 7
 TEACHER_IDS = (2, 0, 2)
 TEACHER_OF = {"202": "202", "10": "10"}  # digit by digit, and the digits' ids are the digits
-STEP = 0.05  # length of the step, in logits
+STEP = 0.05  # length of the step in the first scene, in logits
 
 OBJECTIVES: dict[str, Objective] = {
     "SimCT as published (`mean_logprob`, `keep`)": SimCTLoss(),
@@ -60,8 +61,8 @@ SCENES = {
 }
 
 
-def change(objective: Objective, student_K: Tensor) -> tuple[float, float] | None:
-    """By which factor a step changes the probability of the numeral and of its first digit; None without a gradient."""
+def gradient(objective: Objective, student_K: Tensor) -> Tensor:
+    """Of the loss of one unit, by the student's logits [K]."""
     logits_1K = student_K[None].clone().requires_grad_()
     teacher_3K = torch.stack([peaked(6, {digit: 0.9}) for digit in TEACHER_IDS])
     vocab = SharedVocab.build(TokenBytes.from_list(STUDENT, {7}), TokenBytes.from_list(TEACHER, {5}), (STOP,), (5,))
@@ -70,13 +71,20 @@ def change(objective: Objective, student_K: Tensor) -> tuple[float, float] | Non
     losses = objective(UnitChunk(logits_1K, teacher_3K, _one_unit(vocab), PairTables.build(vocab)))
     losses.loss_U.sum().backward()
     assert logits_1K.grad is not None
-    length = logits_1K.grad.norm()
-    if length < 1e-9:
-        return None
-    before = student_K.softmax(-1)
-    after = (student_K - STEP * logits_1K.grad[0] / length).softmax(-1)
-    ratio = after / before
-    return float(ratio[NUMERAL]), float(ratio[FIRST_DIGIT])
+    return logits_1K.grad[0]
+
+
+def changes(objective: Objective) -> list[str]:
+    """How a step changes the probabilities of the numeral and of its first digit, scene by scene."""
+    length = float(gradient(objective, SCENES["unsure"]).norm())
+    if length == 0:
+        return ["–"] * (2 * len(SCENES))
+    cells = []
+    for student_K in SCENES.values():
+        after = (student_K - STEP / length * gradient(objective, student_K)).softmax(-1)
+        ratio = after / student_K.softmax(-1) - 1
+        cells += [f"{100 * float(ratio[token]):+.1f} %" for token in (NUMERAL, FIRST_DIGIT)]
+    return cells
 
 
 def _one_unit(vocab: SharedVocab) -> UnitRows:
@@ -104,13 +112,7 @@ def main(write: bool = False) -> None:
     Args:
         write: put it into docs/methods.md.
     """
-    rows = []
-    for name, objective in OBJECTIVES.items():
-        cells = []
-        for student_K in SCENES.values():
-            found = change(objective, student_K)
-            cells += ["–", "–"] if found is None else [f"{100 * (ratio - 1):+.1f} %" for ratio in found]
-        rows.append([name, *cells])
+    rows = [[name, *changes(objective)] for name, objective in OBJECTIVES.items()]
     headers = ["objective", "unsure: `202`", "unsure: `2`", "agrees: `202`", "agrees: `2`"]
     publish("numerals", "python -m benchmarks.numerals", table(headers, rows), write=write, page="methods.md")
 

@@ -48,18 +48,10 @@ class TokenProjection:
         """
         if not 0 < decay <= 1:
             raise RecipeError(f"decay is {decay}; expected more than 0 and at most 1.")
-        tokens, columns_K = shared.student.tokens, shared.student_columns
-        pieces = {int(k): [int(shared.teacher_ids_V[columns_K[k]])] for k in np.flatnonzero(columns_K >= 0)}
-        is_special_K = shared.student.is_special_V
-        others = [k for k in range(len(tokens)) if k not in pieces and tokens[k] and not is_special_K[k]]
-        # An id beside a shared one (a byte fallback, a duplicate) goes where its like does.
-        twins = {k: column for k in others if (column := shared.column_of.get(tokens[k])) is not None}
-        pieces |= {k: [int(shared.teacher_ids_V[column])] for k, column in twins.items()}
-        texts = {k: text for k in others if k not in twins and (text := _text(tokens[k])) is not None}
-        spelt = zip(texts, spell(list(texts.values())), strict=True)
-        # A tokenizer that rewrites a text has not spelt it.
-        pieces |= {k: ids for k, ids in spelt if ids and shared.teacher.join(ids) == tokens[k]}
-        return cls._of_pieces(pieces, decay, num_unmapped=len(set(others) - pieces.keys()))
+        pieces = spell_tokens(shared, spell)
+        is_plain_K = shared.student.is_mapped_V & ~shared.student.is_special_V
+        num_unmapped = len(set(np.flatnonzero(is_plain_K).tolist()) - pieces.keys())
+        return cls._of_pieces(pieces, decay, num_unmapped)
 
     @classmethod
     def _of_pieces(cls, pieces: dict[int, list[int]], decay: float, num_unmapped: int) -> TokenProjection:
@@ -72,7 +64,24 @@ class TokenProjection:
             weights.append(np.bincount(place, own) / own.sum())
         if not sources:
             return cls(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0), num_unmapped)
-        return cls(*(np.concatenate(parts) for parts in (sources, targets, weights)), num_unmapped)
+        return cls(np.concatenate(sources), np.concatenate(targets), np.concatenate(weights), num_unmapped)
+
+
+def spell_tokens(shared: SharedVocab, spell: Spell) -> dict[int, list[int]]:
+    """The teacher's ids of each student token that has a text, by the student's id; of the stops too.
+
+    A token that both have is its like, and so is an id beside a shared one (a byte fallback, a duplicate).
+    """
+    tokens, columns_K = shared.student.tokens, shared.student_columns
+    pieces = {int(k): [int(shared.teacher_ids_V[columns_K[k]])] for k in np.flatnonzero(columns_K >= 0)}
+    is_special_K = shared.student.is_special_V
+    others = [k for k in range(len(tokens)) if k not in pieces and tokens[k] and not is_special_K[k]]
+    twins = {k: column for k in others if (column := shared.column_of.get(tokens[k])) is not None}
+    pieces |= {k: [int(shared.teacher_ids_V[column])] for k, column in twins.items()}
+    texts = {k: text for k in others if k not in twins and (text := _text(tokens[k])) is not None}
+    spelt = zip(texts, spell(list(texts.values())), strict=True)
+    # A tokenizer that rewrites a text has not spelt it.
+    return pieces | {k: ids for k, ids in spelt if ids and shared.teacher.join(ids) == tokens[k]}
 
 
 def _text(token: bytes) -> str | None:
