@@ -43,7 +43,6 @@ from simct_pl.scoring.stats import UnitStats
 from simct_pl.scoring.student import StudentWithLoss
 from simct_pl.scoring.tables import PairTables
 from simct_pl.scoring.teacher import FrozenTeacher, ShardedTeacher
-from simct_pl.scoring.tree import verify_tree
 from simct_pl.tokenization.pair import TokenizerPair
 from simct_pl.types import Prompt, PromptBatch, Rollout, StepRecord
 
@@ -148,8 +147,6 @@ class DistillModule(L.LightningModule):
         if self.gradient_checkpointing:
             student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.teacher = self._load_teacher()
-        if self.objective.proposer is not None:
-            verify_tree(self.teacher.model)
         self.graded = StudentWithLoss(student.train(), self.teacher, self.objective, self.chunk_tokens, self.phases)
         if self.sharding is not None:
             self.sharding.shard_student(self.graded, student, self._mesh)

@@ -17,15 +17,13 @@ from simct_pl.scoring.side import SideChunk
 from simct_pl.scoring.tables import PairTables
 from simct_pl.scoring.units import UnitRows
 
-if TYPE_CHECKING:  # they load transformers
-    from simct_pl.scoring.continuations import ContinuationRows, Proposer
+if TYPE_CHECKING:
     from simct_pl.tokenization.pair import TokenizerPair
 
 
 @dataclass(frozen=True, eq=False)
 class UnitChunk:
-    """Logits of a few whole units. student_logits_NK, teacher_logits_MK: row i predicts rows.*_ids[i]. continuations:
-    of an objective that has a proposer.
+    """Logits of a few whole units. student_logits_NK, teacher_logits_MK: row i predicts rows.*_ids[i].
 
     What an objective derives from them through `student` and `teacher` is computed once, also for the statistics.
     """
@@ -34,7 +32,6 @@ class UnitChunk:
     teacher_logits_MK: Tensor
     rows: UnitRows
     tables: PairTables
-    continuations: ContinuationRows | None = None
 
     @cached_property
     def student(self) -> SideChunk:
@@ -75,11 +72,6 @@ class Objective(ABC):
     """
 
     uses_prefixes: bool = False
-
-    @property
-    def proposer(self) -> Proposer | None:
-        """Who chooses continuations off the sampled path, for an objective that grades some; None reads none."""
-        return None
 
     def prepare(self, pair: TokenizerPair) -> None:  # noqa: B027 - most objectives need nothing
         """Make what depends on the two tokenizers alone, before any weights load. By default, nothing.

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from simct_pl.losses.base import Objective, UnitChunk
-from simct_pl.scoring.continuations import ContinuationRows
 from simct_pl.scoring.heads import LMHead
 from simct_pl.scoring.side import at_least_fp32
 from simct_pl.scoring.stats import StatsWriter, UnitStats
@@ -43,7 +42,6 @@ def chunked_loss(
     objective: Objective,
     tables: PairTables,
     chunk_tokens: int = 1024,
-    continuations: ContinuationRows | None = None,
 ) -> tuple[Tensor, UnitStats]:
     """Sum of the objective over all units, and its statistics.
 
@@ -55,7 +53,6 @@ def chunked_loss(
         rows: the units, best left on the CPU.
         student_head, teacher_head: states → logits.
         chunk_tokens: at most this many rows of either side have logits at a time (a longer unit is a chunk of its own).
-        continuations: of these units, for an objective that grades some.
 
     Returns:
         (loss_sum, stats). loss_sum can run backward once. Without any unit it is a zero that still runs backward
@@ -64,8 +61,7 @@ def chunked_loss(
     projection = student_head.projection
     like = at_least_fp32(student_hidden_NH.new_zeros(0, dtype=projection.weight.dtype))
     stats = UnitStats.allocate(rows.num_units, len(rows.student_ids_N), like)
-    heads = student_head, teacher_head
-    work = _Work(teacher_hidden_MH.detach(), rows, *heads, objective, tables, chunk_tokens, stats, continuations)
+    work = _Work(teacher_hidden_MH.detach(), rows, student_head, teacher_head, objective, tables, chunk_tokens, stats)
     loss_sum: Tensor = _ChunkedLoss.apply(student_hidden_NH, projection.weight, projection.bias, work)
     return loss_sum, stats
 
@@ -82,7 +78,6 @@ class _Work:
     tables: PairTables
     chunk_tokens: int
     stats: UnitStats
-    continuations: ContinuationRows | None
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -153,18 +148,17 @@ def _walk_chunks(
     device, teacher = hidden_NH.device, work.teacher_head.projection
     if device.type == "cpu":
         torch.empty(TEACHING_BLOCK_BYTES, dtype=torch.uint8)
-    bounds = list(unit_bounds(work.rows, work.chunk_tokens))
-    parts = [work.rows.slice(start, end) for start, end in bounds]
+    parts = [work.rows.slice(start, end) for start, end in unit_bounds(work.rows, work.chunk_tokens)]
     student_NK = weight_KH.new_empty(max((len(p.student_ids_N) for p in parts), default=0), len(weight_KH))
     teacher_MK = teacher.weight.new_empty(max((len(p.teacher_ids_M) for p in parts), default=0), len(teacher.weight))
     writer = StatsWriter(work.stats)
-    for (first_unit, _), part in zip(bounds, parts, strict=True):
+    for part in parts:
         row_N, row_M = part.student_rows_N.to(device), part.teacher_rows_M.to(device)
         states_NH = hidden_NH.index_select(0, row_N).to(weight_KH.dtype)
         states_MH = work.teacher_hidden_MH.index_select(0, row_M).to(teacher.weight.dtype)
         logits_NK = _project(states_NH, weight_KH, bias_K, student_NK[: len(row_N)])
         logits_MK = _project(states_MH, teacher.weight, teacher.bias, teacher_MK[: len(row_M)])
-        _grade_chunk(work, first_unit, part, (logits_NK, logits_MK), writer, with_gradients=sums.any)
+        _grade_chunk(work, part, logits_NK, logits_MK, writer, with_gradients=sums.any)
         if sums.any:
             sums.add(logits_NK, states_NH, row_N, weight_KH)
     return work.stats.loss_U.sum()
@@ -177,45 +171,25 @@ def _project(states_NH: Tensor, weight_KH: Tensor, bias_K: Tensor | None, out_NK
 
 
 def _grade_chunk(
-    work: _Work,
-    first_unit: int,
-    part: UnitRows,
-    logits: tuple[Tensor, Tensor],
-    writer: StatsWriter,
-    *,
-    with_gradients: bool,
+    work: _Work, part: UnitRows, logits_NK: Tensor, logits_MK: Tensor, writer: StatsWriter, *, with_gradients: bool
 ) -> None:
-    """Write the statistics. With gradients, those of the student's projected logits take the place of the logits.
-
-    first_unit: of the part. logits: both models', [N, K] and [M, J].
-    """
-    logits_NK, logits_MK = logits
+    """Write the statistics. With gradients, those of the student's projected logits take the place of the logits."""
     device = logits_NK.device
     strip_bytes = CPU_STRIP_BYTES if device.type == "cpu" else GPU_STRIP_BYTES
     strip_rows = max(1, strip_bytes // (4 * max(logits_NK.shape[1], logits_MK.shape[1])))
-    bounds = list(unit_bounds(part, strip_rows))
-    strips = [part.slice(start, end) for start, end in bounds]
+    strips = [part.slice(start, end) for start, end in unit_bounds(part, strip_rows)]
     strips_NK = logits_NK.split([len(rows.student_ids_N) for rows in strips])
     strips_MK = logits_MK.split([len(rows.teacher_ids_M) for rows in strips])
-    for (start, end), rows, *projected in zip(bounds, strips, strips_NK, strips_MK, strict=True):
-        found = work.continuations
-        own = None if found is None else found.slice(first_unit + start, first_unit + end).to(device)
-        writer.add(_grade_strip(work, rows.to(device), own, *projected, with_gradients=with_gradients))
+    for rows, *logits in zip(strips, strips_NK, strips_MK, strict=True):
+        writer.add(_grade_strip(work, rows.to(device), *logits, with_gradients=with_gradients))
 
 
 def _grade_strip(
-    work: _Work,
-    rows: UnitRows,
-    continuations: ContinuationRows | None,
-    projected_NK: Tensor,
-    projected_MK: Tensor,
-    *,
-    with_gradients: bool,
+    work: _Work, rows: UnitRows, projected_NK: Tensor, projected_MK: Tensor, *, with_gradients: bool
 ) -> UnitStats:
     with torch.set_grad_enabled(with_gradients):
         leaf_NK = projected_NK.detach().requires_grad_(with_gradients)
-        logits = work.student_head.finish(leaf_NK), work.teacher_head.finish(projected_MK)
-        chunk = UnitChunk(*logits, rows, work.tables, continuations)
+        chunk = UnitChunk(work.student_head.finish(leaf_NK), work.teacher_head.finish(projected_MK), rows, work.tables)
         losses = work.objective(chunk)
         loss = losses.loss_U.sum()
     if with_gradients:

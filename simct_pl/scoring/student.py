@@ -18,8 +18,7 @@ from simct_pl.losses.base import Objective
 from simct_pl.phases import PhaseTimer
 from simct_pl.scoring.aligned import AlignedBatch
 from simct_pl.scoring.chunks import chunked_loss
-from simct_pl.scoring.continuations import ContinuationRows
-from simct_pl.scoring.heads import LMHead, ResponseStates, response_states
+from simct_pl.scoring.heads import LMHead, response_states
 from simct_pl.scoring.stats import UnitStats
 from simct_pl.scoring.tables import PairTables
 from simct_pl.scoring.teacher import FrozenTeacher
@@ -64,7 +63,8 @@ class StudentWithLoss(nn.Module):
         with self.phases("alignment"):
             aligned = aligned.result() if isinstance(aligned, Future) else aligned
         with self.phases("teacher"):
-            teacher, continuations = self._ask_teacher(student.hidden_NH, aligned)
+            device = student.hidden_NH.device
+            teacher = self.teacher.to(device).states(aligned.teacher_prompt_ids, aligned.teacher_response_ids)
         with self.phases("loss"):
             loss, stats = chunked_loss(
                 student.hidden_NH,
@@ -75,23 +75,11 @@ class StudentWithLoss(nn.Module):
                 objective=self.objective,
                 tables=tables,
                 chunk_tokens=self.chunk_tokens,
-                continuations=continuations,
             )
         self.phases.count_worker(aligned.seconds)
         self.phases.count_forward("student", student.num_tokens, student.num_positions)
         self.phases.count_forward("teacher", teacher.num_tokens, teacher.num_positions)
         return loss, stats
-
-    def _ask_teacher(self, hidden_NH: Tensor, aligned: AlignedBatch) -> tuple[ResponseStates, ContinuationRows | None]:
-        """The teacher's states, and what it thinks of the student's other favourites if the objective asks."""
-        teacher, proposer = self.teacher.to(hidden_NH.device), self.objective.proposer
-        asked = aligned.teacher_prompt_ids, aligned.teacher_response_ids
-        if proposer is None:
-            return teacher.states(*asked), None
-        lengths = [len(ids) for ids in aligned.teacher_response_ids]
-        plan = proposer.plan(hidden_NH, LMHead.of(self.student), aligned.rows, lengths, self.chunk_tokens)
-        found = teacher.tree_states(*asked, plan.branches)
-        return found.responses, plan.score(teacher.head, found.branch_hidden_XH, self.chunk_tokens)
 
     def bits(self, references: Sequence[Reference]) -> float:
         """Sum of -log2 p(response | prompt) of one micro-batch of references; run as a forward when sharded."""

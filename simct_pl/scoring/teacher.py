@@ -14,9 +14,8 @@ from typing_extensions import override
 
 from simct_pl.models import DtypeName, load_causal_lm
 from simct_pl.parallel import shard_teacher
-from simct_pl.scoring.heads import LMHead, ResponseStates, verify_head
+from simct_pl.scoring.heads import LMHead, ResponseStates, response_states, verify_head
 from simct_pl.scoring.microbatch import pack_by_length
-from simct_pl.scoring.tree import Branch, TreeStates, tree_states
 
 
 class FrozenTeacher:
@@ -49,36 +48,19 @@ class FrozenTeacher:
 
         They come in the teacher's own dtype, whatever the trainer's autocast says.
         """
-        return self.tree_states(prompt_ids, response_ids, [()] * len(prompt_ids)).responses
-
-    def tree_states(
-        self,
-        prompt_ids: Sequence[Sequence[int]],
-        response_ids: Sequence[Sequence[int]],
-        branches: Sequence[Sequence[Branch]],
-    ) -> TreeStates:
-        """The same, with the states of what branches off the responses."""
-        added = [sum(len(branch.ids) for branch in own) for own in branches]
-        lengths = [len(p) + len(r) + b for p, r, b in zip(prompt_ids, response_ids, added, strict=True)]
+        lengths = [len(p) + len(r) for p, r in zip(prompt_ids, response_ids, strict=True)]
         rows_by_response: dict[int, Tensor] = {}
-        branch_rows_by_response: dict[int, Tensor] = {}
         num_positions = 0
         with self.without_gradients(), torch.autocast(self.model.device.type, enabled=False):
             for batch in self._pack(lengths):
-                given = ([ids[i] for i in batch] for ids in (prompt_ids, response_ids, branches))
-                found = tree_states(self.model, *given)  # type: ignore[arg-type]
-                rows = found.responses.hidden_NH.split([len(response_ids[i]) for i in batch])
+                found = response_states(self.model, [prompt_ids[i] for i in batch], [response_ids[i] for i in batch])
+                rows = found.hidden_NH.split([len(response_ids[i]) for i in batch])
                 rows_by_response.update(zip(batch, rows, strict=True))
-                branch_rows = found.branch_hidden_XH.split([added[i] for i in batch])
-                branch_rows_by_response.update(zip(batch, branch_rows, strict=True))
-                num_positions += found.responses.num_positions
+                num_positions += found.num_positions
         # Outside inference mode, so that it is an ordinary tensor: autograd may save what is made of it.
-        hidden_MH, branch_hidden_XH = (
-            torch.cat([rows[i] for i in range(len(lengths))]) if lengths else self._no_states()
-            for rows in (rows_by_response, branch_rows_by_response)
-        )
+        hidden_MH = torch.cat([rows_by_response[i] for i in range(len(lengths))]) if lengths else self._no_states()
         offsets = list(accumulate(map(len, response_ids), initial=0))[:-1]
-        return TreeStates(ResponseStates(hidden_MH, offsets, sum(lengths), num_positions), branch_hidden_XH)
+        return ResponseStates(hidden_MH, offsets, sum(lengths), num_positions)
 
     def _pack(self, lengths: list[int]) -> list[list[int]]:
         """Indices of the responses of each forward."""
