@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import Metric
 from scipy import stats
 
 from simct_pl.commands.report import main
@@ -53,16 +54,23 @@ class Store:
         self.parent = self.client.create_run(self.experiment, tags={"simct.sweep": "small"}).info.run_id
         self.client.log_text(self.parent, sweep_file, "small.yaml")
 
-    def add(self, method: str, seed: int, accuracy: dict[int, float], status: str = "FINISHED", **shares: float) -> str:
+    def add(
+        self, method: str, seed: int, accuracies: dict[int, float], status: str = "FINISHED", **shares: float
+    ) -> str:
         """A run with accuracies by step; shares: of metrics in the group `align`, at each of these steps."""
         tags = {"mlflow.parentRunId": self.parent, "simct.method": method, "simct.seed": str(seed)}
         tags["simct.cell"] = f"{method}, seed {seed}"
         run: str = self.client.create_run(self.experiment, tags=tags).info.run_id
-        for step, value in accuracy.items():
-            self.client.log_metric(run, "eval/accuracy", value, step=step)
-            for name, share in shares.items():
-                self.client.log_metric(run, f"align/{name}", share, step=step)
-            self.client.log_metric(run, "timing/step_seconds", 0.2 + 0.1 * step, step=step)
+        values = [
+            (name, value, step)
+            for step, accuracy in accuracies.items()
+            for name, value in {
+                "eval/accuracy": accuracy,
+                "timing/step_seconds": 0.2 + 0.1 * step,
+                **{f"align/{name}": share for name, share in shares.items()},
+            }.items()
+        ]
+        self.client.log_batch(run, [Metric(name, value, 0, step) for name, value, step in values])
         if status != "RUNNING":
             self.client.set_terminated(run, status)
         return run
