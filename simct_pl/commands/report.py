@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,6 +52,7 @@ def _write(arguments: argparse.Namespace, folder: Path) -> int:
     from simct_pl.summary import TRACKING_URI
 
     check_name(arguments.metric)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # for a file of a few lines
     console = Console(stderr=True)
     with console.status(f"reading {arguments.sweep}"):
         results = load_results(arguments.sweep, arguments.tracking_uri or TRACKING_URI, arguments.metric)
@@ -67,15 +70,18 @@ def _write(arguments: argparse.Namespace, folder: Path) -> int:
 
 
 def _print(results: SweepResults, compared: Comparison, page: Path) -> None:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     from simct_pl.lab.tables import missing_lines, result_rows, verdict
 
-    rows, console = result_rows(compared), Console()
-    table = Table(title=f"{results.name}: {results.metric}")
+    # Into a file or a pipe a table goes unfolded.
+    rows, console = result_rows(compared), Console(width=None if sys.stdout.isatty() else 200)
+    table = Table(title=f"{results.name}: {results.metric}", box=box.SIMPLE_HEAD)
     for title in rows[0]:
-        table.add_column(title, justify="left" if title == "method" else "right", overflow="fold")
+        is_name = title == "method"
+        table.add_column(title, justify="left" if is_name else "right", no_wrap=is_name)
     for row in rows:
         table.add_row(*row.values())
     console.print(table, highlight=False)

@@ -12,6 +12,7 @@ import numpy as np
 
 from simct_pl.lab.compare import Comparison
 from simct_pl.lab.results import SweepResults
+from simct_pl.phases import PHASES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +33,7 @@ SHAPES = {"1_1": "1:1", "1_n": "1:n", "n_1": "n:1", "n_m": "n:m"}
 LENGTHS = {"1": "1", "2": "2", "3": "3", "4_7": "4-7", "8_up": "8 or more"}
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito's
 DASHES = ("-", "--", ":")
-PHASE_COLORS = ("#0072b2", "#56b4e9", "#f0e442", "#e69f00", "#009e73", "#88ccaa", "#d55e00", "#cc79a7", "#bbbbbb")
+PHASE_COLORS = ("#56b4e9", "#b9dcf2", "#f0e442", "#cc79a7", "#e69f00", "#d55e00", "#8b3a00", "#009e73", "#bbbbbb")
 
 
 def draw_steps(results: SweepResults, compared: Comparison) -> Figure | None:
@@ -90,18 +91,20 @@ def draw_units(results: SweepResults, compared: Comparison) -> Figure | None:
 
 def draw_time(results: SweepResults, compared: Comparison) -> Figure | None:
     """Seconds a step, by phase: the median over steps and seeds."""
-    prefix = "timing/seconds/"
-    logged = list(dict.fromkeys(results.curves["metric"][results.curves["metric"].str.startswith(prefix)]))
-    if not logged:
+    phases = [phase for phase in PHASES if results.has(f"timing/seconds/{phase}")]
+    if not phases:
         return None
     figure, (axis,) = _bar_axes(compared, 1)
     methods = [one.method for one in reversed(compared.measured)]
     offset = np.zeros(len(methods))
-    for name, color in zip(logged, PHASE_COLORS, strict=False):
-        seconds = np.nan_to_num([results.median(name, method) for method in methods])
-        axis.barh(np.arange(len(methods)), seconds, 0.7, left=offset, label=name.removeprefix(prefix), color=color)
+    for phase, color in zip(phases, PHASE_COLORS, strict=False):
+        seconds = np.nan_to_num([results.median(f"timing/seconds/{phase}", method) for method in methods])
+        axis.barh(np.arange(len(methods)), seconds, 0.7, left=offset, label=phase.replace("_", " "), color=color)
         offset = offset + seconds
-    axis.set_xlabel("seconds a training step, median")
+    for place, total in enumerate(offset):
+        axis.annotate(f" {total:.2f}", (total, place), va="center")
+    axis.margins(x=0.08)
+    axis.set_xlabel("seconds a training step, medians of its phases")
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
@@ -115,6 +118,9 @@ def _bar_axes(compared: Comparison, columns: int) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(width, 0.28 * len(methods) + 1.2), layout="constrained")
     axes = figure.subplots(1, columns, sharey=True, squeeze=False)
     axes[0, 0].set_yticks(range(len(methods)), methods)
+    axes[0, 0].set_ylim(-0.6, len(methods) - 0.4)
+    for axis in axes.flat:
+        axis.grid(axis="y", visible=False)
     return figure, list(axes.flat)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 COLUMNS = ["run_id", "metric", "step", "timestamp", "value"]
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 LARGEST = 1.7976931348623157e308  # what MLflow's databases hold instead of infinity
-# MLflow's client asks for one metric of one run at a time: 60 runs and 30 metrics take a minute, this takes seconds.
+# MLflow's client asks for one metric of one run at a time, which takes many times as long.
 QUERY = """
     SELECT run_uuid AS run_id, key AS metric, step, timestamp, CASE WHEN is_nan THEN NULL ELSE value END AS value
     FROM metrics WHERE run_uuid IN :run_ids AND key IN :metrics

@@ -30,7 +30,8 @@ STYLE = {
     "axes.axisbelow": True,
     "legend.frameon": False,
 }
-BEST, BETTER, WORSE, NOISE = "#0072b2", "#009e73", "#d55e00", "#8c8c8c"
+BEST, TIED, OTHER = "#0072b2", "#56b4e9", "0.4"
+BETTER, WORSE, NOISE = "#009e73", "#d55e00", "#8c8c8c"
 DPI = 150
 NUM_COLUMNS = 5  # of the small curves
 
@@ -53,14 +54,14 @@ def draw_all(results: SweepResults, compared: Comparison) -> dict[str, bytes]:
 
 
 def _final(results: SweepResults, compared: Comparison) -> Figure:
-    """Left: every seed a dot, the mean with its interval, the start a tick. Right: the difference from the baseline, or
-    from the best method.
+    """Left: every seed a dot, the mean with its interval, the start a tick; the best in blue, what cannot be told from it
+    in light blue. Right: the difference from the baseline, or from the best method.
     """
     from matplotlib.figure import Figure
 
     metric, shown = compared.metric, list(reversed(compared.measured))
-    figure = Figure(figsize=(10, 0.34 * len(shown) + 1.3), layout="constrained")
-    ends, gaps = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    figure = Figure(figsize=(10, 0.3 * len(shown) + 1.1), layout="constrained")
+    ends, gaps = figure.subplots(1, 2, sharey=True, width_ratios=(4, 3))
     gaps.axvline(0, color="0.3", linewidth=1)
     for place, one in enumerate(shown):
         _draw_end(ends, place, one, metric.scaled(1) * results.last(metric.name, one.method), compared)
@@ -68,17 +69,19 @@ def _final(results: SweepResults, compared: Comparison) -> Figure:
     ends.set_yticks(range(len(shown)), [_label(one, compared) for one in shown])
     for label, one in zip(ends.get_yticklabels(), shown, strict=True):
         label.set_fontweight("bold" if one is compared.best else "normal")
-    percent = ", %" if metric.is_share else ""
-    ends.set_xlabel(f"{metric.name} at the end{percent}  (dot: a seed, tick: the start)")
+    ends.set_title(f"{metric.name} at the end{', %' if metric.is_share else ''}", loc="left")
+    ends.set_xlabel("dots: seeds; tick: the start; light blue: not told from the best", color="0.35")
     reference = compared.baseline or (compared.best.method if compared.best else "")
     unit = f", {metric.difference_unit}" if metric.is_share else ""
-    gaps.set_xlabel(f"minus {reference} on the same seeds{unit}  (grey: may be noise)")
+    gaps.set_title(f"minus {reference}, on the same seeds{unit}", loc="left")
+    gaps.set_xlabel("green: better; red: worse; grey: may be noise", color="0.35")
     gaps.set_visible(len(shown) > 1)
     return figure
 
 
 def _draw_end(axis: Axes, place: int, one: MethodResult, values: pd.Series, compared: Comparison) -> None:
-    color = BEST if one is compared.best else "0.35"
+    is_tied = one.versus_best is not None and not one.versus_best.excludes_zero
+    color = BEST if one is compared.best else TIED if is_tied else OTHER
     scale = compared.metric.scaled
     axis.scatter(values, np.full(len(values), place), s=14, alpha=0.4, color=color, linewidths=0)
     face = "white" if one.method == compared.upper else color
@@ -98,10 +101,12 @@ def _draw_difference(axis: Axes, place: int, one: MethodResult, compared: Compar
     color = NOISE if not difference.excludes_zero else BETTER if is_gain else WORSE
     half = 0.0 if np.isnan(estimate.half_width) else scale(estimate.half_width)
     axis.errorbar(scale(estimate.mean), place, xerr=half, fmt="o", ms=5, capsize=3, color=color, linewidth=1.8)
+    text = compared.metric.difference_text(estimate.mean, estimate.half_width)
+    axis.text(1.02, place, text, transform=axis.get_yaxis_transform(), va="center", color=color)
 
 
 def _label(one: MethodResult, compared: Comparison) -> str:
-    note = " (upper bound)" if one.method == compared.upper else ""
+    note = " (upper)" if one.method == compared.upper else ""
     note += " (baseline)" if one.method == compared.baseline else ""
     missing = "" if one.final.num_seeds == one.num_planned else f" [{one.final.num_seeds} of {one.num_planned}]"
     return f"{one.method}{note}{missing}"
@@ -128,6 +133,8 @@ def _curves(results: SweepResults, compared: Comparison) -> Figure:
         axis.set_title(_label(one, compared), fontweight="bold" if one is compared.best else "normal")
     for axis in list(axes.flat)[len(shown) :]:
         axis.set_visible(False)
+    for axis in list(axes.flat)[max(len(shown) - columns, 0) : len(shown)]:  # nothing visible is below these
+        axis.tick_params(labelbottom=True)
     if metric.is_share:
         axes[0, 0].set_ylim(-2, 102)
     dotted = f", dotted: {compared.baseline}" if compared.baseline else ""

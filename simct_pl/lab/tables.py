@@ -17,7 +17,7 @@ Row = dict[str, str]
 NOTE = (
     "± is half of Student's 95 % interval over seeds; every method has the same held-out problems, so it says nothing "
     "about other problems. Differences are paired, seed by seed: * the interval excludes zero, ** it still would among "
-    "so many comparisons (Holm). A share of the gain is (end - start) of the method over that of the upper bound."
+    "so many comparisons (Holm). Recovered: the gain (end - start) as a share of the upper bound's, seed by seed."
 )
 RUN_NOTE = (
     f"Means over seeds and the last {LATE} training steps, seconds: the median step. Graded: student tokens that the "
@@ -56,7 +56,7 @@ def result_rows(compared: Comparison) -> list[Row]:
     """One row a method: where it began and ended, and what that is worth."""
     metric, rows = compared.metric, []
     for one in compared.methods:
-        name = f"{one.method} (upper bound)" if one.method == compared.upper else one.method
+        name = f"{one.method} (upper)" if one.method == compared.upper else one.method
         row = {"method": name, "seeds": _seeds(one), "start": metric.text(one.start.mean)}
         row["end"] = metric.text(one.final.mean, one.final.half_width)
         if compared.baseline is not None:
@@ -64,7 +64,7 @@ def result_rows(compared: Comparison) -> list[Row]:
         elif compared.best is not None:
             row[f"minus {compared.best.method}{_unit(compared)}"] = _difference(one, one.versus_best, compared)
         if compared.upper is not None:
-            row["share of the upper bound's gain"] = _recovered(one)
+            row["recovered"] = _recovered(one)
         rows.append(row)
     return rows
 

@@ -217,7 +217,7 @@ def test_the_page_stands_alone_and_says_the_same_as_the_text(
     row = ["good", "3", "50.0 %", "75.0 % ± 32.9", "+25.0 ± 12.4 **", "56.4 % ± 207.9 (2 seeds)"]
     assert f"| {' | '.join(row)} |" in text
     assert all(f"<td>{cell}</td>" in page for cell in row)
-    assert "| best (upper bound) | 2 of 3 | 40.0 % | 92.5 % ± 31.8 | +37.5 ± 31.8 ** | 100.0 % ± 0.0 |" in text
+    assert "| best (upper) | 2 of 3 | 40.0 % | 92.5 % ± 31.8 | +37.5 ± 31.8 ** | 100.0 % ± 0.0 |" in text
     assert "| good | 90.0 % | 75.0 % | 80.0 % | 0.70 |" in text  # median of .2 and 1.2 seconds
     verdict = "good ends best, at 75.0 % ± 32.9. That is 25.0 ± 12.4 points above the next, poor, on the same 3 seeds"
     for place in (page, text, capsys.readouterr().out):
