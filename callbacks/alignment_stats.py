@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import lightning as L
@@ -12,6 +13,9 @@ from typing_extensions import override
 from simct_pl.module import DistillModule
 from simct_pl.types import LostReason, PromptBatch, StepRecord, UnitAlignment
 
+# Classes of unit lengths: name, from, to. A sweep's report draws them.
+LENGTHS = (("1", 1, 1), ("2", 2, 2), ("3", 3, 3), ("4_7", 4, 7), ("8_up", 8, math.inf))
+
 
 class AlignmentStats(L.Callback):
     """Logs `align/`, `loss/`, `policy/` and `rollout/` groups from the step's record.
@@ -19,8 +23,8 @@ class AlignmentStats(L.Callback):
     align/coverage: student tokens in a unit. align/supervised_tokens: student tokens in a unit that the objective
         graded.
     align/multi_token_units: units that are not 1:1. align/units_1_1, units_1_n, units_n_1, units_n_m: share of the
-        units with so many student and teacher tokens. align/lost_bytes, align/lost_<reason>: bytes and stretches
-        without a unit.
+        units with so many student and teacher tokens. align/length_1, length_2, length_3, length_4_7, length_8_up: the
+        same by tokens on the longer side. align/lost_bytes, align/lost_<reason>: bytes and stretches without a unit.
     align/student_candidate_mass, align/teacher_candidate_mass: probability held by the candidates.
     align/non_canonical: responses that the student's own tokenizer would have spelt with other ids.
     loss/shared_units, loss/span_units: the loss per response token from either kind of unit.
@@ -62,12 +66,17 @@ def alignment_metrics(alignments: list[UnitAlignment]) -> dict[str, float]:
 
 
 def _shape_shares(alignments: list[UnitAlignment]) -> dict[str, float]:
-    """Share of the units by one or several tokens on either side."""
+    """Share of the units by one or several tokens on either side, and by tokens on the longer side."""
     lengths_U2 = np.concatenate([_lengths(a) for a in alignments]) if alignments else np.zeros((0, 2), np.int64)
     several_U2 = lengths_U2 > 1
     shapes = {"1_1": (False, False), "1_n": (False, True), "n_1": (True, False), "n_m": (True, True)}
     count = max(len(several_U2), 1)
-    return {f"align/units_{name}": float((several_U2 == shape).all(1).sum()) / count for name, shape in shapes.items()}
+    shares = {f"align/units_{name}": float((several_U2 == shape).all(1).sum()) for name, shape in shapes.items()}
+    longer_U = lengths_U2.max(1, initial=0)
+    shares |= {
+        f"align/length_{name}": float(((longer_U >= low) & (longer_U <= high)).sum()) for name, low, high in LENGTHS
+    }
+    return {name: number / count for name, number in shares.items()}
 
 
 def unit_metrics(record: StepRecord) -> dict[str, float]:

@@ -1,18 +1,20 @@
 """What the seeds say: means with intervals, differences on the same seeds, and the share of what could be reached.
 
-Intervals are Student's t at 95 %. Differences are paired: seed by seed, so that what the seeds share (prompts, their
-order) cancels. One seed has no interval, and says so.
+Intervals are Student's t at 95 %: mean ± t(.975, n - 1) · s / sqrt(n) over n seeds, s with n - 1. Differences are
+paired, seed by seed, so that what seeds share (prompts, their order) cancels. One seed has no interval, and says so. Of
+many comparisons with a baseline some look real by chance: Holm's procedure (Scand. J. Statist. 6, 1979) tells which
+stand.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 from scipy import stats
 
-from simct_pl.errors import RecipeError
+from simct_pl.lab.metric import Metric
 from simct_pl.lab.results import SweepResults
 from simct_pl.losses.divergences import require_choice
 
@@ -21,7 +23,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds and half the width of its interval (NaN for a single seed)."""
+    """A mean over seeds, half the width of its interval (NaN for a single seed), and how many seeds there were."""
 
     mean: float
     half_width: float
@@ -41,22 +43,75 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class Difference:
+    """One method minus another, over the seeds that both have.
+
+    p: of a paired two-sided t test, NaN for a single seed. stands: whether it is still one after Holm's correction.
+    """
+
+    estimate: Estimate
+    p: float
+    stands: bool = False
+
+    @classmethod
+    def of(cls, values: pd.Series, others: pd.Series) -> Difference:
+        differences = (values - others).dropna()
+        estimate = Estimate.of(differences)
+        if estimate.num_seeds < 2:
+            return cls(estimate, math.nan)
+        error = float(differences.std(ddof=1)) / math.sqrt(len(differences))
+        if error == 0:  # every seed says the same, to the last digit
+            return cls(estimate, 1.0 if estimate.mean == 0 else 0.0)
+        return cls(estimate, float(2 * stats.t.sf(abs(estimate.mean) / error, len(differences) - 1)))
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.estimate.excludes_zero
+
+
+@dataclass(frozen=True)
 class MethodResult:
-    """One method. start, final: of the metric. difference: final minus the baseline's. recovered: share of the upper
-    bound's gain. All over seeds; None where there is nothing to compare with.
+    """One method. start, final: of the metric. versus_baseline, versus_best: final minus that method's; None for itself
+    or where there is none. recovered: share of the upper bound's gain; None without an upper bound.
     """
 
     method: str
+    num_planned: int
     start: Estimate
     final: Estimate
-    difference: Estimate | None
-    recovered: Estimate | None
+    versus_baseline: Difference | None = None
+    versus_best: Difference | None = None
+    recovered: Estimate | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All methods, the best first, those without a finished run last.
+
+    best: the best of those that are not the upper bound; None if there is no other.
+    """
+
+    metric: Metric
+    baseline: str | None
+    upper: str | None
+    methods: list[MethodResult]
+    best: MethodResult | None
+
+    @property
+    def measured(self) -> list[MethodResult]:
+        """Those with a value."""
+        return [one for one in self.methods if one.final.num_seeds]
+
+    @property
+    def rivals(self) -> list[MethodResult]:
+        """Those that the best one competes with, in order."""
+        return [one for one in self.measured if one is not self.best and one.method != self.upper]
 
 
 def compare(
-    results: SweepResults, metric: str, baseline: str | None, upper: str | None, lower_is_better: bool
-) -> list[MethodResult]:
-    """Every method, the best first.
+    results: SweepResults, baseline: str | None = None, upper: str | None = None, lower_is_better: bool | None = None
+) -> Comparison:
+    """Compare the methods by the results' metric. lower_is_better: None to know it by the metric's name.
 
     Raises:
         RecipeError: if baseline or upper is no method of the sweep.
@@ -64,25 +119,46 @@ def compare(
     for label, name in (("--baseline", baseline), ("--upper", upper)):
         if name is not None:
             require_choice(label, name, tuple(results.methods))
-    found = [_method(results, metric, method, baseline, upper) for method in results.methods]
-    return sorted(found, key=lambda one: one.final.mean if lower_is_better else -one.final.mean)
+    finals = {method: results.last(results.metric, method) for method in results.methods}
+    metric = Metric.of(results.metric, results.curves_of(results.metric), lower_is_better)
+    sign = 1 if metric.lower_is_better else -1
+    found = [_method(results, method, finals, baseline, upper) for method in results.methods]
+    found.sort(key=lambda one: sign * one.final.mean if one.final.num_seeds else math.inf)
+    leader = next((one.method for one in found if one.method != upper and one.final.num_seeds), None)
+    if leader is not None:
+        found = [
+            one if one.method == leader else replace(one, versus_best=Difference.of(finals[one.method], finals[leader]))
+            for one in found
+        ]
+    found = _holm(found)
+    return Comparison(metric, baseline, upper, found, next((one for one in found if one.method == leader), None))
 
 
-def _method(results: SweepResults, metric: str, method: str, baseline: str | None, upper: str | None) -> MethodResult:
-    final = results.values(metric, method)
-    difference = recovered = None
-    if baseline is not None and baseline != method:
-        difference = Estimate.of((final - results.values(metric, baseline)).dropna())
+def _method(
+    results: SweepResults, method: str, finals: dict[str, pd.Series], baseline: str | None, upper: str | None
+) -> MethodResult:
+    start, final = results.first(results.metric, method), finals[method]
+    difference = None if baseline in (None, method) else Difference.of(final, finals[str(baseline)])
+    recovered = None
     if upper is not None:
-        gain = final - results.first_values(metric, method)
-        possible = results.values(metric, upper) - results.first_values(metric, upper)
-        recovered = Estimate.of((gain / possible).dropna())
-    return MethodResult(
-        method, Estimate.of(results.first_values(metric, method)), Estimate.of(final), difference, recovered
-    )
+        gain, possible = final - start, finals[upper] - results.first(results.metric, upper)
+        recovered = Estimate.of((gain / possible.where(possible != 0)).dropna())
+    num_planned = results.num_seeds[method]
+    return MethodResult(method, num_planned, Estimate.of(start), Estimate.of(final), difference, None, recovered)
 
 
-def check_metric(metric: str) -> None:
-    """Raise a RecipeError unless the name has a group."""
-    if "/" not in metric:
-        raise RecipeError(f"--metric is {metric!r}; expected a metric as MLflow has it, for example eval/accuracy.")
+def _holm(found: list[MethodResult]) -> list[MethodResult]:
+    """Mark the differences from the baseline that stand: the smallest p is at most .05 / m, the next .05 / (m - 1) …"""
+    tested = [(one.versus_baseline.p, one.method) for one in found if one.versus_baseline is not None]
+    tested = sorted(pair for pair in tested if not math.isnan(pair[0]))
+    standing = set()
+    for rank, (p, method) in enumerate(tested):
+        if p > (1 - CONFIDENCE) / (len(tested) - rank):
+            break
+        standing.add(method)
+    return [
+        replace(one, versus_baseline=replace(one.versus_baseline, stands=True))
+        if one.method in standing and one.versus_baseline is not None
+        else one
+        for one in found
+    ]

@@ -1,144 +1,160 @@
-"""The pictures of a report: where each method ended, how it got there, and what its responses were like on the way."""
+"""The two pictures that answer a report's question: where each method ended and by how much, and how it got there.
+
+In: SweepResults and its Comparison. Out: matplotlib figures; draw_all gives them and those of diagnostics.py as PNGs.
+"""
 
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
-from simct_pl.lab.compare import MethodResult
+from simct_pl.lab.compare import CONFIDENCE, Comparison, Difference, MethodResult
 from simct_pl.lab.results import SweepResults
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-UNIT_SHAPES = {"1:1": "1_1", "1:n": "1_n", "n:1": "n_1", "n:m": "n_m"}
-SMOOTHING = 10  # steps; curves of training steps are means over so many
-DIAGNOSTICS = (
-    ("rollout/response_tokens", "response tokens"),
-    ("rollout/truncation_rate", "responses cut at the limit"),
-    ("align/non_canonical", "responses spelt unlike the student's tokenizer"),
-    ("policy/entropy", "student entropy (nats)"),
-    ("loss/shared_units", "loss a token, 1:1 units"),
-    ("loss/span_units", "loss a token, other units"),
-)
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "0.6",
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+}
+BEST, TIED, OTHER = "#0072b2", "#56b4e9", "0.4"
+BETTER, WORSE, NOISE = "#009e73", "#d55e00", "#8c8c8c"
+DPI = 150
+NUM_COLUMNS = 5  # of the small curves
 
 
-def draw_all(results: SweepResults, compared: list[MethodResult], metric: str) -> dict[str, bytes]:
-    """PNGs by name."""
+def draw_all(results: SweepResults, compared: Comparison) -> dict[str, bytes]:
+    """PNGs by name, in the order of the page."""
     import matplotlib
 
-    matplotlib.use("Agg")
-    colors = _colors([one.method for one in compared])
-    pictures = {"final": _final(results, compared, metric, colors), "curves": _curves(results, metric, colors)}
-    if any(name in results.runs for name, _ in DIAGNOSTICS):
-        pictures["diagnostics"] = _diagnostics(results, colors)
-    if "align/coverage" in results.runs:
-        pictures["units"] = _units(results, compared)
-    return {name: _png(figure) for name, figure in pictures.items()}
+    from simct_pl.lab.diagnostics import draw_steps, draw_time, draw_units
+
+    with matplotlib.rc_context(STYLE):
+        figures = {
+            "final": _final(results, compared),
+            "curves": _curves(results, compared),
+            "steps": draw_steps(results, compared),
+            "units": draw_units(results, compared),
+            "time": draw_time(results, compared),
+        }
+        return {name: _png(figure) for name, figure in figures.items() if figure is not None}
 
 
-def _colors(methods: list[str]) -> dict[str, Any]:
-    import matplotlib.pyplot as plt
+def _final(results: SweepResults, compared: Comparison) -> Figure:
+    """Left: every seed a dot, the mean with its interval, the start a tick; the best in blue, what cannot be told from it
+    in light blue. Right: the difference from the baseline, or from the best method.
+    """
+    from matplotlib.figure import Figure
 
-    palette = [*plt.get_cmap("tab10").colors, *plt.get_cmap("Dark2").colors]  # type: ignore[attr-defined]
-    return {method: palette[i % len(palette)] for i, method in enumerate(methods)}
-
-
-def _final(results: SweepResults, compared: list[MethodResult], metric: str, colors: dict[str, Any]) -> Figure:
-    """Every seed as a dot, the mean with its interval, the start as a tick; the best on top."""
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(8.5, 0.42 * len(compared) + 1.4), layout="constrained")
-    for place, one in enumerate(reversed(compared)):
-        values = results.values(metric, one.method)
-        axis.scatter(values, np.full(len(values), place), s=16, alpha=0.45, color=colors[one.method], linewidths=0)
-        half = 0.0 if np.isnan(one.final.half_width) else one.final.half_width
-        axis.errorbar(one.final.mean, place, xerr=half, fmt="D", markersize=5, capsize=3, color=colors[one.method])
-        axis.plot(one.start.mean, place, marker="|", markersize=13, color="0.55")
-    axis.set_yticks(range(len(compared)), [one.method for one in reversed(compared)])
-    axis.set_xlabel(f"{metric} at the end: mean and 95 % interval over seeds, dots are seeds, | is the start")
-    axis.grid(axis="x", alpha=0.3)
+    metric, shown = compared.metric, list(reversed(compared.measured))
+    figure = Figure(figsize=(10, 0.3 * len(shown) + 1.1), layout="constrained")
+    ends, gaps = figure.subplots(1, 2, sharey=True, width_ratios=(4, 3))
+    gaps.axvline(0, color="0.3", linewidth=1)
+    for place, one in enumerate(shown):
+        _draw_end(ends, place, one, metric.scaled(1) * results.last(metric.name, one.method), compared)
+        _draw_difference(gaps, place, one, compared)
+    ends.set_yticks(range(len(shown)), [_label(one, compared) for one in shown])
+    for label, one in zip(ends.get_yticklabels(), shown, strict=True):
+        label.set_fontweight("bold" if one is compared.best else "normal")
+    ends.set_title(f"{metric.name} at the end{', %' if metric.is_share else ''}", loc="left")
+    ends.set_xlabel("dots: seeds; tick: the start; light blue: not told from the best", color="0.35")
+    reference = compared.baseline or (compared.best.method if compared.best else "")
+    unit = f", {metric.difference_unit}" if metric.is_share else ""
+    gaps.set_title(f"minus {reference}, on the same seeds{unit}", loc="left")
+    gaps.set_xlabel("green: better; red: worse; grey: may be noise", color="0.35")
+    gaps.set_visible(len(shown) > 1)
     return figure
 
 
-def _curves(results: SweepResults, metric: str, colors: dict[str, Any]) -> Figure:
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(8.5, 4.8), layout="constrained")
-    _draw(axis, results.curves, metric, colors, band=True)
-    axis.set_ylabel(metric)
-    axis.set_xlabel("optimizer step; bands are the seeds' range")
-    figure.legend(loc="outside right upper", fontsize=8)
-    return figure
-
-
-def _diagnostics(results: SweepResults, colors: dict[str, Any]) -> Figure:
-    import matplotlib.pyplot as plt
-
-    panels = [(name, label) for name, label in DIAGNOSTICS if name in results.runs]
-    rows = -(-len(panels) // 3)
-    figure, axes = plt.subplots(rows, 3, figsize=(12, 3 * rows), squeeze=False, layout="constrained")
-    for axis, (name, label) in zip(axes.flat, panels, strict=False):
-        _draw(axis, results.curves, name, colors, band=False)
-        axis.set_title(label, fontsize=10)
-        axis.tick_params(labelsize=8)
-    for axis in list(axes.flat)[len(panels) :]:
-        axis.set_visible(False)
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=6, fontsize=8)
-    return figure
-
-
-def _draw(axis: Axes, curves: pd.DataFrame, metric: str, colors: dict[str, Any], *, band: bool) -> None:
-    """The mean over seeds, by method; metrics of training steps smoothed."""
-    for method, color in colors.items():
-        found = curves[(curves["method"] == method) & (curves["metric"] == metric)]
-        if found.empty:
-            continue
-        table = found.pivot_table(index="step", columns="seed", values="value")
-        if not metric.startswith("eval/"):
-            table = table.rolling(SMOOTHING, min_periods=1).mean()
-        mean = table.mean(axis=1)
-        axis.plot(mean.index, mean, color=color, linewidth=1.5, label=method)
-        if band and table.shape[1] > 1:
-            axis.fill_between(mean.index, table.min(axis=1), table.max(axis=1), color=color, alpha=0.12, linewidth=0)
-    axis.grid(alpha=0.25)
-
-
-def _units(results: SweepResults, compared: list[MethodResult]) -> Figure:
-    """Coverage and graded tokens, and the shapes of the units, as shares."""
-    import matplotlib.pyplot as plt
-
-    methods = [one.method for one in reversed(compared)]
-    means = results.runs.groupby("method").mean(numeric_only=True).loc[methods]
-    figure, (left, right) = plt.subplots(
-        1, 2, figsize=(12, 0.34 * len(methods) + 1.8), layout="constrained", sharey=True
+def _draw_end(axis: Axes, place: int, one: MethodResult, values: pd.Series, compared: Comparison) -> None:
+    is_tied = one.versus_best is not None and not one.versus_best.excludes_zero
+    color = BEST if one is compared.best else TIED if is_tied else OTHER
+    scale = compared.metric.scaled
+    axis.scatter(values, np.full(len(values), place), s=14, alpha=0.4, color=color, linewidths=0)
+    face = "white" if one.method == compared.upper else color
+    half = 0.0 if np.isnan(one.final.half_width) else scale(one.final.half_width)
+    axis.errorbar(
+        scale(one.final.mean), place, xerr=half, fmt="D", ms=5, mfc=face, capsize=3, color=color, linewidth=1.6
     )
-    places = np.arange(len(methods))
-    left.barh(places + 0.2, means["align/coverage"], height=0.38, label="in a unit (coverage)", color="#9ecae1")
-    left.barh(places - 0.2, means["align/supervised_tokens"], height=0.38, label="graded", color="#3182bd")
-    left.set_yticks(places, methods)
-    left.set_xlabel("share of the student's response tokens")
-    offset = np.zeros(len(methods))
-    for shape, name in UNIT_SHAPES.items():
-        if (column := f"align/units_{name}") in means:
-            right.barh(places, means[column], left=offset, height=0.7, label=f"{shape} (student:teacher)")
-            offset = offset + means[column].to_numpy()
-    right.set_xlabel("share of the units, by their numbers of tokens")
-    for axis in (left, right):
-        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.0 + 0.9 / (len(methods) + 2)), ncols=4)
-        axis.set_xlim(0, 1)
+    axis.plot(scale(one.start.mean), place, marker="|", markersize=12, color="0.6")
+
+
+def _draw_difference(axis: Axes, place: int, one: MethodResult, compared: Comparison) -> None:
+    difference: Difference | None = one.versus_baseline if compared.baseline is not None else one.versus_best
+    if difference is None or not difference.estimate.num_seeds:
+        return
+    estimate, scale = difference.estimate, compared.metric.scaled
+    is_gain = (estimate.mean < 0) == compared.metric.lower_is_better
+    color = NOISE if not difference.excludes_zero else BETTER if is_gain else WORSE
+    half = 0.0 if np.isnan(estimate.half_width) else scale(estimate.half_width)
+    axis.errorbar(scale(estimate.mean), place, xerr=half, fmt="o", ms=5, capsize=3, color=color, linewidth=1.8)
+    text = compared.metric.difference_text(estimate.mean, estimate.half_width)
+    axis.text(1.02, place, text, transform=axis.get_yaxis_transform(), va="center", color=color)
+
+
+def _label(one: MethodResult, compared: Comparison) -> str:
+    note = " (upper)" if one.method == compared.upper else ""
+    note += " (baseline)" if one.method == compared.baseline else ""
+    missing = "" if one.final.num_seeds == one.num_planned else f" [{one.final.num_seeds} of {one.num_planned}]"
+    return f"{one.method}{note}{missing}"
+
+
+def _curves(results: SweepResults, compared: Comparison) -> Figure:
+    """A small picture a method, the best first: its mean and the mean's interval, over all the others in grey."""
+    from matplotlib.figure import Figure
+
+    metric, shown = compared.metric, compared.measured
+    tables = {one.method: metric.scaled(1) * results.table(metric.name, one.method) for one in shown}
+    columns = min(NUM_COLUMNS, len(shown))
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(10, 2.1 * rows + 0.5), layout="constrained")
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for axis, one in zip(axes.flat, shown, strict=False):
+        for method, table in tables.items():
+            if method != one.method:
+                is_reference = method == compared.baseline
+                style = {"color": "0.25", "ls": ":", "lw": 1.2} if is_reference else {"color": "0.85", "lw": 0.8}
+                axis.plot(table.index, table.mean(axis=1), zorder=1, **style)
+        color = BEST if one is compared.best else "#555555" if one.method == compared.upper else "#cc79a7"
+        _draw_band(axis, tables[one.method], color, is_share=metric.is_share)
+        axis.set_title(_label(one, compared), fontweight="bold" if one is compared.best else "normal")
+    for axis in list(axes.flat)[len(shown) :]:
+        axis.set_visible(False)
+    for axis in list(axes.flat)[max(len(shown) - columns, 0) : len(shown)]:  # nothing visible is below these
+        axis.tick_params(labelbottom=True)
+    if metric.is_share:
+        axes[0, 0].set_ylim(-2, 102)
+    dotted = f", dotted: {compared.baseline}" if compared.baseline else ""
+    figure.supxlabel(f"optimizer step  (band: 95 % interval of the mean, grey: the other methods{dotted})", fontsize=9)
+    figure.supylabel(f"{metric.name}{', %' if metric.is_share else ''}", fontsize=9)
     return figure
+
+
+def _draw_band(axis: Axes, table: pd.DataFrame, color: str, *, is_share: bool) -> None:
+    mean, count = table.mean(axis=1), table.count(axis=1)
+    axis.plot(mean.index, mean, color=color, linewidth=1.8, zorder=3)
+    quantile = stats.t.ppf((1 + CONFIDENCE) / 2, (count - 1).clip(lower=1))
+    half = quantile * table.std(axis=1, ddof=1) / np.sqrt(count)  # NaN, and no band, where there is one seed
+    low, high = mean - half, mean + half
+    if is_share:
+        low, high = low.clip(0, 100), high.clip(0, 100)
+    axis.fill_between(mean.index, low, high, color=color, alpha=0.22, linewidth=0, zorder=2)
 
 
 def _png(figure: Figure) -> bytes:
-    import matplotlib.pyplot as plt
-
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    plt.close(figure)
+    figure.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""A sweep's runs out of MLflow, as tables: one row a run, and one row a run, metric and step.
+"""A sweep's runs out of MLflow: every cell's metrics over the steps, and the cells that have none.
 
 In: the sweep's name. Out: SweepResults. Per cell the newest finished run counts: a cell that was killed and run again
 has left others behind.
@@ -6,134 +6,174 @@ has left others behind.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from simct_pl.errors import TrackingError
+from simct_pl.lab.histories import read_histories
+from simct_pl.lab.store import TrackedSweep, find_sweep
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.entities import Run
 
-# What a report draws over the steps; a run lacks those that its recipe does not log.
-CURVES = (
-    "eval/accuracy",
-    "eval/bits_per_byte",
-    "eval/loss",
-    "eval/truncation_rate",
-    "loss/shared_units",
-    "loss/span_units",
-    "align/non_canonical",
-    "align/student_candidate_mass",
-    "policy/entropy",
-    "rollout/response_tokens",
-    "rollout/truncation_rate",
-)
-PAGE = 1000
+# What a report shows beside the metric that it is about; a run lacks those that its recipe does not log.
+SHOWN = ("eval/", "loss/", "align/", "rollout/", "policy/entropy", "timing/step_seconds", "timing/seconds/")
+LATE = 10  # logged steps at the end of a run, over which diagnostics are averaged
+REASONS = {"FAILED": "failed", "KILLED": "killed", "RUNNING": "running, or killed"}
+NOT_BEGUN = "not begun"
+ONLY_START = "ended before the first step"
+
+
+@dataclass(frozen=True)
+class MissingCell:
+    """A cell that cannot be counted, and why, in a few words."""
+
+    method: str
+    seed: int
+    reason: str
 
 
 @dataclass(frozen=True)
 class SweepResults:
-    """runs: columns run_id, method, seed and every metric's last value. curves: columns method, seed, metric, step,
-    value. missing: cells without a finished run. sweep_file: its text.
+    """methods: in the sweep file's order, those without a finished run too. curves: columns method, seed, metric, step,
+    value, in the order of the steps. missing: cells that lack the metric at the end. num_seeds: planned, by method.
+    sweep_file: its text. notes: what else a reader must know.
     """
 
     name: str
-    runs: pd.DataFrame
+    metric: str
+    methods: list[str]
     curves: pd.DataFrame
-    missing: list[str]
+    num_seeds: dict[str, int]
     sweep_file: str
+    missing: list[MissingCell] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
-    @property
-    def methods(self) -> list[str]:
-        """In the order in which they were first run."""
-        return list(dict.fromkeys(self.runs["method"]))
+    @cached_property
+    def _groups(self) -> dict[tuple[str, str], pd.DataFrame]:
+        return {key: frame for key, frame in self.curves.groupby(["metric", "method"])}  # noqa: C416 - keys are typed so
 
-    def values(self, metric: str, method: str) -> pd.Series:
-        """A metric's last values by seed.
+    def points(self, metric: str, method: str) -> pd.DataFrame:
+        """One method's values of a metric over steps and seeds; empty where none was logged."""
+        return self._groups.get((metric, method), self.curves.iloc[:0])
 
-        Raises:
-            TrackingError: if no run has the metric.
-        """
-        if metric not in self.runs:
-            known = ", ".join(sorted(name for name in self.runs if str(name).startswith("eval/")))
-            raise TrackingError(f"No run of sweep {self.name!r} has logged {metric!r}; its runs have {known}.")
-        return self.runs[self.runs["method"] == method].set_index("seed")[metric].dropna().sort_index()
+    def curves_of(self, metric: str) -> pd.Series:
+        """All values of a metric, whoever logged them."""
+        return self.curves.loc[self.curves["metric"] == metric, "value"]
 
-    def first_values(self, metric: str, method: str) -> pd.Series:
-        """A metric's values by seed before any training step, or at the first step that has one."""
-        curves = self.curves[(self.curves["method"] == method) & (self.curves["metric"] == metric)]
-        return curves.sort_values("step").groupby("seed")["value"].first()
+    def has(self, metric: str) -> bool:
+        return any((metric, method) in self._groups for method in self.methods)
+
+    def table(self, metric: str, method: str) -> pd.DataFrame:
+        """The same with a row a step and a column a seed."""
+        return self.points(metric, method).pivot_table(index="step", columns="seed", values="value")
+
+    def last(self, metric: str, method: str) -> pd.Series:
+        """Values at the last step, by seed, without those that are not finite."""
+        return self._at_end(metric, method).dropna()
+
+    def first(self, metric: str, method: str) -> pd.Series:
+        """Values by seed before any training step, or at the first step that has one."""
+        return self.points(metric, method).groupby("seed").head(1).set_index("seed")["value"].dropna()
+
+    def late(self, metric: str, method: str) -> float:
+        """Mean over the last steps and over the seeds; NaN where none was logged."""
+        return float(self.points(metric, method).groupby("seed").tail(LATE)["value"].mean())
+
+    def median(self, metric: str, method: str) -> float:
+        """Over all steps and seeds."""
+        return float(self.points(metric, method)["value"].median())
+
+    def not_finite(self, metric: str) -> list[tuple[str, int]]:
+        """Cells whose metric is not a number at the end."""
+        ends = {method: self._at_end(metric, method) for method in self.methods}
+        return [(method, int(seed)) for method, values in ends.items() for seed in values.index[values.isna()]]
+
+    def _at_end(self, metric: str, method: str) -> pd.Series:
+        return self.points(metric, method).groupby("seed").tail(1).set_index("seed")["value"].sort_index()
 
 
 def load_results(name: str, tracking_uri: str, metric: str) -> SweepResults:
     """Read a sweep, by the name in its file; the newest one of that name.
 
-    metric: read over the steps too, beside CURVES.
+    metric: what the report is about.
 
     Raises:
-        TrackingError: if there is no such sweep, or none of its cells has finished.
+        TrackingError: if there is no such sweep, none of its cells has finished, or none has logged the metric.
     """
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking_uri)
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    parents = client.search_runs(experiments, f"tags.`simct.sweep` = '{name}'", order_by=["start_time DESC"])
-    if not parents:
-        raise TrackingError(
-            f"{tracking_uri} has no sweep {name!r}. Run it with: python -m simct_pl sweep --recipe FILE"
-        )
-    children = _children(client, experiments, parents[0].info.run_id)
-    finished: dict[str, Run] = {}
-    for run in children:  # newest first
-        if run.info.status == "FINISHED":
-            finished.setdefault(run.data.tags["simct.cell"], run)
+    sweep = find_sweep(name, tracking_uri)
+    finished = [run for run in sweep.runs if run.info.status == "FINISHED"]
     if not finished:
-        raise TrackingError(f"Sweep {name!r} has {len(children)} runs, none of which has finished.")
-    missing = sorted({run.data.tags["simct.cell"] for run in children} - finished.keys())
-    ordered = sorted(finished.values(), key=lambda run: run.info.start_time)
-    rows = [{"run_id": run.info.run_id, **_cell_of(run), **run.data.metrics} for run in ordered]
-    curves = [row for run in ordered for row in _curves(client, run, {*CURVES, metric})]
-    frame = pd.DataFrame(curves, columns=["method", "seed", "metric", "step", "value"])
-    return SweepResults(name, pd.DataFrame(rows), frame, missing, _sweep_file(client, parents[0]))
+        raise TrackingError(f"Sweep {name!r} has {len(sweep.runs)} runs, none of which has finished.")
+    names = sorted({key for run in finished for key in run.data.metrics if key == metric or key.startswith(SHOWN)})
+    if metric not in names:
+        known = ", ".join(key for key in names if key.startswith("eval/"))
+        raise TrackingError(f"No run of sweep {name!r} has logged {metric!r}; its runs have {known}.")
+    points = read_histories(sweep.client, tracking_uri, [run.info.run_id for run in finished], names)
+    chosen = _choose(finished, points, metric)
+    cells = pd.DataFrame(
+        [(run.info.run_id, *cell) for cell, run in chosen.items()], columns=["run_id", "method", "seed"]
+    )
+    curves = points.merge(cells, on="run_id").drop(columns="run_id")
+    planned = sweep.planned_cells
+    num_seeds = {method: sum(one == method for one, _ in planned) for method, _ in planned}
+    results = SweepResults(name, metric, list(num_seeds), curves, num_seeds, sweep.file)
+    results.missing.extend(_missing(results, sweep, planned, chosen))
+    results.notes.extend(sweep.notes + _uneven_ends(results))
+    return results
 
 
-def _children(client: MlflowClient, experiments: list[str], parent: str) -> list[Run]:
-    found: list[Run] = []
-    token = None
-    while True:
-        page = client.search_runs(
-            experiments,
-            f"tags.`mlflow.parentRunId` = '{parent}'",
-            max_results=PAGE,
-            order_by=["start_time DESC"],
-            page_token=token,
-        )
-        found += page
-        token = page.token
-        if not token:
-            return found
+def cell_of(run: Run) -> tuple[str, int]:
+    """Method and seed, as the sweep has tagged the run."""
+    return run.data.tags["simct.method"], int(run.data.tags["simct.seed"])
 
 
-def _cell_of(run: Run) -> dict[str, str | int]:
-    return {"method": run.data.tags["simct.method"], "seed": int(run.data.tags["simct.seed"])}
+def _choose(finished: list[Run], points: pd.DataFrame, metric: str) -> dict[tuple[str, int], Run]:
+    """The newest finished run of each cell. A run that was killed between its first validation and its first step is
+    tracked as finished too; it has nothing after step 0.
+    """
+    last_steps = points[points["metric"] == metric].groupby("run_id")["step"].max()
+    is_trained = last_steps.max() > 0
+    chosen: dict[tuple[str, int], Run] = {}
+    for run in finished:  # newest first
+        if not is_trained or last_steps.get(run.info.run_id, 1) > 0:
+            chosen.setdefault(cell_of(run), run)
+    return chosen
 
 
-def _curves(client: MlflowClient, run: Run, metrics: set[str]) -> list[dict[str, object]]:
-    return [
-        {**_cell_of(run), "metric": name, "step": point.step, "value": point.value}
-        for name in sorted(metrics & run.data.metrics.keys())
-        for point in client.get_metric_history(run.info.run_id, name)
-    ]
+def _missing(
+    results: SweepResults,
+    sweep: TrackedSweep,
+    planned: Sequence[tuple[str, int]],
+    chosen: dict[tuple[str, int], Run],
+) -> list[MissingCell]:
+    newest = {cell_of(run): run for run in reversed(sweep.runs)}
+    not_finite = set(results.not_finite(results.metric))
+    found = []
+    for method, seed in planned:
+        run = newest.get((method, seed))
+        if (method, seed) not in chosen:
+            status = run.info.status if run is not None else ""
+            reason = ONLY_START if status == "FINISHED" else REASONS.get(status, NOT_BEGUN)
+        elif (method, seed) in not_finite:
+            reason = f"{results.metric} not finite"
+        elif seed not in results.last(results.metric, method).index:
+            reason = f"without {results.metric}"
+        else:
+            continue
+        found.append(MissingCell(method, seed, reason))
+    return found
 
 
-def _sweep_file(client: MlflowClient, parent: Run) -> str:
-    from pathlib import Path
-    from tempfile import TemporaryDirectory
-
-    names = [item.path for item in client.list_artifacts(parent.info.run_id) if item.path.endswith(".yaml")]
-    with TemporaryDirectory() as folder:
-        paths = [Path(client.download_artifacts(parent.info.run_id, name, folder)) for name in names]
-        return "\n".join(path.read_text(encoding="utf-8") for path in paths)
+def _uneven_ends(results: SweepResults) -> list[str]:
+    """Say so if seeds of a method were measured last at different steps."""
+    notes = []
+    for method in results.methods:
+        ends = sorted(results.points(results.metric, method).groupby("seed")["step"].max().unique())
+        if len(ends) > 1:
+            notes.append(f"Seeds of {method} end at different steps: {', '.join(map(str, ends))}.")
+    return notes

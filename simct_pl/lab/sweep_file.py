@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -80,41 +79,55 @@ class SweepFile:
             RecipeError: naming the key or the value. MissingFileError: for a recipe that is not there.
         """
         check_yaml(str(path))
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        _check_keys(str(path), content, {f.name for f in fields(cls)}, {"name", "recipes", "methods", "seeds"})
-        found = cls(
-            _named(path, content["name"]),
-            tuple(_typed(path, "recipes", content["recipes"], list)),
-            {str(name): _method(path, name, value) for name, value in _methods(path, content["methods"]).items()},
-            tuple(_typed(path, "seeds", content["seeds"], list)),
-            _typed(path, "values", content.get("values") or {}, dict),
-            _typed(path, "grid", content.get("grid") or {}, dict),
-        )
-        if not found.seeds or not all(isinstance(seed, int) for seed in found.seeds):
-            raise RecipeError(f"{path}: seeds are {list(found.seeds)}; expected at least one whole number.")
-        for key, choices in found.grid.items():
-            if not isinstance(choices, list) or not choices:
-                raise RecipeError(f"{path}: grid.{key} is {choices!r}; expected a list of values.")
+        found = cls.parse(str(path), yaml.safe_load(path.read_text(encoding="utf-8")))
         for recipe in [*found.recipes, *(r for method in found.methods.values() for r in method.recipes)]:
             find_recipe(recipe)
         return found
 
+    @classmethod
+    def parse(cls, place: str, content: Any) -> SweepFile:
+        """Check a file's content, but not whether its recipes are there; place: what errors call it.
+
+        Raises:
+            RecipeError: naming the key or the value.
+        """
+        content = _typed(place, "content", content, dict)
+        _check_keys(place, content, {f.name for f in fields(cls)}, {"name", "recipes", "methods", "seeds"})
+        found = cls(
+            _named(place, content["name"]),
+            tuple(_typed(place, "recipes", content["recipes"], list)),
+            {str(name): _method(place, name, value) for name, value in _methods(place, content["methods"]).items()},
+            tuple(_typed(place, "seeds", content["seeds"], list)),
+            _typed(place, "values", content.get("values") or {}, dict),
+            _typed(place, "grid", content.get("grid") or {}, dict),
+        )
+        if not found.seeds or not all(isinstance(seed, int) for seed in found.seeds):
+            raise RecipeError(f"{place}: seeds are {list(found.seeds)}; expected at least one whole number.")
+        for key, choices in found.grid.items():
+            if not isinstance(choices, list) or not choices:
+                raise RecipeError(f"{place}: grid.{key} is {choices!r}; expected a list of values.")
+        return found
+
+    def columns(self) -> dict[str, tuple[Method, Values]]:
+        """Every method with every choice of the grid's values, by the name that its cells bear."""
+        choices = [dict(zip(self.grid, chosen, strict=True)) for chosen in itertools.product(*self.grid.values())]
+        return {_label(name, chosen): (method, chosen) for name, method in self.methods.items() for chosen in choices}
+
     def cells(self, folder: Path) -> list[Cell]:
         """Every cell, seed by seed, so that a sweep that is stopped early has all methods at its first seeds."""
-        columns = [
-            (name, method, dict(zip(self.grid, chosen, strict=True)))
-            for name, method in self.methods.items()
-            for chosen in itertools.product(*self.grid.values())
-        ]
-        return [self._cell(folder, *column, seed) for seed in self.seeds for column in columns]
+        columns = self.columns().items()
+        return [self._cell(folder, label, *column, seed) for seed in self.seeds for label, column in columns]
 
-    def _cell(self, folder: Path, name: str, method: Method, chosen: Values, seed: int) -> Cell:
-        label = ", ".join([name, *(f"{key.rpartition('.')[2]}={value}" for key, value in chosen.items())])
+    def _cell(self, folder: Path, label: str, method: Method, chosen: Values, seed: int) -> Cell:
         place = folder / re.sub(r"[^\w.=-]+", "_", label) / f"seed{seed}"
         values = {**self.values, **method.values, **chosen, "seed_everything": seed}
         values |= {"trainer.default_root_dir": str(place), "trainer.enable_progress_bar": False}
         recipes = tuple(find_recipe(recipe) for recipe in (*self.recipes, *method.recipes))
         return Cell(label, seed, recipes, place, yaml.safe_dump(nested(values), sort_keys=False))
+
+
+def _label(name: str, chosen: Values) -> str:
+    return ", ".join([name, *(f"{key.rpartition('.')[2]}={value}" for key, value in chosen.items())])
 
 
 def nested(values: Values) -> Values:
@@ -137,19 +150,19 @@ def nested(values: Values) -> Values:
     return tree
 
 
-def _methods(path: Path, value: Any) -> dict[str, Any]:
-    methods: dict[str, Any] = _typed(path, "methods", value, dict)
+def _methods(place: str, value: Any) -> dict[str, Any]:
+    methods: dict[str, Any] = _typed(place, "methods", value, dict)
     if not methods:
-        raise RecipeError(f"{path}: methods is empty; expected at least one.")
+        raise RecipeError(f"{place}: methods is empty; expected at least one.")
     return methods
 
 
-def _method(path: Path, name: str, value: Any) -> Method:
-    place = f"{path}: methods.{name}"
-    content = _typed(path, f"methods.{name}", value or {}, dict)
-    _check_keys(place, content, {"recipes", "values"}, set())
-    recipes = _typed(path, f"methods.{name}.recipes", content.get("recipes") or [], list)
-    return Method(tuple(recipes), _typed(path, f"methods.{name}.values", content.get("values") or {}, dict))
+def _method(place: str, name: str, value: Any) -> Method:
+    key = f"methods.{name}"
+    content = _typed(place, key, value or {}, dict)
+    _check_keys(f"{place}: {key}", content, {"recipes", "values"}, set())
+    recipes = _typed(place, f"{key}.recipes", content.get("recipes") or [], list)
+    return Method(tuple(recipes), _typed(place, f"{key}.values", content.get("values") or {}, dict))
 
 
 def _check_keys(place: str, content: dict[str, Any], known: set[str], needed: set[str]) -> None:
@@ -159,18 +172,13 @@ def _check_keys(place: str, content: dict[str, Any], known: set[str], needed: se
         raise RecipeError(f"{place} lacks {', '.join(missing)}.")
 
 
-def _named(path: Path, name: Any) -> str:
+def _named(place: str, name: Any) -> str:
     if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
-        raise RecipeError(f"{path}: name is {name!r}; expected letters, digits, '.', '_' and '-': it names a folder.")
+        raise RecipeError(f"{place}: name is {name!r}; expected letters, digits, '.', '_' and '-': it names a folder.")
     return name
 
 
-def _typed(path: Path, key: str, value: Any, kind: type) -> Any:
+def _typed(place: str, key: str, value: Any, kind: type) -> Any:
     if not isinstance(value, kind):
-        raise RecipeError(f"{path}: {key} is {value!r:.80}; expected a {'mapping' if kind is dict else 'list'}.")
+        raise RecipeError(f"{place}: {key} is {value!r:.80}; expected a {'mapping' if kind is dict else 'list'}.")
     return value
-
-
-def columns_of(cells: list[Cell]) -> Iterator[str]:
-    """The methods of some cells, each once, in order."""
-    yield from dict.fromkeys(cell.method for cell in cells)

@@ -26,6 +26,8 @@ from simct_pl.scoring.stats import UnitStats
 from simct_pl.types import LostReason, LostSpan, Prompt, PromptBatch, Rollout, StepRecord, UnitAlignment
 from tests.tiny import data, distill_module, trainer
 
+SHAPES, LENGTHS = ("1_1", "1_n", "n_1", "n_m"), ("1", "2", "3", "4_7", "8_up")
+
 
 def record(losses: tuple[float, ...] = (1.0, 2.0, 0.5), length: int = 5, entropy: float = 1.0) -> StepRecord:
     """One response: a 1:1 unit, a 2:1 unit, one lost student token of 3 bytes, and the stop."""
@@ -65,9 +67,22 @@ def test_alignment_metrics() -> None:
     assert alignment_metrics(record().alignments) == {
         "align/coverage": pytest.approx(4 / 5),
         "align/multi_token_units": pytest.approx(1 / 3),
+        **{f"align/units_{name}": pytest.approx(n / 3) for name, n in zip(SHAPES, (2, 0, 1, 0), strict=True)},
+        **{f"align/length_{name}": pytest.approx(n / 3) for name, n in zip(LENGTHS, (2, 1, 0, 0, 0), strict=True)},
         "align/lost_bytes": 3.0,
         **{f"align/lost_{reason}": float(reason == LostReason.NORMALIZER) for reason in LostReason},
     }
+
+
+def test_units_are_counted_by_shape_and_by_their_longer_side() -> None:
+    """Student and teacher tokens: 1:1, 1:3, 4:1, 2:2, 7:8."""
+    lengths = np.array([[1, 1], [1, 3], [4, 1], [2, 2], [7, 8]])
+    ends = lengths.cumsum(0)
+    units = np.stack([*(ends - lengths).T, *ends.T, np.arange(5), np.arange(1, 6)], 1)[:, [0, 2, 1, 3, 4, 5]]
+    alignment = UnitAlignment(units, np.arange(15), np.arange(15), b"abcde", False, np.ones(5, bool))
+    found = alignment_metrics([alignment])
+    assert [5 * found[f"align/units_{name}"] for name in SHAPES] == pytest.approx([1, 1, 1, 2])
+    assert [5 * found[f"align/length_{name}"] for name in LENGTHS] == pytest.approx([1, 1, 1, 1, 1])
 
 
 def test_a_batch_without_units_reports_the_same_names() -> None:
