@@ -6,7 +6,7 @@ turned into those of the states and of the student's head; backward only multipl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -45,12 +45,13 @@ def dual_space_loss(
         (loss_sum, stats). loss_sum can run backward once. It always runs through all of the projectors, as well as the
         student, so that ranks on which nothing aligns keep collectives in step.
     """
+    states = replace(states, teacher=replace(states.teacher, hidden_NH=states.teacher.hidden_NH.detach()))
     in_student_NH, in_teacher_MH = objective.translate(projectors, states)
     projection = student_head.projection
     like = at_least_fp32(states.student.hidden_NH.new_zeros(0, dtype=projection.weight.dtype))
     stats = UnitStats.allocate(states.rows.num_units, len(states.rows.student_ids_N), like)
     work = _Work(
-        states.teacher.hidden_NH.detach(),
+        states.teacher.hidden_NH,
         states.rows,
         student_head,
         teacher_head,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from simct_pl.scoring.heads import LMHead
+from simct_pl.scoring.side import at_least_fp32
 from simct_pl.tokenization.shared_vocab import SharedVocab
 
 ROWS_AT_A_TIME = 8192  # widened to float64
@@ -63,7 +64,7 @@ class AttentionProjectors(Projectors):
     def __init__(self, student: PreTrainedModel, teacher: PreTrainedModel, shared: SharedVocab) -> None:
         super().__init__(student, teacher, shared)
         student_KH, teacher_KH = (model.get_input_embeddings().weight.detach() for model in (student, teacher))
-        self.register_buffer("teacher_std", teacher_KH.float().std(), persistent=False)
+        self.register_buffer("teacher_std", at_least_fp32(teacher_KH).std(), persistent=False)
         student_VH, teacher_VH = shared_rows(student_KH, teacher_KH, shared)
         half_GH = least_squares_map(student_VH, teacher_VH).T / self.teacher_std.double()
         self.query = linear_of(torch.block_diag(half_GH, half_GH), student_KH)
