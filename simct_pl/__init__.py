@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from simct_pl.losses.api import distillation_loss
     from simct_pl.losses.cross_entropy import CrossEntropyLoss
     from simct_pl.losses.dpca import DPCALoss
+    from simct_pl.losses.dskd import DSKDCma, DSKDEta
     from simct_pl.losses.gold import GOLDLoss
     from simct_pl.losses.mixture import MixtureLoss
     from simct_pl.losses.shared_vocab import SharedVocabLoss
@@ -40,6 +41,8 @@ _HOMES = {
     "CommonBoundaryAligner": "simct_pl.alignment",
     "CrossEntropyLoss": "simct_pl.losses.cross_entropy",
     "DPCALoss": "simct_pl.losses.dpca",
+    "DSKDCma": "simct_pl.losses.dskd",
+    "DSKDEta": "simct_pl.losses.dskd",
     "DistillModule": "simct_pl.module",
     "FixedMergeAligner": "simct_pl.alignment",
     "GOLDLoss": "simct_pl.losses.gold",
@@ -67,6 +70,8 @@ __all__ = [
     "CommonBoundaryAligner",
     "CrossEntropyLoss",
     "DPCALoss",
+    "DSKDCma",
+    "DSKDEta",
     "DistillModule",
     "FixedMergeAligner",
     "GOLDLoss",

@@ -30,6 +30,7 @@ from simct_pl.evaluation.bits import pack_references
 from simct_pl.evaluation.grader import Grader
 from simct_pl.evaluation.metrics import HeldOutMetrics, HeldOutResult
 from simct_pl.losses.base import Objective
+from simct_pl.losses.dual_space import DualSpaceObjective
 from simct_pl.models import DtypeName, check_model_path, context_length, load_causal_lm, load_config
 from simct_pl.optim import GuardedStep, OptimizerConfig
 from simct_pl.parallel import Sharding, free_gathered
@@ -70,7 +71,7 @@ class DistillModule(L.LightningModule):
         self,
         student: str,
         teacher: str,
-        objective: Objective,
+        objective: Objective | DualSpaceObjective,
         aligner: Aligner,
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008 - frozen
         grader: Grader | None = None,
@@ -147,7 +148,9 @@ class DistillModule(L.LightningModule):
         if self.gradient_checkpointing:
             student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.teacher = self._load_teacher()
-        self.graded = StudentWithLoss(student.train(), self.teacher, self.objective, self.chunk_tokens, self.phases)
+        self.graded = StudentWithLoss.build(
+            student.train(), self.teacher, self.objective, self.pair, self.chunk_tokens, self.phases
+        )
         if self.sharding is not None:
             self.sharding.shard_student(self.graded, student, self._mesh)
 
@@ -172,7 +175,7 @@ class DistillModule(L.LightningModule):
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer, scheduler = self.optimizer_config.build(
-            self.student.parameters(), self.trainer.estimated_stepping_batches
+            self.graded.parameter_groups(), self.trainer.estimated_stepping_batches
         )
         return [optimizer], [scheduler]
 
@@ -202,7 +205,7 @@ class DistillModule(L.LightningModule):
                     self.manual_backward(loss * scale)
                 loss_sum += loss.detach()
         with self.phases("optimizer"):
-            metrics = self.guarded_step(self.student.parameters(), self.optimizers(), self.lr_schedulers())  # type: ignore[arg-type]
+            metrics = self.guarded_step(self.graded.parameters(), self.optimizers(), self.lr_schedulers())  # type: ignore[arg-type]
         batch.record = StepRecord(
             rollouts,
             unpack(groups, [aligned.alignments for aligned, _ in graded]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -44,8 +45,12 @@ class OptimizerConfig:
         if self.max_grad_norm <= 0:
             raise RecipeError(f"max_grad_norm is {self.max_grad_norm}; expected a positive number (inf: no clipping).")
 
-    def build(self, parameters: Iterable[nn.Parameter], num_steps: float) -> tuple[AdamW, LambdaLR]:
+    def build(
+        self, parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], num_steps: float
+    ) -> tuple[AdamW, LambdaLR]:
         """Optimizer and schedule over num_steps optimizer steps.
+
+        parameters: or groups of them; a group with an `lr` of its own rises and falls with the same schedule.
 
         Raises:
             RecipeError: if the number of steps is unknown, because neither the trainer nor the data bounds it.

@@ -11,13 +11,15 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from simct_pl.scoring.side import SideChunk
 from simct_pl.scoring.tables import PairTables
 from simct_pl.scoring.units import UnitRows
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # they load transformers
+    from transformers import PreTrainedModel
+
     from simct_pl.tokenization.pair import TokenizerPair
 
 
@@ -65,13 +67,15 @@ class UnitLosses:
         return cls(loss_U, supervised_U, whole_U, whole_U)
 
 
-class Objective(ABC):
-    """Turns a chunk of units into losses. Gradients must reach the student's logits only.
+class ObjectiveBase(ABC):
+    """What a recipe may name as its objective.
 
     uses_prefixes: whether it reads UnitRows.prefix_unit_P and prefix_column_P, which are left empty otherwise.
+    projector_lr: peak learning rate of what build_projectors makes; it follows the student's schedule.
     """
 
     uses_prefixes: bool = False
+    projector_lr: float = 1e-3
 
     def prepare(self, pair: TokenizerPair) -> None:  # noqa: B027 - most objectives need nothing
         """Make what depends on the two tokenizers alone, before any weights load. By default, nothing.
@@ -80,10 +84,25 @@ class Objective(ABC):
             SimctError: if the objective cannot grade this pair.
         """
 
-    @abstractmethod
-    def __call__(self, chunk: UnitChunk) -> UnitLosses:
-        """Per-unit losses of a chunk; a unit that the objective does not grade has loss 0 and supervised False."""
+    def build_projectors(
+        self, student: PreTrainedModel, teacher: PreTrainedModel, pair: TokenizerPair
+    ) -> nn.Module | None:
+        """Parameters that the objective trains beside the student's, by default none.
+
+        They are optimised, sharded and checkpointed with the student, and neither exported nor sent to engines. The
+        student is whole still, and the teacher's embeddings and head always are. The same models must give the same
+        values, on every rank and in every process.
+        """
+        return None
 
     @abstractmethod
     def describe(self) -> dict[str, object]:
         """The variant that runs, for the tracker: names and values."""
+
+
+class Objective(ObjectiveBase):
+    """Turns a chunk of units into losses. Gradients must reach the student's logits only."""
+
+    @abstractmethod
+    def __call__(self, chunk: UnitChunk) -> UnitLosses:
+        """Per-unit losses of a chunk; a unit that the objective does not grade has loss 0 and supervised False."""

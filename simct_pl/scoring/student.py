@@ -9,19 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from simct_pl.evaluation.bits import Reference, bits_of
 from simct_pl.losses.base import Objective
+from simct_pl.losses.dual_space import DualSpaceObjective, PairStates, SideStates
 from simct_pl.phases import PhaseTimer
 from simct_pl.scoring.aligned import AlignedBatch
 from simct_pl.scoring.chunks import chunked_loss
+from simct_pl.scoring.dual_space import dual_space_loss
 from simct_pl.scoring.heads import LMHead, response_states
 from simct_pl.scoring.stats import UnitStats
 from simct_pl.scoring.tables import PairTables
 from simct_pl.scoring.teacher import FrozenTeacher
+from simct_pl.tokenization.pair import TokenizerPair
 from simct_pl.types import Rollout
 
 
@@ -32,22 +36,44 @@ class StudentWithLoss(nn.Module):
     token, grades nothing, and still runs backward through all of the student.
 
     Args:
-        student: registered; its parameters are all that this module has. teacher: not registered (FrozenTeacher).
-        objective, chunk_tokens: see chunked_loss. phases: timed.
+        student: registered. teacher: not registered (FrozenTeacher). objective, chunk_tokens: see chunked_loss.
+        phases: timed. projectors: registered, what the objective's build_projectors made; null for most.
     """
 
     def __init__(
         self,
         student: PreTrainedModel,
         teacher: FrozenTeacher,
-        objective: Objective,
+        objective: Objective | DualSpaceObjective,
         chunk_tokens: int,
         phases: PhaseTimer,
+        projectors: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.student = student
+        self.student, self.projectors = student, projectors
         self.teacher, self.objective = teacher, objective
         self.chunk_tokens, self.phases = chunk_tokens, phases
+
+    @classmethod
+    def build(
+        cls,
+        student: PreTrainedModel,
+        teacher: FrozenTeacher,
+        objective: Objective | DualSpaceObjective,
+        pair: TokenizerPair,
+        chunk_tokens: int,
+        phases: PhaseTimer,
+    ) -> StudentWithLoss:
+        """With all that the objective needs beside the models; the student is not sharded yet."""
+        projectors = objective.build_projectors(student, teacher.model, pair)
+        return cls(student, teacher, objective, chunk_tokens, phases, projectors)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """For an optimizer: the student's, and the projectors' with their own learning rate."""
+        groups: list[dict[str, Any]] = [{"params": list(self.student.parameters())}]
+        if self.projectors is not None:
+            groups.append({"params": list(self.projectors.parameters()), "lr": self.objective.projector_lr})
+        return groups
 
     def forward(
         self, rollouts: Sequence[Rollout], aligned: AlignedBatch | Future[AlignedBatch], tables: PairTables
@@ -66,20 +92,49 @@ class StudentWithLoss(nn.Module):
             device = student.hidden_NH.device
             teacher = self.teacher.to(device).states(aligned.teacher_prompt_ids, aligned.teacher_response_ids)
         with self.phases("loss"):
-            loss, stats = chunked_loss(
-                student.hidden_NH,
-                teacher.hidden_NH,
-                aligned.rows,
-                student_head=LMHead.of(self.student),
-                teacher_head=self.teacher.head,
-                objective=self.objective,
-                tables=tables,
-                chunk_tokens=self.chunk_tokens,
-            )
+            if isinstance(self.objective, DualSpaceObjective):
+                loss, stats = self._dual_space_loss(rollouts, aligned, student.hidden_NH, teacher.hidden_NH, tables)
+            else:
+                loss, stats = chunked_loss(
+                    student.hidden_NH,
+                    teacher.hidden_NH,
+                    aligned.rows,
+                    student_head=LMHead.of(self.student),
+                    teacher_head=self.teacher.head,
+                    objective=self.objective,
+                    tables=tables,
+                    chunk_tokens=self.chunk_tokens,
+                )
         self.phases.count_worker(aligned.seconds)
         self.phases.count_forward("student", student.num_tokens, student.num_positions)
         self.phases.count_forward("teacher", teacher.num_tokens, teacher.num_positions)
         return loss, stats
+
+    def _dual_space_loss(
+        self,
+        rollouts: Sequence[Rollout],
+        aligned: AlignedBatch,
+        student_hidden_NH: Tensor,
+        teacher_hidden_MH: Tensor,
+        tables: PairTables,
+    ) -> tuple[Tensor, UnitStats]:
+        assert isinstance(self.objective, DualSpaceObjective)
+        assert self.projectors is not None
+        teacher_ids = zip(aligned.teacher_prompt_ids, aligned.teacher_response_ids, strict=True)
+        states = PairStates(
+            SideStates.of(self.student, student_hidden_NH, [(r.prompt_ids, r.response_ids) for r in rollouts]),
+            SideStates.of(self.teacher.model, teacher_hidden_MH, teacher_ids),
+            aligned.rows,
+        )
+        return dual_space_loss(
+            states,
+            student_head=LMHead.of(self.student),
+            teacher_head=self.teacher.head,
+            objective=self.objective,
+            projectors=self.projectors,
+            tables=tables,
+            chunk_tokens=self.chunk_tokens,
+        )
 
     def bits(self, references: Sequence[Reference]) -> float:
         """Sum of -log2 p(response | prompt) of one micro-batch of references; run as a forward when sharded."""
