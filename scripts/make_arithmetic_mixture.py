@@ -37,7 +37,7 @@ def files() -> dict[str, list[dict[str, object]]]:
     return {
         "additions.jsonl": additions,
         "collected.jsonl": collected,
-        "held_out.jsonl": [_row(p, "hard") for p in held_out],
+        "held_out.jsonl": [{"question": p.question, "response": p.response, "total": p.total} for p in held_out],
     }
 
 
