@@ -14,6 +14,9 @@ from simct_pl.errors import SimctError
 COMMANDS = {
     "align": ("simct_pl.commands.align", "cut texts into aligned units and show what was lost"),
     "quickstart": ("simct_pl.commands.quickstart", "train the embedded example and show the result"),
+    "data": ("simct_pl.commands.data", "build a mixture of prompts from several sources"),
+    "generate": ("simct_pl.commands.generate", "let a model answer prompts, several times each"),
+    "select": ("simct_pl.commands.select", "keep the responses that verify, and the shortest of them"),
     "convert-gguf": ("simct_pl.commands.convert_gguf", "turn a GGUF file into an ordinary model folder"),
     "sweep": ("simct_pl.commands.sweep", "run a grid of methods, seeds and recipe values"),
     "report": ("simct_pl.commands.report", "compare the runs of a sweep: table, pictures, one page"),

@@ -77,6 +77,10 @@ class SweepError(SimctError, RuntimeError):
     """Cells of a sweep failed."""
 
 
+class ResponseError(SimctError, ValueError):
+    """Sampled responses are of other settings, or cannot be used."""
+
+
 class RunInterrupted(SimctError, InterruptedError):
     """The run was asked to end (SIGTERM) and can be continued."""
 

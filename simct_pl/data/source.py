@@ -5,15 +5,18 @@ Only JSON and Parquet are read: formats that hold data and no code.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from datasets import IterableDataset, load_dataset, load_dataset_builder
+from datasets.exceptions import DatasetsError
 
-from simct_pl.errors import MissingFileError, PromptDataError, RecipeError
+from simct_pl.errors import MissingFileError, PromptDataError, RecipeError, SimctError
 from simct_pl.types import Prompt
 
 BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
@@ -27,8 +30,8 @@ class PromptSource:
     path: a .jsonl, .json or .parquet file (also compressed), or a hub name. name, split: of a hub data set.
     prompt_field: a string, or a list of {"role", "content"} messages.
     response_field: a reference response, for bits per byte and supervised fine-tuning.
-    answer_field: what the grader compares with; answer_pattern: a regular expression whose first group is the answer
-        inside it.
+    answer_field: what the grader compares with; a list or a structure becomes JSON. answer_pattern: a regular
+        expression whose first group is the answer inside it.
     skip, limit: rows left out at the beginning, and at most so many taken after them.
     max_prompt_chars: longer prompts are left out, counted and reported.
     """
@@ -82,6 +85,20 @@ class PromptSource:
             ) from error
         return rows
 
+    def rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The rows with their index, streamed in order; skip and limit are heeded.
+
+        Raises:
+            MissingFileError, PromptDataError: if the path cannot be opened, or the reader finds it broken.
+        """
+        try:
+            end = None if self.limit is None else self.skip + self.limit
+            yield from islice(enumerate(self.open()), self.skip, end)
+        except (OSError, ValueError, DatasetsError) as error:
+            if isinstance(error, SimctError):
+                raise
+            raise PromptDataError(f"{self.path!r} cannot be read: {error}") from error
+
     def _from_the_hub(self) -> IterableDataset:
         """Formats that can hold pickles (WebDataset, say) are refused before a row is read."""
         hub = load_dataset_builder(self.path, self.name)
@@ -113,7 +130,7 @@ class PromptSource:
             raise PromptDataError(
                 f"Row {index} of {self.path!r}: {self.response_field!r} is {response!r:.80}; expected a text."
             )
-        answer = str(self._field(index, row, self.answer_field)) if self.answer_field else None
+        answer = _as_text(self._field(index, row, self.answer_field)) if self.answer_field else None
         if answer is not None and self.answer_pattern:
             match = re.search(self.answer_pattern, answer)
             if match is None:
@@ -130,6 +147,11 @@ class PromptSource:
                 "Set prompt_field (response_field, answer_field) to the right name."
             )
         return row[name]
+
+
+def _as_text(value: Any) -> str:
+    """Texts as they are; tests in lists or structures as JSON, which a grader can read again."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _are_messages(value: Any) -> bool:

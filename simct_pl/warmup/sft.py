@@ -1,35 +1,45 @@
 """SFTModule: cross-entropy on reference responses, with the prompt in the model's own chat template and a trained stop.
 
 A batch of prompts with responses comes in; a model folder goes out at the end. The loss is a mean over the response
-tokens of the batch, stop included; prompt tokens are read, never predicted.
+tokens of the GLOBAL batch, stop included; prompt tokens are read, never predicted. As in DistillModule, one Lightning
+batch is one optimizer step, and micro-batches are cut inside: neither they nor the layout change the loss.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.nn import functional as F
-from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from typing_extensions import override
 
+from simct_pl.checks import check_sharding
 from simct_pl.errors import PromptDataError, RecipeError
+from simct_pl.evaluation.bits import Reference
 from simct_pl.evaluation.grader import Grader
-from simct_pl.export import export_model
-from simct_pl.models import DtypeName, check_model_path, load_causal_lm, load_config, torch_dtype
-from simct_pl.optim import OptimizerConfig
+from simct_pl.export import check_output, export_model
+from simct_pl.models import DtypeName, check_model_path, context_length, load_causal_lm, load_config, torch_dtype
+from simct_pl.optim import GuardedStep, OptimizerConfig
+from simct_pl.parallel import Sharding, free_gathered, full_state_dict
+from simct_pl.ranks import exchange_gradients, in_step, over_ranks
 from simct_pl.rollout.engine import SamplingParams
 from simct_pl.rollout.hf import HFEngine
-from simct_pl.scoring.heads import LMHead, response_states, verify_head
-from simct_pl.tokenization.pair import ModelTokenizer
+from simct_pl.scoring.heads import verify_head
+from simct_pl.scoring.packing import Layout, PaddedRows
+from simct_pl.tokenization.model_tokenizer import ModelTokenizer
 from simct_pl.types import Prompt, PromptBatch
+from simct_pl.warmup.supervised import SupervisedModel
+
+GUARD = "guarded_step"  # of our part in a checkpoint
 
 
 class SFTModule(L.LightningModule):
@@ -43,9 +53,14 @@ class SFTModule(L.LightningModule):
         label_smoothing: share of each target spread over the vocabulary; a teacher trained with some stays calm in
             contexts that only a student would write.
         optimizer: learning rate, schedule, clipping.
-        grader: scores greedy held-out responses; without one, validation reports the loss only.
+        grader: scores greedy held-out responses; without one, validation reports the loss and bits per byte only.
         max_response_tokens: at which a held-out response is cut.
         dtype: of the weights (autocast is the trainer's `precision`).
+        layout: padded rows, or one packed row a forward.
+        micro_batch_tokens: positions of one forward and backward. It changes speed and memory, never the loss.
+        chunk_tokens: rows of logits that exist at a time.
+        gradient_checkpointing: recompute the layers in backward.
+        sharding: how ranks share weights, gradients and moments (FSDP2); null: each has them all.
     """
 
     def __init__(
@@ -59,57 +74,106 @@ class SFTModule(L.LightningModule):
         grader: Grader | None = None,
         max_response_tokens: int = 64,
         dtype: DtypeName = "float32",
+        layout: Layout | None = None,
+        micro_batch_tokens: int = 16_384,
+        chunk_tokens: int = 1024,
+        gradient_checkpointing: bool = False,
+        sharding: Sharding | None = None,
     ) -> None:
         super().__init__()
+        self.automatic_optimization = False
         if not 0 <= label_smoothing < 1:
             raise RecipeError(f"label_smoothing is {label_smoothing}; expected a share in [0, 1).")
-        self.model_path, self.output = model, output
+        self.model_path, self.output = os.path.expanduser(model), output
         self.from_scratch, self.init_seed = from_scratch, init_seed
         self.label_smoothing, self.optimizer_config = label_smoothing, optimizer
         self.grader, self.max_response_tokens = grader, max_response_tokens
         self.dtype_name: DtypeName = dtype
-        self.model: PreTrainedModel | None = None
-        self.accuracy = MeanMetric()
+        self.layout = layout or PaddedRows()
+        self.micro_batch_tokens, self.chunk_tokens = micro_batch_tokens, chunk_tokens
+        self.gradient_checkpointing, self.sharding = gradient_checkpointing, sharding
+        self.guarded_step = GuardedStep(optimizer.max_grad_norm)
+        self.supervised: SupervisedModel | None = None
+        self.engine = HFEngine()
+        self.means = torch.nn.ModuleDict({name: MeanMetric() for name in ("loss", "bits_per_byte", "accuracy")})
+        self._held_out: list[Prompt] = []
 
     @cached_property
     def tokenizer(self) -> ModelTokenizer:
         return ModelTokenizer.from_pretrained(self.model_path)
 
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model, once configure_model has made it."""
+        assert self.supervised is not None
+        return self.supervised.model
+
+    @cached_property
+    def context(self) -> int | None:
+        """Longest prompt + response, in tokens."""
+        return context_length(load_config("model", self.model_path))
+
     @override
     def setup(self, stage: str) -> None:
+        if self._trainer is not None:
+            check_sharding(self._trainer, self.sharding)
         if not self.from_scratch:
             check_model_path("model", self.model_path)
         load_config("model", self.model_path)
+        if self.output is not None:
+            check_output(Path(self.output))
 
     @override
     def configure_model(self) -> None:
-        if self.model is not None:
+        if self.supervised is not None:
             return
         if self.from_scratch:
-            self.model = _untrained(self.model_path, self.dtype_name, self.init_seed)
+            model = _untrained(self.model_path, self.dtype_name, self.init_seed)
         else:
-            self.model = load_causal_lm("model", self.model_path, self.dtype_name)
-        verify_head(self.model)
+            model = load_causal_lm("model", self.model_path, self.dtype_name)
+        verify_head(model)
+        self.layout.verify(model)
+        if self.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.supervised = SupervisedModel(model.train(), self.layout, self.chunk_tokens, self.label_smoothing)
+        if self.sharding is not None:
+            assert self.device_mesh is not None
+            self.sharding.shard_student(self.supervised, model, self.sharding.mesh(self.device_mesh["data_parallel"]))
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer, scheduler = self.optimizer_config.build(self.parameters(), self.trainer.estimated_stepping_batches)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        optimizer, scheduler = self.optimizer_config.build(
+            self.model.parameters(), self.trainer.estimated_stepping_batches
+        )
+        return [optimizer], [scheduler]
 
     @override
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: int | float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        self.clip_gradients(optimizer, self.optimizer_config.max_grad_norm, "norm")
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[GUARD] = self.guarded_step.state_dict()
 
     @override
-    def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
-        loss = self.loss(batch.prompts)
-        self.log("loss/train", loss, prog_bar=True, batch_size=len(batch))
-        return loss
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.guarded_step.load_state_dict(checkpoint[GUARD])
+
+    # ---- the step ----
+
+    @override
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        examples = self.examples(batch.prompts)
+        num_global_tokens = int(over_ranks(self, _num_targets(examples)).sum())
+        parts = in_step(self, self.micro_batches(examples), idle=[])
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        for number, part in enumerate(parts, start=1):
+            assert self.supervised is not None
+            loss = self.supervised(part)
+            with exchange_gradients(self.trainer, now=number == len(parts)):
+                # DDP and FSDP average gradients over ranks; the loss is a sum over the global batch.
+                self.manual_backward(loss * (self.trainer.world_size / num_global_tokens))
+            loss_sum += loss.detach()
+        metrics = self.guarded_step(self.model.parameters(), self.optimizers(), self.lr_schedulers())  # type: ignore[arg-type]
+        loss_mean = over_ranks(self, loss_sum.item()).sum() / num_global_tokens
+        self.log("loss/train", loss_mean, prog_bar=True, batch_size=len(batch))
+        self.log_dict(metrics, batch_size=1)
 
     def loss(self, prompts: list[Prompt]) -> Tensor:
         """Mean cross-entropy a response token, in nats.
@@ -117,38 +181,80 @@ class SFTModule(L.LightningModule):
         Raises:
             PromptDataError: naming a prompt that has no response.
         """
-        assert self.model is not None
-        prompt_ids = [self.tokenizer.render_prompt(prompt.messages) for prompt in prompts]
-        response_ids = [self.response_ids(prompt) for prompt in prompts]
-        hidden_NH = response_states(self.model, prompt_ids, response_ids).hidden_NH
-        targets_N = torch.tensor([token for ids in response_ids for token in ids], device=hidden_NH.device)
-        logits_NK = LMHead.of(self.model)(hidden_NH).float()
-        return F.cross_entropy(logits_NK, targets_N, label_smoothing=self.label_smoothing)
+        assert self.supervised is not None
+        examples = self.examples(prompts)
+        sums = [self.supervised(part) for part in self.micro_batches(examples)]
+        return torch.stack(sums).sum() / _num_targets(examples)
 
-    def response_ids(self, prompt: Prompt) -> list[int]:
-        """The reference response in the model's tokens, with the stop that ends the turn."""
-        if not prompt.response:
-            raise PromptDataError(
-                f"Prompt {prompt.index} has no response to learn from. "
-                "Set data.train.response_field to the field that holds it."
-            )
-        return [*self.tokenizer.encode(prompt.response), self.tokenizer.stop_ids[0]]
+    def micro_batches(self, examples: Sequence[Reference]) -> list[list[Reference]]:
+        """The examples of each forward."""
+        lengths = [len(example.prompt_ids) + len(example.response_ids) for example in examples]
+        return [[examples[i] for i in members] for members in self.layout.groups(lengths, self.micro_batch_tokens)]
+
+    def examples(self, prompts: Sequence[Prompt]) -> list[Reference]:
+        """Prompts in the model's own template, with their responses and the stop that ends the turn.
+
+        Raises:
+            PromptDataError: naming a prompt that has no response, or is too long for the model with it.
+        """
+        for prompt in prompts:
+            if not prompt.response:
+                raise PromptDataError(
+                    f"Prompt {prompt.index} has no response to learn from. "
+                    "Set data.train.response_field to the field that holds it."
+                )
+        responses_ids = self.tokenizer.encode_batch([prompt.response or "" for prompt in prompts])
+        stop = self.tokenizer.stop_ids[0]
+        examples = [
+            Reference(self.tokenizer.render_prompt(prompt.messages), [*ids, stop])
+            for prompt, ids in zip(prompts, responses_ids, strict=True)
+        ]
+        for prompt, example in zip(prompts, examples, strict=True):
+            length = len(example.prompt_ids) + len(example.response_ids)
+            if self.context is not None and length > self.context:
+                raise PromptDataError(
+                    f"Prompt {prompt.index} has {length} tokens with its response; the model's context is "
+                    f"{self.context}. Leave long ones out: --max_tokens of `select`, or max_prompt_chars."
+                )
+        return examples
+
+    # ---- held-out prompts ----
+
+    @override
+    def on_validation_start(self) -> None:
+        if self.grader is not None:
+            self.engine.refresh(self.model, self.global_step)  # collective where ranks share the model
 
     @override
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        self.log("eval/loss", self.loss(batch.prompts), batch_size=len(batch))
-        if self.grader is None:
-            return
-        for prompt, response in zip(batch.prompts, self.respond(batch.prompts), strict=True):
-            self.accuracy.update(self.grader(prompt, response))
-        self.log("eval/accuracy", self.accuracy, prog_bar=True, batch_size=len(batch))
+        """Grade greedy responses. The loss waits for the epoch's end: ranks may have unequal shares of the prompts."""
+        self._held_out += batch.prompts
+        if self.grader is not None:
+            for prompt, response in zip(batch.prompts, self.respond(batch.prompts), strict=True):
+                self._mean("accuracy").update(self.grader(prompt, response))
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        assert self.supervised is not None
+        with torch.no_grad(), self.trainer.precision_plugin.val_step_context():
+            for part in in_step(self, self.micro_batches(self.examples(self._held_out)), idle=[]):
+                loss = float(self.supervised(part)) / max(_num_targets(part), 1)
+                bits = self.supervised.bits([Reference(e.prompt_ids, e.response_ids[:-1]) for e in part])
+                num_bytes = sum(len(self.tokenizer.table.join(e.response_ids[:-1])) for e in part)
+                self._mean("loss").update(loss, weight=_num_targets(part))
+                self._mean("bits_per_byte").update(bits / max(num_bytes, 1), weight=num_bytes)
+        free_gathered(self.supervised)
+        self._held_out = []
+        names = [name for name in self.means if name != "accuracy" or self.grader is not None]
+        self.log_dict({f"eval/{name}": self._mean(name).compute() for name in names}, prog_bar=True)
+        for name in names:
+            self._mean(name).reset()
 
     def respond(self, prompts: list[Prompt]) -> list[str]:
         """Greedy responses as text, without the stop; what hits the length limit stays cut."""
-        assert self.model is not None
-        engine = HFEngine(batch_size=len(prompts))
-        engine.refresh(self.model, policy_version=self.global_step)
-        generations = engine.generate(
+        if self.engine.policy_version is None:
+            self.engine.refresh(self.model, self.global_step)
+        generations = self.engine.generate(
             [self.tokenizer.render_prompt(prompt.messages) for prompt in prompts],
             seeds=[0] * len(prompts),  # greedy draws nothing
             sampling=SamplingParams(temperature=0.0, max_tokens=self.max_response_tokens),
@@ -158,13 +264,24 @@ class SFTModule(L.LightningModule):
         texts = [[i for i in generation.response_ids if i not in stops] for generation in generations]
         return [self.tokenizer.table.join(ids).decode(errors="replace") for ids in texts]
 
+    def _mean(self, name: str) -> MeanMetric:
+        mean = self.means[name]
+        assert isinstance(mean, MeanMetric)
+        return mean
+
     @override
     def on_fit_end(self) -> None:
-        if self.output is None or not self.trainer.is_global_zero:
+        if self.output is None:
             return
-        assert self.model is not None
-        folder = export_model(self.model, self.tokenizer.hf, Path(self.output), self.model_path)
-        rank_zero_info(f"Exported the model to {folder}")
+        weights = full_state_dict(self.model, keep=self.trainer.is_global_zero)  # ranks gather together
+        if self.trainer.is_global_zero:
+            folder = export_model(self.model, self.tokenizer.hf, Path(self.output), self.model_path, weights)
+            rank_zero_info(f"Exported the model to {folder}")
+
+
+def _num_targets(examples: Sequence[Reference]) -> int:
+    """Response tokens, stops included."""
+    return sum(len(example.response_ids) for example in examples)
 
 
 def _untrained(path: str, dtype: DtypeName, seed: int) -> PreTrainedModel:

@@ -144,7 +144,7 @@ def test_a_run_goes_on_exactly_from_wherever_it_was_cut(
 
 
 def test_supervised_runs_go_on_too(tmp_path: Path) -> None:
-    """Another module, Lightning's own optimization: the same weights, optimizer and learning rates."""
+    """Another module: the same weights, optimizer and learning rates."""
 
     def supervised(name: str, *callbacks: L.Callback, resume: SavedCheckpoint | None = None) -> L.Trainer:
         run = trainer(tmp_path / name, callbacks=[Checkpoint(every_n_steps=1), *callbacks], max_steps=5)

@@ -16,11 +16,15 @@ from simct_pl.recipes import find_recipe, recipe_folder
 
 # A sweep file (simct_pl.lab.sweep_file) is no recipe of one run; tests/lab has tests of those.
 EVERY = sorted(recipe_folder().rglob("*.yaml"))
-RECIPES = [path for path in EVERY if "methods" not in yaml.safe_load(path.read_text(encoding="utf-8"))]
+RUNS = [path for path in EVERY if "methods" not in yaml.safe_load(path.read_text(encoding="utf-8"))]
+RECIPES = [path for path in RUNS if "python -m simct_pl fit" in path.read_text(encoding="utf-8")]
+# The options of other commands; tests/recipes/test_data_recipes.py has tests of those.
+OF_COMMANDS = [path for path in RUNS if path not in RECIPES]
 
 
 def test_there_are_recipes_to_test() -> None:
     names = {path.stem for path in RECIPES}
+    assert all(path.parent.name in ("data", "warmup") for path in OF_COMMANDS)
     assert names >= {
         "quickstart",
         "quickstart_teacher",

@@ -10,13 +10,22 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from simct_pl.errors import MissingFileError, PromptDataError, RecipeError
+from simct_pl.evaluation.bits import Reference
 from simct_pl.optim import OptimizerConfig
+from simct_pl.scoring.packing import Layout, PackedRow, PaddedRows
 from simct_pl.tasks.arithmetic import Problem, TotalGrader
 from simct_pl.tasks.datamodule import ArithmeticDataModule
 from simct_pl.tasks.tokenizers import STUDENT, TEACHER
 from simct_pl.types import Prompt
 from simct_pl.warmup.sft import SFTModule
 
+SILENT = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 PROMPTS = [Problem(terms).prompt(i) for i, terms in enumerate([(1, 2), (13, 25, 7), (40, 9, 9, 8)])]
 
 
@@ -60,6 +69,60 @@ def test_the_loss_is_the_cross_entropy_of_response_and_stop(folder: Path, smooth
         assert found == pytest.approx(reference_loss(sft, folder, PROMPTS, smoothing), rel=1e-4)
 
 
+@pytest.mark.parametrize("layout", [PackedRow(), PaddedRows()], ids=["packed", "padded"])
+@pytest.mark.parametrize(("micro_batch_tokens", "chunk_tokens"), [(1, 3), (40, 1024), (10_000, 7)])
+def test_neither_layout_nor_cuts_change_the_loss(
+    folder: Path, layout: Layout, micro_batch_tokens: int, chunk_tokens: int
+) -> None:
+    sft = module(folder, layout=layout, micro_batch_tokens=micro_batch_tokens, chunk_tokens=chunk_tokens)
+    sft.model.double()
+    with torch.no_grad():
+        for parameter in sft.parameters():
+            parameter.mul_(4)
+    found = sft.loss(PROMPTS)
+    found.backward()
+    assert found.item() == pytest.approx(reference_loss(sft, folder, PROMPTS, smoothing=0.0), rel=1e-9)
+    plain = module(folder)
+    plain.model.load_state_dict(sft.model.state_dict())
+    plain.model.double()
+    plain.loss(PROMPTS).backward()
+    for ours, theirs in zip(sft.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-7, atol=1e-9)
+
+
+def test_a_step_is_that_of_adamw_on_the_mean_over_the_batch(folder: Path, tmp_path: Path) -> None:
+    """Packed micro-batches in the real loop, against one plain step on the reference loss."""
+    options = {"optimizer": OptimizerConfig(lr=1e-3, warmup_ratio=0.0, max_grad_norm=0.5)}
+    sft = SFTModule(str(folder), from_scratch=True, layout=PackedRow(), micro_batch_tokens=30, **options)
+    data = ArithmeticDataModule(batch_size=3, num_train_batches=1, num_val_prompts=2)
+    L.Trainer(max_steps=1, default_root_dir=tmp_path, limit_val_batches=0, **SILENT).fit(sft, data)
+    plain = module(folder)
+    (batch,) = ArithmeticDataModule(batch_size=3, num_train_batches=1).train_dataloader()
+    plain.loss(batch.prompts).backward()
+    torch.nn.utils.clip_grad_norm_(plain.model.parameters(), 0.5)
+    torch.optim.AdamW(plain.model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0).step()
+    for ours, theirs in zip(sft.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
+
+
+def test_held_out_loss_and_bits_are_means_over_tokens_and_bytes(folder: Path, tmp_path: Path) -> None:
+    sft = module(folder)
+    data = ArithmeticDataModule(batch_size=4, num_val_prompts=5, val_batch_size=3)
+    (metrics,) = L.Trainer(default_root_dir=tmp_path, **SILENT).validate(sft, data, verbose=False)
+    prompts = data.held_out_prompts()
+    assert metrics["eval/loss"] == pytest.approx(reference_loss(sft, folder, prompts, smoothing=0.0), rel=1e-4)
+    bits = sum(sft.supervised.bits([Reference(e.prompt_ids, e.response_ids[:-1])]) for e in sft.examples(prompts))
+    num_bytes = sum(len(prompt.response.encode()) for prompt in prompts)
+    assert metrics["eval/bits_per_byte"] == pytest.approx(bits / num_bytes, rel=1e-4)
+    assert "eval/accuracy" not in metrics
+
+
+def test_an_example_longer_than_the_context_is_refused(folder: Path) -> None:
+    prompt = Prompt(3, ({"role": "user", "content": "1+2?"},), response="1" * 5000)
+    with pytest.raises(PromptDataError, match=r"Prompt 3 has \d+ tokens with its response"):
+        module(folder).loss([prompt])
+
+
 def test_the_same_seed_initialises_the_same_weights_and_leaves_the_global_stream_alone(folder: Path) -> None:
     state = torch.get_rng_state()
     first, again, other = (module(folder, init_seed=seed).model.lm_head.weight for seed in (0, 0, 1))
@@ -74,14 +137,7 @@ def test_a_fit_learns_and_exports_a_folder_that_loads(folder: Path, tmp_path: Pa
         str(folder), str(output), from_scratch=True, optimizer=OptimizerConfig(lr=3e-3), grader=TotalGrader()
     )
     data = ArithmeticDataModule(batch_size=16, num_train_batches=12, num_val_prompts=8, num_problems=4)
-    trainer = L.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = L.Trainer(max_epochs=1, **SILENT)
     trainer.fit(sft, data)
     assert trainer.callback_metrics["loss/train"] < 4.5  # 5.6 at the start: log of the vocabulary's size
     assert 0 <= trainer.callback_metrics["eval/accuracy"] <= 1

@@ -1,0 +1,93 @@
+"""Tables on disk: Parquet written whole or not at all, JSON for people; rows read back a few at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from simct_pl.errors import ExportError, MissingFileError, PromptDataError
+
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+ROWS_AT_A_TIME = 256
+
+
+def write_parquet(path: Path, schema: pa.Schema, batches: Iterable[Sequence[dict[str, Any]]]) -> int:
+    """Write batches of rows into a file that appears when it is complete and on the disk; returns the number of rows.
+
+    Raises:
+        ExportError: if it cannot be written.
+    """
+    part, num_rows = _part(path), 0
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with pq.ParquetWriter(part, schema) as writer:
+            for rows in batches:
+                writer.write_table(pa.Table.from_pylist(list(rows), schema))
+                num_rows += len(rows)
+        _put(part, path)
+    except (OSError, pa.ArrowException) as error:
+        part.unlink(missing_ok=True)
+        raise ExportError(f"{str(path)!r} cannot be written: {error}.") from error
+    return num_rows
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a value as JSON, whole or not at all.
+
+    Raises:
+        ExportError: if it cannot be written.
+    """
+    part = _part(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        _put(part, path)
+    except OSError as error:
+        raise ExportError(f"{str(path)!r} cannot be written: {error}.") from error
+
+
+def read_parquet(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of a file, or only some of their columns.
+
+    Raises:
+        MissingFileError, PromptDataError: if there is no such file, or it is no Parquet.
+    """
+    if not path.is_file():
+        raise MissingFileError(f"{str(path)!r} does not exist.")
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(ROWS_AT_A_TIME, columns=list(columns) if columns else None):
+                yield from batch.to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise PromptDataError(f"{str(path)!r} cannot be read as Parquet: {error}.") from error
+
+
+def schema_of(path: Path) -> pa.Schema:
+    """The columns of a Parquet file.
+
+    Raises:
+        MissingFileError, PromptDataError: if there is no such file, or it is no Parquet.
+    """
+    if not path.is_file():
+        raise MissingFileError(f"{str(path)!r} does not exist.")
+    try:
+        return pq.read_schema(path)
+    except (OSError, pa.ArrowException) as error:
+        raise PromptDataError(f"{str(path)!r} cannot be read as Parquet: {error}.") from error
+
+
+def _part(path: Path) -> Path:
+    """A hidden neighbour, which no pattern for finished files matches."""
+    return path.with_name(f".{path.name}.{os.getpid()}")
+
+
+def _put(part: Path, path: Path) -> None:
+    with open(part, "rb") as file:
+        os.fsync(file.fileno())
+    part.replace(path)

@@ -1,0 +1,142 @@
+"""Asking an engine for responses until there are some: what fails or comes back empty is asked again, and counted.
+
+In: prompts as token ids. Out: generations, None where a request was given up. A second attempt draws from another seed,
+so an empty response is not simply drawn again; what was answered is kept.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from simct_pl.errors import RecipeError, RolloutError, SimctError
+from simct_pl.rollout.engine import Generation, RolloutEngine, SamplingParams, sample_seed
+
+logger = logging.getLogger(__name__)
+MAX_WAIT_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Request:
+    """One response to be made. prompt, sample: which. attempt: how often it has been asked before."""
+
+    prompt: int
+    sample: int
+    prompt_ids: list[int]
+    attempt: int = 0
+
+    def seed(self, run_seed: int) -> int:
+        """Depends on nothing but what is asked, and for which time."""
+        return sample_seed(run_seed, self.attempt, self.prompt, self.sample)
+
+
+class Asker:
+    """Generates with an engine that may fail.
+
+    Args:
+        engine: with its weights. reset: gives it its weights again after a failure.
+        text_of: a generation's text. max_retries: attempts after the first one, of a batch that fails and of a request
+            whose response is empty. wait_seconds: before the first of them; doubled for each further one.
+
+    counts: by reason: "failed_batches", "empty", "given_up_empty", "given_up_failed".
+
+    Raises:
+        RecipeError: for a number of retries below 0.
+    """
+
+    def __init__(
+        self,
+        engine: RolloutEngine,
+        reset: Callable[[], None],
+        text_of: Callable[[Generation], str],
+        sampling: SamplingParams,
+        stop_ids: tuple[int, ...],
+        seed: int,
+        max_retries: int = 3,
+        wait_seconds: float = 1.0,
+    ) -> None:
+        if max_retries < 0:
+            raise RecipeError(f"max_retries is {max_retries}; expected 0 or more.")
+        self.engine, self.reset, self.text_of = engine, reset, text_of
+        self.sampling, self.stop_ids, self.seed = sampling, stop_ids, seed
+        self.max_retries, self.wait_seconds = max_retries, wait_seconds
+        self.counts: Counter[str] = Counter()
+
+    def answers(self, requests: list[Request]) -> list[tuple[Request, Generation | None]]:
+        """A response to each request, with the attempt that gave it.
+
+        Raises:
+            RolloutError: if the engine answers none of them, asked together and one by one.
+        """
+        results: list[tuple[Request, Generation | None]] = [(request, None) for request in requests]
+        left = list(range(len(requests)))
+        for attempt in range(1 + self.max_retries):
+            asked = [replace(requests[i], attempt=attempt) for i in left]
+            found = self._together(asked)
+            for i, request, generation in zip(left, asked, found, strict=True):
+                results[i] = (request, generation)
+            empty = [i for i in left if results[i][1] is not None and not self._has_text(results[i][1])]
+            left = empty
+            if not left:
+                break
+            self.counts["empty"] += len(left)
+        self.counts["given_up_empty"] += len(left)
+        for i in left:
+            results[i] = (results[i][0], None)
+        return results
+
+    def _has_text(self, generation: Generation | None) -> bool:
+        return generation is not None and bool(self.text_of(generation).strip())
+
+    def _together(self, requests: list[Request]) -> list[Generation | None]:
+        """All in one batch; when that keeps failing, one by one: a bad request must not take the others along."""
+        try:
+            return list(self._ask(requests))
+        except RolloutError as error:
+            if len(requests) == 1:
+                raise
+            logger.warning("%s Asking its %d requests one by one.", error, len(requests))
+        found: list[Generation | None] = []
+        last: RolloutError | None = None
+        for request in requests:
+            try:
+                found += self._ask([request])
+            except RolloutError as error:
+                last = error
+                found.append(None)
+        failed = found.count(None)
+        if last is not None and failed == len(requests):
+            raise last
+        self.counts["given_up_failed"] += failed
+        return found
+
+    def _ask(self, requests: list[Request]) -> list[Generation]:
+        """One batch, asked again when the engine fails.
+
+        Raises:
+            RolloutError: when the last attempt fails too.
+        """
+        for attempt in range(1 + self.max_retries):
+            if attempt:
+                time.sleep(min(self.wait_seconds * 2 ** (attempt - 1), MAX_WAIT_SECONDS))
+                self.reset()
+            try:
+                return self._generate(requests)
+            except (RuntimeError, OSError) as error:
+                if isinstance(error, SimctError):  # what the user can put right
+                    raise
+                self.counts["failed_batches"] += 1
+                logger.warning("The engine failed (attempt %d of %d): %s", attempt + 1, 1 + self.max_retries, error)
+                failure = error
+        raise RolloutError(f"The engine failed {1 + self.max_retries} times: {failure}") from failure
+
+    def _generate(self, requests: list[Request]) -> list[Generation]:
+        return self.engine.generate(
+            [request.prompt_ids for request in requests],
+            [request.seed(self.seed) for request in requests],
+            self.sampling,
+            self.stop_ids,
+        )

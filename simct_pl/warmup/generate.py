@@ -1,0 +1,247 @@
+"""generate(): a model and prompts in; several responses to each prompt out, as Parquet.
+
+It may be killed at any moment and started again: prompts that are answered are not asked again, and the same responses
+come out as without the interruption, because a seed depends on nothing but the prompt, the sample and the attempt.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from simct_pl.data.chat import with_system_prompt
+from simct_pl.data.fingerprint import FileFingerprint
+from simct_pl.data.source import PromptSource
+from simct_pl.errors import PromptDataError, RecipeError
+from simct_pl.models import DtypeName, check_model_path, context_length, load_causal_lm, load_config
+from simct_pl.progress import Bar, progress
+from simct_pl.rollout.engine import Generation, RolloutEngine, SamplingParams, StudentSource
+from simct_pl.rollout.hf import HFEngine
+from simct_pl.tokenization.model_tokenizer import ModelTokenizer
+from simct_pl.types import Prompt
+from simct_pl.warmup.asking import Asker, Request
+from simct_pl.warmup.responses import GIVEN_UP, Response, ResponseStore
+
+PAPER_SAMPLING = SamplingParams(temperature=0.6, top_p=0.95, max_tokens=4096)
+
+
+def generate(
+    model: str,
+    prompts: PromptSource,
+    output: str,
+    engine: RolloutEngine | None = None,
+    sampling: SamplingParams = PAPER_SAMPLING,
+    num_samples: int = 8,
+    batch_size: int = 64,
+    max_retries: int = 3,
+    domain_field: str | None = None,
+    system_prompt: str | None = None,
+    seed: int = 0,
+    dtype: DtypeName = "bfloat16",
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Let a model answer prompts. Killed and started again, it goes on.
+
+    Args:
+        model: a model folder or hub name: the teacher, or any other.
+        prompts: what it answers.
+        output: folder of responses.parquet and report.json.
+        engine: who generates; HFEngine by default, on the GPU where there is one.
+        sampling: by default the paper's (arXiv 2605.07711): temperature 0.6, top-p 0.95, 4096 tokens.
+        num_samples: responses a prompt.
+        batch_size: prompts that are answered, and then written down, together.
+        max_retries: how often a failed batch, or an empty response, is asked again.
+        domain_field: field of the prompts that names their grader; carried along.
+        system_prompt: put in front of every prompt.
+        seed: from which all sampling seeds derive.
+        dtype: of the weights.
+        trust_remote_code: whether the model's own Python code may run.
+
+    Returns:
+        the report: responses, finish reasons, and what failed, was asked again or given up.
+
+    Raises:
+        SimctError: before any weights load, if a model or the prompts are not as they should be; RolloutError if the
+            engine answers nothing any more.
+    """
+    if num_samples < 1 or batch_size < 1:
+        raise RecipeError(f"num_samples={num_samples}, batch_size={batch_size}; expected at least 1.")
+    model, engine = os.path.expanduser(model), engine or HFEngine()
+    check_model_path("model", model)
+    context = context_length(load_config("model", model, trust_remote_code))
+    tokenizer = ModelTokenizer.from_pretrained(model)
+    settings = {
+        "model": model,
+        "prompts": _identity(prompts),
+        "sampling": asdict(sampling),
+        "num_samples": num_samples,
+        "batch_size": batch_size,
+        "max_retries": max_retries,
+        "domain_field": domain_field,
+        "system_prompt": system_prompt,
+        "seed": seed,
+        "dtype": dtype,
+    }
+    store = ResponseStore(Path(output).expanduser(), settings)
+    if store.finished:
+        store.tidy()
+        return store.report()
+    engine.check(StudentSource(model, context, trust_remote_code, num_ranks=1))
+    reader = PromptReader(prompts, tokenizer, domain_field, system_prompt, context, sampling.max_tokens)
+    wanted = list(reader.read())
+    if not wanted:
+        raise PromptDataError(f"No prompt of {prompts.path!r} leaves room for a response of {sampling.max_tokens}.")
+    with with_weights(engine, model, dtype, trust_remote_code) as reset:
+        asker = Asker(
+            engine, reset, lambda found: text_of(tokenizer, found), sampling, tokenizer.stop_ids, seed, max_retries
+        )
+        generating = Generating(store, asker, num_samples)
+        with progress("prompts answered", len(wanted)) as bar:
+            generating.run(wanted, batch_size, bar)
+    return generating.finish(reader.num_too_long)
+
+
+@contextmanager
+def with_weights(
+    engine: RolloutEngine, model: str, dtype: DtypeName, trust_remote_code: bool
+) -> Iterator[Callable[[], None]]:
+    """Load a model and hand it to an engine, which is closed in the end; gives what starts the engine anew."""
+    lm = load_causal_lm("model", model, dtype, trust_remote_code).eval()
+    if isinstance(engine, HFEngine) and torch.cuda.is_available():
+        lm = lm.to("cuda")
+
+    def reset() -> None:
+        engine.close()
+        engine.refresh(lm, 0)
+
+    engine.refresh(lm, 0)
+    try:
+        yield reset
+    finally:
+        engine.close()
+
+
+def text_of(tokenizer: ModelTokenizer, generation: Generation) -> str:
+    """A response as text, without the stop. What a cut character leaves behind becomes U+FFFD."""
+    stops = set(tokenizer.stop_ids)
+    ids = [token for token in generation.response_ids if token not in stops]
+    return tokenizer.table.join(ids).decode(errors="replace")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt as the model reads it. domain: the name of its grader, if the data set says."""
+
+    prompt: Prompt
+    domain: str | None
+    prompt_ids: list[int]
+
+
+class PromptReader:
+    """Prompts of a source, rendered; those that leave no room for a response are counted and left out."""
+
+    def __init__(
+        self,
+        source: PromptSource,
+        tokenizer: ModelTokenizer,
+        domain_field: str | None,
+        system_prompt: str | None,
+        context: int | None,
+        max_tokens: int,
+    ) -> None:
+        self.source, self.tokenizer = source, tokenizer
+        self.domain_field, self.system_prompt = domain_field, system_prompt
+        self.context, self.max_tokens = context, max_tokens
+        self.num_too_long = 0
+
+    def read(self) -> Iterator[Asked]:
+        """The prompts, in order."""
+        for index, row in self.source.rows():
+            prompt = self.source.prompt(index, row)
+            if self.domain_field is not None and row.get(self.domain_field) is None:
+                raise PromptDataError(
+                    f"Row {index} of {self.source.path!r} has no {self.domain_field!r}; its fields are "
+                    f"{', '.join(sorted(row))}. Correct domain_field, or leave it out."
+                )
+            domain = None if self.domain_field is None else str(row[self.domain_field])
+            messages = with_system_prompt(prompt.messages, self.system_prompt)
+            prompt_ids = self.tokenizer.render_prompt(messages)
+            limit = self.source.max_prompt_chars
+            too_long = limit is not None and sum(len(message["content"]) for message in prompt.messages) > limit
+            if too_long or (self.context is not None and len(prompt_ids) + self.max_tokens > self.context):
+                self.num_too_long += 1
+                continue
+            yield Asked(prompt, domain, prompt_ids)
+
+
+class Generating:
+    """What is left to be answered, batch by batch into a store."""
+
+    def __init__(self, store: ResponseStore, asker: Asker, num_samples: int) -> None:
+        self.store, self.asker, self.num_samples = store, asker, num_samples
+
+    def run(self, wanted: list[Asked], batch_size: int, bar: Bar) -> None:
+        """Answer what has not been answered. Batches are cut the same way whatever is done already."""
+        done = self.store.done()
+        bar.advance(len(done))
+        batches = [wanted[start : start + batch_size] for start in range(0, len(wanted), batch_size)]
+        for place, batch in enumerate(batches):
+            if not done.issuperset(asked.prompt.index for asked in batch):
+                self.store.add(place, self._answer(batch))
+                bar.advance(len(batch))
+
+    def _answer(self, batch: list[Asked]) -> list[Response]:
+        requests = [Request(a.prompt.index, sample, a.prompt_ids) for a in batch for sample in range(self.num_samples)]
+        prompts = {asked.prompt.index: asked for asked in batch}
+        answers = self.asker.answers(requests)
+        return [self._response(prompts[request.prompt], request, generation) for request, generation in answers]
+
+    def _response(self, asked: Asked, request: Request, generation: Generation | None) -> Response:
+        ids = generation.response_ids if generation is not None else []
+        return Response(
+            prompt=request.prompt,
+            sample=request.sample,
+            messages=list(asked.prompt.messages),
+            answer=asked.prompt.answer,
+            domain=asked.domain,
+            response=self.asker.text_of(generation) if generation is not None else "",
+            finish_reason=generation.finish_reason if generation is not None else GIVEN_UP,
+            seed=request.seed(self.asker.seed),
+            attempt=request.attempt,
+            num_tokens=len(ids),
+            response_ids=ids,
+        )
+
+    def finish(self, num_too_long: int) -> dict[str, Any]:
+        """Put everything into one file, and count it."""
+        counts = {"stop": 0, "length": 0, GIVEN_UP: 0}
+        num_retried = num_tokens = 0
+        given_up = []
+        for row in self.store.rows():
+            counts[row["finish_reason"]] += 1
+            num_retried += row["attempt"] > 0
+            num_tokens += row["num_tokens"]
+            if row["finish_reason"] == GIVEN_UP:
+                given_up.append([row["prompt"], row["sample"]])
+        report = {
+            "num_responses": counts["stop"] + counts["length"],
+            "finish_reasons": counts,
+            "num_tokens": num_tokens,
+            "num_asked_again": num_retried,
+            "given_up": given_up,
+            "prompts_too_long": num_too_long,
+            "failures_since_the_last_start": dict(self.asker.counts),
+        }
+        self.store.finish(report)
+        return report
+
+
+def _identity(prompts: PromptSource) -> dict[str, Any]:
+    sha256 = FileFingerprint.of(prompts.path).sha256 if prompts.is_local and Path(prompts.path).is_file() else None
+    return {**asdict(prompts), "sha256": sha256}
