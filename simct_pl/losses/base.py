@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from simct_pl.scoring.proposals import Continuations
 from simct_pl.scoring.side import SideChunk
 from simct_pl.scoring.tables import PairTables
 from simct_pl.scoring.units import UnitRows
@@ -21,9 +22,22 @@ if TYPE_CHECKING:
     from simct_pl.tokenization.pair import TokenizerPair
 
 
+@dataclass(frozen=True)
+class LaterLogProbs:
+    """log p(later tokens | first token) of every continuation off the path (rows.paths), by both models.
+
+    student_E carries gradients.
+    """
+
+    student_E: Tensor
+    teacher_E: Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class UnitChunk:
     """Logits of a few whole units. student_logits_NK, teacher_logits_MK: row i predicts rows.*_ids[i].
+
+    later: of all continuations, also those of other units; None without any.
 
     What an objective derives from them through `student` and `teacher` is computed once, also for the statistics.
     """
@@ -32,6 +46,7 @@ class UnitChunk:
     teacher_logits_MK: Tensor
     rows: UnitRows
     tables: PairTables
+    later: LaterLogProbs | None = None
 
     @cached_property
     def student(self) -> SideChunk:
@@ -69,9 +84,11 @@ class Objective(ABC):
     """Turns a chunk of units into losses. Gradients must reach the student's logits only.
 
     uses_prefixes: whether it reads UnitRows.prefix_unit_P and prefix_column_P, which are left empty otherwise.
+    continuations: candidates off the sampled path that it reads (UnitRows.paths, UnitChunk.later); None: none.
     """
 
     uses_prefixes: bool = False
+    continuations: Continuations | None = None
 
     def prepare(self, pair: TokenizerPair) -> None:  # noqa: B027 - most objectives need nothing
         """Make what depends on the two tokenizers alone, before any weights load. By default, nothing.
