@@ -1,4 +1,4 @@
-"""Continuations end to end: value and gradient of plain separate forwards, mass kept, and nothing that batching changes."""
+"""Continuations end to end: value and gradient of plain forwards, mass kept, and nothing that batching changes."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Candidates off the sampled path, in float64: every continuation is read in a forward of its own.
 
 Written from docs/continuations.md: for each side the candidates are events "the next tokens begin with this path"; a
-path's mass is its probability less that of the paths directly beyond it, and a token's mass, before it joins its bucket,
-is its probability less that of the paths that begin with it. Plain probabilities and loops; gradients are torch's own.
+path's mass is its probability less that of the paths directly beyond it, and a token's mass, before it joins its
+bucket, is its probability less that of the paths that begin with it. Plain probabilities; gradients are torch's own.
 """
 
 from __future__ import annotations

@@ -100,10 +100,8 @@ def plain_logprob(model: PreTrainedModel, path: Path) -> Tensor:
     context = [*PROMPTS[path.response], *RESPONSES[path.response][: path.start]]
     ids = torch.tensor([[*context, *path.ids]])
     logp_SK = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].log_softmax(-1)
-    return sum(
-        (logp_SK[len(context) + i - 1, path.ids[i]] for i in range(1, len(path.ids))),
-        torch.zeros((), dtype=model.dtype),
-    )
+    later = [logp_SK[len(context) + i - 1, path.ids[i]] for i in range(1, len(path.ids))]
+    return torch.stack(later).sum() if later else logp_SK.new_zeros(())
 
 
 @every_family
