@@ -73,11 +73,8 @@ def _starts(aligned: AlignedBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(response, student start, teacher start) of each graded unit; starts count from the response's first token."""
     units = [alignment.units_U6[alignment.supervised_U] for alignment in aligned.alignments]
     units_U6 = np.concatenate([np.empty((0, 6), np.int64), *units])
-    return (
-        np.repeat(np.arange(len(units)), list(map(len, units))),
-        units_U6[:, STUDENT_START],
-        units_U6[:, TEACHER_START],
-    )
+    response_U = np.repeat(np.arange(len(units)), np.asarray([len(part) for part in units], np.int64))
+    return response_U, units_U6[:, STUDENT_START], units_U6[:, TEACHER_START]
 
 
 def _ids_of(units: Sequence[int], first_U: Tensor, ids_N: Tensor) -> list[tuple[int, ...]]:

@@ -97,7 +97,7 @@ class Forest:
         ]
         row_R, state_J = np.unique(np.asarray(reads, np.int64), return_inverse=True)
         targets = np.asarray([token for path in paths for token in path.ids[1:]], np.int64)
-        owners = np.repeat(np.arange(len(paths)), [len(path.ids) - 1 for path in paths])
+        owners = np.repeat(np.arange(len(paths)), np.asarray([len(path.ids) - 1 for path in paths], np.int64))
         order = np.argsort(state_J, kind="stable")
         trees = [tree.tree for tree in growing]
         return cls(trees, len(paths), row_R, state_J[order], targets[order], owners[order])

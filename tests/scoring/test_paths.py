@@ -14,7 +14,7 @@ from simct_pl.scoring.side import SideChunk
 from simct_pl.scoring.tables import Merge, SideTables
 
 NONE = torch.empty(0, dtype=torch.int64)
-TABLES = SideTables(torch.arange(4), Merge(NONE, NONE, NONE), Merge(NONE, NONE, NONE))
+TABLES = SideTables(torch.arange(4), Merge(NONE, NONE, NONE), Merge(NONE, NONE, NONE), torch.arange(4))
 
 # Unit 0 is tokens (0, 1), unit 1 the token 2. Continuations of unit 0: (0, 2), beyond it (0, 2, 3), and (3) alone.
 PATHS = [

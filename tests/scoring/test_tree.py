@@ -123,7 +123,9 @@ def test_gradients_are_those_of_plain_forwards(family: str) -> None:
     (torch.stack([plain_logprob(model, path) for path in PATHS]) * weight_P).sum().backward()
     assert len(found) > 5
     for name, gradient in found.items():
-        torch.testing.assert_close(gradient, model.get_parameter(name).grad, rtol=1e-8, atol=1e-10)
+        # RMSNorm works in fp32 whatever the model's dtype; GPT-2 has none.
+        rtol, atol = (1e-8, 1e-10) if family == "gpt2" else (1e-4, 1e-5)
+        torch.testing.assert_close(gradient, model.get_parameter(name).grad, rtol=rtol, atol=atol)
 
 
 def test_shared_beginnings_are_read_once() -> None:
