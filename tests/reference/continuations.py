@@ -51,14 +51,14 @@ class Choice:
 
 def unshared_likeliest(own: Reader, other: Reader, context: Sequence[int], k: int, least: float) -> list[int]:
     """The k likeliest ids whose bytes are text that the other side does not hold."""
-    probs, theirs = own.next_probs(context), other.side.ids_by_bytes()
+    probs, theirs = own.next_probs(context).tolist(), other.side.ids_by_bytes()
     ids = [
         i
         for i, token in enumerate(own.side.tokens)
         if token is not None and i not in own.side.stop_ids and token not in theirs
     ]
-    ranked = sorted(ids, key=lambda i: -float(probs[i]))[:k]
-    return [i for i in ranked if float(probs[i]) >= least]
+    ranked = sorted(ids, key=lambda i: -probs[i])[:k]
+    return [i for i in ranked if probs[i] >= least]
 
 
 def path_candidates(
