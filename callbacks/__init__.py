@@ -3,6 +3,7 @@
 from callbacks.alignment_stats import AlignmentStats
 from callbacks.checkpoint import Checkpoint
 from callbacks.collapse_guard import CollapseGuard
+from callbacks.continuation_stats import ContinuationStats
 from callbacks.hf_export import HFExport
 from callbacks.learning_curve import LearningCurve
 from callbacks.policy_mismatch import PolicyMismatch
@@ -16,6 +17,7 @@ __all__ = [
     "AlignmentStats",
     "Checkpoint",
     "CollapseGuard",
+    "ContinuationStats",
     "HFExport",
     "LearningCurve",
     "PolicyMismatch",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from simct_pl.losses.base import Objective, UnitChunk
+from simct_pl.losses.base import LaterLogProbs, Objective, UnitChunk
 from simct_pl.scoring.heads import LMHead
 from simct_pl.scoring.side import at_least_fp32
 from simct_pl.scoring.stats import StatsWriter, UnitStats
@@ -42,6 +42,7 @@ def chunked_loss(
     objective: Objective,
     tables: PairTables,
     chunk_tokens: int = 1024,
+    later: LaterLogProbs | None = None,
 ) -> tuple[Tensor, UnitStats]:
     """Sum of the objective over all units, and its statistics.
 
@@ -53,6 +54,7 @@ def chunked_loss(
         rows: the units, best left on the CPU.
         student_head, teacher_head: states → logits.
         chunk_tokens: at most this many rows of either side have logits at a time (a longer unit is a chunk of its own).
+        later: what both models give the continuations of rows.paths; gradients reach the student's.
 
     Returns:
         (loss_sum, stats). loss_sum can run backward once. Without any unit it is a zero that still runs backward
@@ -61,8 +63,11 @@ def chunked_loss(
     projection = student_head.projection
     like = at_least_fp32(student_hidden_NH.new_zeros(0, dtype=projection.weight.dtype))
     stats = UnitStats.allocate(rows.num_units, len(rows.student_ids_N), like)
-    work = _Work(teacher_hidden_MH.detach(), rows, student_head, teacher_head, objective, tables, chunk_tokens, stats)
-    loss_sum: Tensor = _ChunkedLoss.apply(student_hidden_NH, projection.weight, projection.bias, work)
+    work = _Work(
+        teacher_hidden_MH.detach(), rows, student_head, teacher_head, objective, tables, chunk_tokens, stats, later
+    )
+    later_E = None if later is None else later.student_E
+    loss_sum: Tensor = _ChunkedLoss.apply(student_hidden_NH, projection.weight, projection.bias, later_E, work)
     return loss_sum, stats
 
 
@@ -78,14 +83,17 @@ class _Work:
     tables: PairTables
     chunk_tokens: int
     stats: UnitStats
+    later: LaterLogProbs | None
 
 
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_NH: Tensor, weight_KH: Tensor, bias_K: Tensor | None, work: _Work) -> Tensor:
+    def forward(
+        ctx: Any, hidden_NH: Tensor, weight_KH: Tensor, bias_K: Tensor | None, later_E: Tensor | None, work: _Work
+    ) -> Tensor:
         device = hidden_NH.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_KH.dtype
-        sums = _GradientSums.zeros(hidden_NH, weight_KH, bias_K, ctx.needs_input_grad)
+        sums = _GradientSums.zeros(hidden_NH, weight_KH, bias_K, later_E, ctx.needs_input_grad)
         ctx.sums = sums
         with torch.autocast(device, enabled=False):
             return _walk_chunks(
@@ -101,7 +109,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 "This chunked loss has run backward before and its gradients are spent; compute it again."
             )
         # In place: they are [vocabulary x width] large, and nobody else has them.
-        found = (sums.hidden_NH, sums.weight_KH, sums.bias_K)
+        found = (sums.hidden_NH, sums.weight_KH, sums.bias_K, sums.later_E)
         return (*(None if gradient is None else gradient.mul_(grad) for gradient in found), None)
 
 
@@ -112,16 +120,23 @@ class _GradientSums:
     hidden_NH: Tensor | None
     weight_KH: Tensor | None
     bias_K: Tensor | None
+    later_E: Tensor | None
 
     @classmethod
     def zeros(
-        cls, hidden_NH: Tensor, weight_KH: Tensor, bias_K: Tensor | None, needed: tuple[bool, ...]
+        cls,
+        hidden_NH: Tensor,
+        weight_KH: Tensor,
+        bias_K: Tensor | None,
+        later_E: Tensor | None,
+        needed: tuple[bool, ...],
     ) -> _GradientSums:
         sum_dtype = torch.promote_types(weight_KH.dtype, torch.float32)
         return cls(
             torch.zeros_like(hidden_NH) if needed[0] else None,
             torch.zeros_like(weight_KH, dtype=sum_dtype) if needed[1] else None,
             torch.zeros_like(bias_K, dtype=sum_dtype) if needed[2] and bias_K is not None else None,
+            torch.zeros_like(later_E) if needed[3] and later_E is not None else None,
         )
 
     @property
@@ -158,7 +173,7 @@ def _walk_chunks(
         states_MH = work.teacher_hidden_MH.index_select(0, row_M).to(teacher.weight.dtype)
         logits_NK = _project(states_NH, weight_KH, bias_K, student_NK[: len(row_N)])
         logits_MK = _project(states_MH, teacher.weight, teacher.bias, teacher_MK[: len(row_M)])
-        _grade_chunk(work, part, logits_NK, logits_MK, writer, with_gradients=sums.any)
+        _grade_chunk(work, part, logits_NK, logits_MK, writer, sums)
         if sums.any:
             sums.add(logits_NK, states_NH, row_N, weight_KH)
     return work.stats.loss_U.sum()
@@ -171,7 +186,7 @@ def _project(states_NH: Tensor, weight_KH: Tensor, bias_K: Tensor | None, out_NK
 
 
 def _grade_chunk(
-    work: _Work, part: UnitRows, logits_NK: Tensor, logits_MK: Tensor, writer: StatsWriter, *, with_gradients: bool
+    work: _Work, part: UnitRows, logits_NK: Tensor, logits_MK: Tensor, writer: StatsWriter, sums: _GradientSums
 ) -> None:
     """Write the statistics. With gradients, those of the student's projected logits take the place of the logits."""
     device = logits_NK.device
@@ -181,18 +196,29 @@ def _grade_chunk(
     strips_NK = logits_NK.split([len(rows.student_ids_N) for rows in strips])
     strips_MK = logits_MK.split([len(rows.teacher_ids_M) for rows in strips])
     for rows, *logits in zip(strips, strips_NK, strips_MK, strict=True):
-        writer.add(_grade_strip(work, rows.to(device), *logits, with_gradients=with_gradients))
+        writer.add(_grade_strip(work, rows.to(device), *logits, sums))
 
 
 def _grade_strip(
-    work: _Work, rows: UnitRows, projected_NK: Tensor, projected_MK: Tensor, *, with_gradients: bool
+    work: _Work, rows: UnitRows, projected_NK: Tensor, projected_MK: Tensor, sums: _GradientSums
 ) -> UnitStats:
-    with torch.set_grad_enabled(with_gradients):
-        leaf_NK = projected_NK.detach().requires_grad_(with_gradients)
-        chunk = UnitChunk(work.student_head.finish(leaf_NK), work.teacher_head.finish(projected_MK), rows, work.tables)
+    with torch.set_grad_enabled(sums.any):
+        leaf_NK = projected_NK.detach().requires_grad_(sums.any)
+        later = None if work.later is None else _as_leaf(work.later, needs_gradient=sums.later_E is not None)
+        chunk = UnitChunk(
+            work.student_head.finish(leaf_NK), work.teacher_head.finish(projected_MK), rows, work.tables, later
+        )
         losses = work.objective(chunk)
         loss = losses.loss_U.sum()
-    if with_gradients:
-        (gradient_NK,) = torch.autograd.grad(loss, leaf_NK)
+    if sums.any:
+        leaves = (leaf_NK,) if later is None or sums.later_E is None else (leaf_NK, later.student_E)
+        gradient_NK, *gradient_later = torch.autograd.grad(loss, leaves)
         projected_NK.copy_(gradient_NK)
+        for gradient_E in gradient_later:
+            assert sums.later_E is not None
+            sums.later_E.add_(gradient_E)
     return UnitStats.of(chunk, losses)
+
+
+def _as_leaf(later: LaterLogProbs, *, needs_gradient: bool) -> LaterLogProbs:
+    return LaterLogProbs(later.student_E.detach().requires_grad_(needs_gradient), later.teacher_E)
