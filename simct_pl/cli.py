@@ -1,4 +1,4 @@
-"""The command line: `fit | validate` go to LightningCLI, the small commands to simct_pl.commands.
+"""The command line: `fit | validate | test` go to LightningCLI, the small commands to simct_pl.commands.
 
 Imports nothing heavy, so that `--help` and usage errors answer at once. Every SimctError ends on one screen with its
 exit code: 2 for what the user can put right, 75 for a run that was asked to end and can be continued.
@@ -14,6 +14,7 @@ from simct_pl.errors import SimctError
 COMMANDS = {
     "align": ("simct_pl.commands.align", "cut texts into aligned units and show what was lost"),
     "quickstart": ("simct_pl.commands.quickstart", "train the embedded example and show the result"),
+    "evaluate": ("simct_pl.commands.evaluate", "score a model folder on benchmarks: GSM8K, MATH500, MBPP, …"),
     "convert-gguf": ("simct_pl.commands.convert_gguf", "turn a GGUF file into an ordinary model folder"),
     "sweep": ("simct_pl.commands.sweep", "run a grid of methods, seeds and recipe values"),
     "report": ("simct_pl.commands.report", "compare the runs of a sweep: table, pictures, one page"),
@@ -24,6 +25,7 @@ COMMANDS = {
 TRAINER_COMMANDS = {
     "fit": "train by a recipe: --recipe R [--recipe OVERLAY] [--key value] [--resume]",
     "validate": "score held-out prompts by a recipe",
+    "test": "score a recipe's student on the benchmarks of callbacks.BenchmarkCallback",
 }
 
 
