@@ -1,6 +1,7 @@
 """Lightning callbacks of simct_pl, named in recipes as `callbacks.RolloutCallback` and so on."""
 
 from callbacks.alignment_stats import AlignmentStats
+from callbacks.benchmark import BenchmarkCallback
 from callbacks.checkpoint import Checkpoint
 from callbacks.collapse_guard import CollapseGuard
 from callbacks.hf_export import HFExport
@@ -14,6 +15,7 @@ from callbacks.timing import TimingCallback
 
 __all__ = [
     "AlignmentStats",
+    "BenchmarkCallback",
     "Checkpoint",
     "CollapseGuard",
     "HFExport",

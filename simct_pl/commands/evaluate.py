@@ -12,11 +12,12 @@ def main(argv: list[str]) -> int:
     from jsonargparse import ActionConfigFile
 
     # The benchmarks' modules are imported so that their classes are known by their short names.
-    from simct_pl.evaluation import gsm8k, humaneval, livecodebench, math500, mbpp  # noqa: F401
+    from simct_pl.evaluation import graded_prompts, gsm8k, humaneval, livecodebench, math500, mbpp  # noqa: F401
     from simct_pl.evaluation.evaluate import evaluate
     from simct_pl.lightning_cli import quiet_libraries
     from simct_pl.recipe_parser import RecipeParser
     from simct_pl.recipes import check_yaml, resolve_recipes
+    from simct_pl.tasks import benchmark  # noqa: F401
 
     arguments = list(argv)
     for recipe in resolve_recipes(arguments):

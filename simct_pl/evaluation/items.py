@@ -68,4 +68,4 @@ class ItemStore:
     def add(self, items: Iterable[Item]) -> None:
         """Write items down."""
         with open(self.path, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in items)
+            file.writelines(json.dumps(asdict(item)) + "\n" for item in items)

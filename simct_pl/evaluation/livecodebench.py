@@ -81,9 +81,7 @@ def _problem(row: Mapping[str, Any]) -> Problem:
         prompt = f"{question}\n\nRead the input from standard input and print the answer. {ANSWER_FORM}"
         return Problem(identity, prompt, pairs=tuple((test["input"], test["output"]) for test in tests))
     if kinds != {"functional"}:
-        raise EvaluationError(
-            f"Problem {identity} has tests of the kinds {sorted(kinds)}; expected stdin or functional."
-        )
+        raise EvaluationError(f"Problem {identity} has tests of kinds {sorted(kinds)}; expected stdin or functional.")
     name = json.loads(row["metadata"])["func_name"]
     prompt = f"{question}\n\nComplete this code:\n\n```python\n{row['starter_code'].rstrip()}\n```\n\n{ANSWER_FORM}"
     calls = tuple(_call(name, test) for test in tests)

@@ -1,4 +1,4 @@
-"""MATH-500 (Lightman et al. 2023, arXiv 2305.20050; problems of MATH, arXiv 2103.03874): 500 problems, LaTeX answers."""
+"""MATH-500 (Lightman et al. 2023, arXiv 2305.20050, of MATH, arXiv 2103.03874): 500 problems, answers in LaTeX."""
 
 from __future__ import annotations
 

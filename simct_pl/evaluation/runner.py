@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import lightning as L
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -56,6 +57,10 @@ class Protocol:
     def sampling(self, benchmark: Benchmark) -> SamplingParams:
         """How a benchmark's responses are drawn."""
         return SamplingParams(self.temperature, self.top_p, max_tokens=self.max_tokens or benchmark.max_tokens)
+
+
+class BenchmarkProvider(L.Callback):
+    """A callback that scores the student in the test stage; `test` refuses to start without one."""
 
 
 class Request(NamedTuple):
