@@ -1,6 +1,7 @@
 """Lightning callbacks of simct_pl, named in recipes as `callbacks.RolloutCallback` and so on."""
 
 from callbacks.alignment_stats import AlignmentStats
+from callbacks.benchmark import BenchmarkCallback
 from callbacks.checkpoint import Checkpoint
 from callbacks.collapse_guard import CollapseGuard
 from callbacks.continuation_stats import ContinuationStats
@@ -15,6 +16,7 @@ from callbacks.timing import TimingCallback
 
 __all__ = [
     "AlignmentStats",
+    "BenchmarkCallback",
     "Checkpoint",
     "CollapseGuard",
     "ContinuationStats",

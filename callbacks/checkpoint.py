@@ -6,13 +6,14 @@ that a resumed run repeats no step and misses none.
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -39,13 +40,24 @@ class Checkpoint(CheckpointProvider):
 
     Args:
         folder: `<default_root_dir>/checkpoints` by default. every_n_steps: batches between saves.
-        keep_last: checkpoints that stay on disk.
+        keep_last: checkpoints that stay on disk. best_metric: a logged metric, such as eval/accuracy; a checkpoint is
+            taken whenever it is better than ever before, and the best one stays too, with its score in its manifest.
+        best_mode: whether better is higher ("max") or lower ("min").
     """
 
-    def __init__(self, folder: str | None = None, every_n_steps: int = 50, keep_last: int = 2) -> None:
+    def __init__(
+        self,
+        folder: str | None = None,
+        every_n_steps: int = 50,
+        keep_last: int = 2,
+        best_metric: str | None = None,
+        best_mode: Literal["max", "min"] = "max",
+    ) -> None:
         if every_n_steps < 1 or keep_last < 1:
             raise RecipeError(f"every_n_steps={every_n_steps}, keep_last={keep_last}; expected at least 1.")
         self.folder, self.every_n_steps, self.keep_last = folder, every_n_steps, keep_last
+        self.best_metric, self.best_mode = best_metric, best_mode
+        self._best_score: float | None = None
         self.io = FlushedIO()
         self.num_failed = 0
         self._saved_at = 0
@@ -56,7 +68,7 @@ class Checkpoint(CheckpointProvider):
     @override
     def checkpoints(self, trainer: L.Trainer) -> CheckpointFolder:
         path = Path(self.folder) if self.folder else Path(trainer.default_root_dir) / "checkpoints"
-        return CheckpointFolder(path.expanduser(), self.keep_last)
+        return CheckpointFolder(path.expanduser(), self.keep_last, self.best_mode if self.best_metric else None)
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -91,11 +103,18 @@ class Checkpoint(CheckpointProvider):
         position = DataPosition.of(trainer)
         stopping = trainer.strategy.reduce_boolean_decision(self._terminated.is_set(), all=False)
         due = position.num_batches % self.every_n_steps == 0 and position.num_batches > 0
-        if (due or stopping) and position.num_batches != self._saved_at:
+        if (due or stopping or self._new_best(trainer) is not None) and position.num_batches != self._saved_at:
             self._save(trainer, position)
         if stopping:
             raise self._interruption(trainer, position.num_batches)
         pl_module.log("checkpoint/failed_saves", float(self.num_failed), batch_size=1)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """This callback goes first: a metric that is there now was measured before the step, and is of no new state."""
+        self._best_score = self._best_so_far(trainer)
 
     def _interruption(self, trainer: L.Trainer, step: int) -> RunInterrupted:
         interruption = RunInterrupted(
@@ -128,12 +147,27 @@ class Checkpoint(CheckpointProvider):
         error = trainer.strategy.broadcast(self._write(trainer, position))
         if error is None:
             self._saved_at = position.num_batches
+            self._best_score = self._best_so_far(trainer)
             return
         self.num_failed += 1
         rank_zero_warn(
             f"The checkpoint of step {position.num_batches} could not be saved ({error}); {self.num_failed} so far. "
             f"The run goes on; the last good checkpoint is of step {self._saved_at}."
         )
+
+    def _new_best(self, trainer: L.Trainer) -> float | None:
+        """The metric's value if it is better than any before; the same on every rank."""
+        value = trainer.callback_metrics.get(self.best_metric) if self.best_metric else None
+        if value is None or math.isnan(value):
+            return None
+        score, best = float(value), self._best_score
+        if best is None or (score > best if self.best_mode == "max" else score < best):
+            return score
+        return None
+
+    def _best_so_far(self, trainer: L.Trainer) -> float | None:
+        score = self._new_best(trainer)
+        return self._best_score if score is None else score
 
     def _write(self, trainer: L.Trainer, position: DataPosition) -> str | None:
         """What went wrong, if something did; on the other ranks None."""
@@ -165,7 +199,11 @@ class Checkpoint(CheckpointProvider):
     def _manifest(self, trainer: L.Trainer, position: DataPosition, num_bytes: int, sha256: str) -> Manifest:
         run_ids = [str(logger.version) for logger in trainer.loggers]
         step, versions = position.num_batches, installed_versions()
-        return Manifest(step, trainer.world_size, num_bytes, sha256, self.recipe, run_ids, versions)
+        score = self._new_best(trainer)
+        metric = self.best_metric if score is not None else None
+        return Manifest(
+            step, trainer.world_size, num_bytes, sha256, self.recipe, run_ids, versions, metric=metric, score=score
+        )
 
     @override
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -174,6 +212,7 @@ class Checkpoint(CheckpointProvider):
         own: dict[str, Any] = {
             "step": position.num_batches,
             "num_failed": self.num_failed,
+            "best_score": self._best_so_far(trainer),
             "generators": objects_of_ranks(generator_states()),
         }
         if isinstance(pl_module, DistillModule):
@@ -190,6 +229,7 @@ class Checkpoint(CheckpointProvider):
             found = "of no run with callbacks.Checkpoint" if own is None else f"of {len(own['generators'])} ranks"
             raise CheckpointError(f"The checkpoint is {found}; expected one of {trainer.world_size} ranks.")
         self._saved_at, self.num_failed = own["step"], own["num_failed"]
+        self._best_score = own.get("best_score")  # not in those of earlier versions
         self._generators = own["generators"][trainer.global_rank]
         if isinstance(pl_module, DistillModule):
             pl_module.guarded_step.load_state_dict(own["skips"])

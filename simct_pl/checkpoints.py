@@ -17,7 +17,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -34,7 +34,8 @@ NAME = re.compile(r"step-(\d{8,})")
 @dataclass(frozen=True)
 class Manifest:
     """step: batches trained. num_ranks: of the run. num_bytes, sha256: of the state file. recipe: resolved, as YAML.
-    run_ids: of the trackers. versions: package → version.
+    run_ids: of the trackers. versions: package → version. metric, score: what the best checkpoint is chosen by, where
+    this one was the best so far.
     """
 
     step: int
@@ -44,6 +45,8 @@ class Manifest:
     recipe: str
     run_ids: list[str]
     versions: dict[str, str]
+    metric: str | None = None
+    score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -81,10 +84,11 @@ class CheckpointFolder:
 
     Args:
         path: made at the first save. keep_last: checkpoints that stay; older ones are removed after each save.
+        best: whether the one with the highest ("max") or lowest ("min") score stays beside them; None: none does.
     """
 
-    def __init__(self, path: Path, keep_last: int = 2) -> None:
-        self.path, self.keep_last = path, keep_last
+    def __init__(self, path: Path, keep_last: int = 2, best: Literal["max", "min"] | None = None) -> None:
+        self.path, self.keep_last, self.best = path, keep_last, best
 
     def steps(self) -> list[int]:
         """Steps of all checkpoints that were renamed into place, good or not, oldest first."""
@@ -113,6 +117,18 @@ class CheckpointFolder:
         if broken:
             raise CheckpointError(f"No checkpoint in {self.path} is whole: {' '.join(broken)}")
         return None
+
+    def best_step(self) -> int | None:
+        """Step of the checkpoint with the best score, the first of equals; None if none has one or none is wanted."""
+        scores: dict[int, float] = {}
+        for step in self.steps() if self.best else ():
+            try:
+                score = Manifest(**json.loads((self.of_step(step) / MANIFEST).read_text(encoding="utf-8"))).score
+            except (OSError, ValueError, TypeError):  # a broken one is not the best
+                continue
+            if score is not None:
+                scores[step] = score if self.best == "max" else -score
+        return max(scores, key=lambda step: scores[step], default=None)
 
     def staging(self, step: int) -> Path:
         """The hidden folder that a checkpoint is written into."""
@@ -147,8 +163,10 @@ class CheckpointFolder:
             self._remove(final)
         staging.rename(final)
         _flush_folder(self.path)
+        best = self.best_step()
         for step in self.steps()[: -self.keep_last]:
-            self._remove(self.of_step(step))
+            if step != best:
+                self._remove(self.of_step(step))
         return final
 
     def _remove(self, checkpoint: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `fit | validate` go to LightningCLI, the small commands to simct_pl.commands.
+"""The command line: `fit | validate | test` go to LightningCLI, the small commands to simct_pl.commands.
 
 Imports nothing heavy, so that `--help` and usage errors answer at once. Every SimctError ends on one screen with its
 exit code: 2 for what the user can put right, 75 for a run that was asked to end and can be continued.
@@ -17,6 +17,7 @@ COMMANDS = {
     "data": ("simct_pl.commands.data", "build a mixture of prompts from several sources"),
     "generate": ("simct_pl.commands.generate", "let a model answer prompts, several times each"),
     "select": ("simct_pl.commands.select", "keep the responses that verify, and the shortest of them"),
+    "evaluate": ("simct_pl.commands.evaluate", "score a model folder on benchmarks: GSM8K, MATH500, MBPP, …"),
     "convert-gguf": ("simct_pl.commands.convert_gguf", "turn a GGUF file into an ordinary model folder"),
     "sweep": ("simct_pl.commands.sweep", "run a grid of methods, seeds and recipe values"),
     "report": ("simct_pl.commands.report", "compare the runs of a sweep: table, pictures, one page"),
@@ -27,6 +28,7 @@ COMMANDS = {
 TRAINER_COMMANDS = {
     "fit": "train by a recipe: --recipe R [--recipe OVERLAY] [--key value] [--resume]",
     "validate": "score held-out prompts by a recipe",
+    "test": "score a recipe's student on the benchmarks of callbacks.BenchmarkCallback",
 }
 
 

@@ -85,3 +85,11 @@ class RunInterrupted(SimctError, InterruptedError):
     """The run was asked to end (SIGTERM) and can be continued."""
 
     exit_code = 75  # EX_TEMPFAIL: nothing is wrong, run it again (with --resume)
+
+
+class SandboxError(SimctError, RuntimeError):
+    """Code of a model cannot be run safely on this machine."""
+
+
+class EvaluationError(SimctError, ValueError):
+    """A benchmark cannot be scored, or what is in its folder is of another evaluation."""

@@ -1,4 +1,4 @@
-"""`fit` and `validate`: recipes through LightningCLI, with OmegaConf interpolation and errors that fit on one screen.
+"""`fit`, `validate`, `test`: recipes by LightningCLI, with OmegaConf interpolation and errors that fit on one screen.
 
 A recipe is LightningCLI's config under a better name: components by class_path/init_args, types checked from
 constructors. `--recipe` may be repeated; later files and `--key value` overlay earlier ones. `fit --resume` goes on
@@ -22,10 +22,12 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from simct_pl.checkpoints import CheckpointProvider, SavedCheckpoint
 from simct_pl.errors import CheckpointError, RecipeError, SimctError
+from simct_pl.evaluation.runner import BenchmarkProvider
 from simct_pl.export import check_parent
 from simct_pl.module import DistillModule
 from simct_pl.recipe_parser import RecipeParser
@@ -154,7 +156,8 @@ class SimctCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         own = {"model", "dataloaders", "train_dataloaders", "val_dataloaders", "datamodule"}
-        return {"fit": own | {"ckpt_path", "weights_only"}, "validate": own | {"weights_only"}}
+        own.add("weights_only")
+        return {"fit": own | {"ckpt_path"}, "validate": own, "test": own}
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -201,6 +204,19 @@ class SimctCLI(LightningCLI):
     def validate(self, **kwargs: Any) -> None:
         """`trainer.validate`; a checkpoint may hold plain types and tensors, and no code."""
         self.trainer.validate(**kwargs, weights_only=True)
+
+    def test(self, model: L.LightningModule, ckpt_path: str | None = None, **options: Any) -> None:
+        """`trainer.test` on one empty batch: the benchmarks bring their own problems.
+
+        Raises:
+            RecipeError: if the recipe names none.
+        """
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        if not any(isinstance(callback, BenchmarkProvider) for callback in callbacks):
+            raise RecipeError("The recipe names no benchmarks; add the overlay --recipe benchmarks, or one like it.")
+        self.trainer.test(model, DataLoader([0]), ckpt_path=ckpt_path, verbose=False, weights_only=True)
+        for logger in self._run_loggers():
+            logger.end()
 
     def after_fit(self) -> None:
         if isinstance(self.model, DistillModule):

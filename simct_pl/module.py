@@ -267,6 +267,10 @@ class DistillModule(L.LightningModule):
         batch.record = StepRecord(rollouts, alignments, [], 0.0, 0)
 
     @override
+    def test_step(self, batch: object, batch_idx: int) -> None:
+        """Nothing: callbacks.BenchmarkCallback does what there is to do in this stage."""
+
+    @override
     def on_validation_epoch_end(self) -> None:
         with self.trainer.precision_plugin.val_step_context():
             self._score_held_out()

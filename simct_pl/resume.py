@@ -25,6 +25,7 @@ REPORTS = (
 )
 REPORTING_CALLBACKS = (
     "AlignmentStats",
+    "BenchmarkCallback",
     "Checkpoint",
     "HFExport",
     "LearningCurve",

@@ -157,3 +157,32 @@ def test_reading_a_checkpoint_by_path(tmp_path: Path) -> None:
     assert SavedCheckpoint.read(path).manifest.step == 2
     with pytest.raises(CheckpointError, match="no whole checkpoint"):
         SavedCheckpoint.read(tmp_path)
+
+
+def test_the_best_by_score_stays_and_ties_go_to_the_first(tmp_path: Path) -> None:
+    scores = {2: 0.5, 4: 0.7, 6: None, 8: 0.7, 10: 0.1}
+    for mode, best in (("max", 4), ("min", 10)):
+        folder = CheckpointFolder(tmp_path / mode, keep_last=1, best=mode)  # type: ignore[arg-type]
+        for step, score in scores.items():
+            staging = folder.staging(step)
+            folder.prepare(staging)
+            (staging / STATE).write_bytes(b"weights")
+            folder.commit(
+                staging,
+                lambda size, digest, step=step, score=score: Manifest(  # type: ignore[misc]
+                    step, 1, size, digest, "", [], {}, metric="eval/accuracy", score=score
+                ),
+            )
+        assert folder.best_step() == best
+        assert folder.steps() == sorted({best, 10})
+    assert CheckpointFolder(tmp_path / "max").best_step() is None
+
+
+def test_a_manifest_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, keep_last=1, best="max")
+    manifest = save(folder, 2) / MANIFEST
+    values = json.loads(manifest.read_text())
+    del values["metric"], values["score"]
+    manifest.write_text(json.dumps(values))
+    assert folder.best_step() is None
+    assert SavedCheckpoint.read(folder.of_step(2)).manifest.score is None

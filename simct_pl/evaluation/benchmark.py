@@ -1,0 +1,131 @@
+"""What a benchmark is: problems out of a data set, each with the prompt a model reads, and a grade for a response."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from simct_pl.data.source import PromptSource
+from simct_pl.errors import EvaluationError
+from simct_pl.evaluation.maths import MathVerifier
+
+
+@dataclass(frozen=True)
+class Problem:
+    """id: as the data set names it. prompt: what the user says to the model, zero-shot. gold: of maths, LaTeX.
+
+    code: what belongs in front of an answer's code. tests, setup: see Sandbox.run_tests; pairs: standard input and
+    output of a program. entry: name of what the tests call.
+    """
+
+    id: str
+    prompt: str
+    gold: str = ""
+    code: str = ""
+    setup: str = ""
+    tests: tuple[str, ...] = ()
+    pairs: tuple[tuple[str, str], ...] = ()
+    entry: str | None = None
+
+
+@dataclass(frozen=True)
+class Grade:
+    """score: 1.0 or 0.0. reason: one word that is counted. detail: what a person wants to see."""
+
+    score: float
+    reason: str
+    detail: str = ""
+
+
+class Benchmark(ABC):
+    """A named set of problems and how they are graded.
+
+    name: says the split or release that is scored; part of the metrics' names. max_tokens: of a response, in the
+    paper's protocol.
+    """
+
+    name: str
+    max_tokens: int = 4096
+
+    @abstractmethod
+    def problems(self) -> list[Problem]:
+        """All problems, in the data set's order.
+
+        Raises:
+            SimctError: if the data set is missing or is another one.
+        """
+
+    @abstractmethod
+    def grade(self, problem: Problem, response: str) -> Grade:
+        """Whether the response is right. Called from several threads."""
+
+    def check(self) -> None:  # noqa: B027 - most need nothing
+        """Refuse what cannot be graded on this machine, before anything is generated.
+
+        Raises:
+            SimctError: of the kind that fits.
+        """
+
+    def close(self) -> None:  # noqa: B027 - the same
+        """End what grading started."""
+
+
+class MathBenchmark(Benchmark):
+    """Answers in `\\boxed{}`, compared by math-verify.
+
+    Args:
+        time_limit: seconds of one comparison.
+    """
+
+    def __init__(self, time_limit: float = 15.0) -> None:
+        self.verify = MathVerifier(time_limit)
+
+    def grade(self, problem: Problem, response: str) -> Grade:
+        verdict = self.verify(problem.gold, response)
+        return Grade(float(verdict.right), verdict.reason, verdict.answer or "")
+
+    def close(self) -> None:
+        self.verify.close()
+
+    @staticmethod
+    def ask(question: str) -> str:
+        """A zero-shot prompt."""
+        return f"{question.strip()}\n\nPlease reason step by step, and put your final answer within \\boxed{{}}."
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a data file or of a hub data set; each has the fields that a benchmark reads."""
+
+    path: str
+    fields: tuple[str, ...]
+    name: str | None = None
+    split: str = "test"
+    source: PromptSource = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "source", PromptSource(self.path, name=self.name, split=self.split))
+
+    def __iter__(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        """Rows with their numbers.
+
+        Raises:
+            EvaluationError: naming the row that lacks a field.
+        """
+        for index, row in enumerate(self.source.open()):
+            missing = [name for name in self.fields if row.get(name) is None]
+            if missing:
+                raise EvaluationError(
+                    f"Row {index} of {self.path!r} has no {', '.join(missing)}; its fields are "
+                    f"{', '.join(sorted(row))}. Is it the right data set?"
+                )
+            yield index, row
+
+
+def subset(problems: list[Problem], limit: int | None) -> list[Problem]:
+    """At most so many problems, spread evenly over the data set, whose order often follows subject or difficulty."""
+    if limit is None or limit >= len(problems):
+        return problems
+    return [problems[i * len(problems) // limit] for i in range(limit)]

@@ -1,0 +1,50 @@
+"""Benchmarks of one's own: prompts out of any file, and any grader."""
+
+from __future__ import annotations
+
+from simct_pl.data.source import PromptSource
+from simct_pl.errors import PromptDataError, RecipeError
+from simct_pl.evaluation.benchmark import Benchmark, Grade, Problem
+from simct_pl.evaluation.grader import Grader
+from simct_pl.types import Prompt
+
+
+class GradedPrompts(Benchmark):
+    """Prompts with answers, read as a recipe's data are.
+
+    Args:
+        name: of the metrics. source: the file and its fields; answer_field is what the grader compares with.
+        grader: right is a score of at least one half. max_tokens: of a response.
+
+    Raises:
+        RecipeError: for a name that cannot be a folder.
+    """
+
+    def __init__(self, name: str, source: PromptSource, grader: Grader, max_tokens: int = 4096) -> None:
+        if not name or "/" in name:
+            raise RecipeError(f"name is {name!r}; expected one that can be a folder's.")
+        self.name, self.max_tokens = name, max_tokens
+        self.source, self.grader = source, grader
+
+    def problems(self) -> list[Problem]:
+        rows = self.source.open().skip(self.source.skip)
+        if self.source.limit is not None:
+            rows = rows.take(self.source.limit)
+        return [self._problem(self.source.prompt(index, row)) for index, row in enumerate(rows, self.source.skip)]
+
+    def grade(self, problem: Problem, response: str) -> Grade:
+        return graded(self.grader, problem, response)
+
+    def _problem(self, prompt: Prompt) -> Problem:
+        if len(prompt.messages) != 1:
+            raise PromptDataError(
+                f"Row {prompt.index} of {self.source.path!r} has {len(prompt.messages)} messages; expected one."
+            )
+        return Problem(str(prompt.index), prompt.messages[0]["content"], gold=prompt.answer or "")
+
+
+def graded(grader: Grader, problem: Problem, response: str) -> Grade:
+    """A grader's score as a grade."""
+    prompt = Prompt(0, ({"role": "user", "content": problem.prompt},), answer=problem.gold or None)
+    score = grader(prompt, response)
+    return Grade(score, "right" if score >= 0.5 else "wrong")

@@ -1,0 +1,71 @@
+"""Graded responses on disk: written line by line as they come, read again when an evaluation goes on.
+
+folder/<benchmark>/settings.json       what the responses depend on
+folder/<benchmark>/items-<rank>.jsonl  one graded response a line
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from simct_pl.errors import EvaluationError, ExportError
+from simct_pl.evaluation.scores import Item
+
+
+class ItemStore:
+    """The items of one benchmark.
+
+    Args:
+        folder: of the evaluation. benchmark: its name. settings: model, sampling and the like; plain values.
+        rank: which of several processes writes; each reads what all have written.
+
+    Raises:
+        EvaluationError: if the folder holds another evaluation's items. ExportError: if it cannot be written.
+    """
+
+    def __init__(self, folder: Path, benchmark: str, settings: dict[str, Any], rank: int = 0) -> None:
+        self.folder = folder / benchmark
+        self.path = self.folder / f"items-{rank}.jsonl"
+        settings = json.loads(json.dumps(settings))
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._check(settings)
+        except OSError as error:
+            raise ExportError(f"Results cannot be written into {str(self.folder)!r}: {error}.") from error
+
+    def _check(self, settings: dict[str, Any]) -> None:
+        path = self.folder / "settings.json"
+        if not path.exists():
+            part = path.with_suffix(f".part-{os.getpid()}")
+            part.write_text(json.dumps(settings, indent=1, ensure_ascii=False), encoding="utf-8")
+            part.replace(path)
+            return
+        found = json.loads(path.read_text(encoding="utf-8"))
+        differing = {key for key in found.keys() | settings.keys() if found.get(key) != settings.get(key)}
+        if differing:
+            key = min(differing)
+            raise EvaluationError(
+                f"{str(self.folder)!r} holds responses with {key} = {found.get(key)!r}; this evaluation has "
+                f"{settings.get(key)!r}. Give another output folder, or remove that one."
+            )
+
+    def read(self) -> list[Item]:
+        """All items so far; a last line that was cut short is taken out of its file, so that it is done again."""
+        items = []
+        for path in sorted(self.folder.glob("items-*.jsonl")):
+            content = path.read_bytes()
+            whole = content[: content.rfind(b"\n") + 1]
+            if path == self.path and len(whole) < len(content):
+                os.truncate(path, len(whole))
+            items += [Item(**json.loads(line)) for line in whole.splitlines()]
+        return items
+
+    def add(self, items: Iterable[Item]) -> None:
+        """Write items down."""
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(asdict(item)) + "\n" for item in items)

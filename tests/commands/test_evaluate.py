@@ -1,0 +1,105 @@
+"""`evaluate` and `test` from the command line, in processes of their own, on the embedded pair."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from simct_pl.lightning_cli import PACKAGE
+from tests.evaluation.samples import write_jsonl
+from tests.tiny import ASSETS
+
+GSM8K_LIKE = [{"question": "1+2+3?", "answer": "It is\n#### 6"}, {"question": "4+4+9?", "answer": "It is\n#### 17"}]
+
+
+def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), "COLUMNS": "200"}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    return subprocess.run(
+        [sys.executable, "-m", "simct_pl", *arguments], cwd=folder, env=environment, capture_output=True, text=True
+    )
+
+
+def options(tmp_path: Path, **changes: str) -> list[str]:
+    path = write_jsonl(tmp_path / "gsm8k.jsonl", GSM8K_LIKE)
+    values = {
+        "model": str(ASSETS / "student"),
+        "benchmarks": f"[{{class_path: GSM8K, init_args: {{path: {path}}}}}, ArithmeticBenchmark]",
+        "protocol.num_seeds": "2",
+        "protocol.limit": "20",
+        "protocol.max_tokens": "24",
+        "dtype": "float32",
+    }
+    return [f"--{name}={value}" for name, value in {**values, **changes}.items()]
+
+
+def test_evaluate_scores_a_folder_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    done = command(tmp_path, "evaluate", *options(tmp_path))
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs/evaluation/student"
+    summary = {result["benchmark"]: result for result in json.loads((folder / "summary.json").read_text())}
+    assert {name: (r["num_problems"], r["num_seeds"]) for name, r in summary.items()} == {
+        "gsm8k": (2, 2),
+        "arithmetic": (20, 2),
+    }
+    assert summary["gsm8k"]["reasons"] == {"no_answer": 4}  # this student has never seen a box
+    assert 0.3 < summary["arithmetic"]["accuracy"] < 1
+    assert "95 % interval" in done.stdout
+    assert "arithmetic" in done.stdout
+    lines = [json.loads(line) for line in (folder / "arithmetic/items-0.jsonl").read_text().splitlines()]
+    assert len(lines) == 40
+    assert sum(line["score"] for line in lines) / 40 == pytest.approx(summary["arithmetic"]["accuracy"])
+    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    [run] = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert run.data.metrics["eval/arithmetic/accuracy"] == pytest.approx(summary["arithmetic"]["accuracy"])
+
+    before = (folder / "arithmetic/items-0.jsonl").read_bytes()
+    again = command(tmp_path, "evaluate", *options(tmp_path))
+    assert again.returncode == 0, again.stderr
+    assert (folder / "arithmetic/items-0.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "nowhere/at/all"}, "does not exist"),
+        ({"benchmarks": "[GSM8k]"}, "GSM8k"),
+        ({"benchmarks": "[{class_path: GSM8K, init_args: {path: nothing.jsonl}}]"}, "nothing.jsonl"),
+        ({"protocol.max_tokens": "120"}, "Lower max_tokens"),
+        ({"protocol.num_seeds": "0"}, "num_seeds is 0"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused_on_one_screen(tmp_path: Path, changes: dict[str, str], message: str) -> None:
+    done = command(tmp_path, "evaluate", *options(tmp_path, **changes))
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_test_scores_the_student_of_a_recipe(tmp_path: Path) -> None:
+    overlay = tmp_path / "small.yaml"
+    overlay.write_text(
+        "trainer:\n  callbacks+:\n    - class_path: callbacks.BenchmarkCallback\n      init_args:\n"
+        "        benchmarks: [simct_pl.tasks.benchmark.ArithmeticBenchmark]\n"
+        "        test_protocol: {num_seeds: 2, limit: 20}\n"
+    )
+    done = command(tmp_path, "test", "--recipe", "quickstart", "--recipe", str(overlay))
+    assert done.returncode == 0, done.stderr
+    [result] = json.loads((tmp_path / "runs/quickstart+small/benchmarks/test/summary.json").read_text())
+    changes = {"benchmarks": "[ArithmeticBenchmark]", "protocol.max_tokens": "40"}
+    alone = command(tmp_path, "evaluate", *options(tmp_path, **changes))
+    assert alone.returncode == 0, alone.stderr
+    [same] = json.loads((tmp_path / "runs/evaluation/student/summary.json").read_text())
+    assert result == same
+
+
+def test_test_needs_benchmarks(tmp_path: Path) -> None:
+    done = command(tmp_path, "test", "--recipe", "quickstart")
+    assert done.returncode == 2
+    assert "--recipe benchmarks" in done.stderr
