@@ -13,6 +13,7 @@ from simct_pl.errors import SimctError
 
 COMMANDS = {
     "align": ("simct_pl.commands.align", "cut texts into aligned units and show what was lost"),
+    "preflight": ("simct_pl.commands.preflight", "look at a recipe's models and data before GPU time: go or stop"),
     "quickstart": ("simct_pl.commands.quickstart", "train the embedded example and show the result"),
     "convert-gguf": ("simct_pl.commands.convert_gguf", "turn a GGUF file into an ordinary model folder"),
     "sweep": ("simct_pl.commands.sweep", "run a grid of methods, seeds and recipe values"),
@@ -22,7 +23,7 @@ COMMANDS = {
     "transplant": ("simct_pl.commands.transplant", "put a model's body onto another family's tokenizer"),
 }
 TRAINER_COMMANDS = {
-    "fit": "train by a recipe: --recipe R [--recipe OVERLAY] [--key value] [--resume]",
+    "fit": "train by a recipe: --recipe R [--recipe OVERLAY] [--key value] [--resume] [--dry_run [GPU]]",
     "validate": "score held-out prompts by a recipe",
 }
 
