@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, Phi3Config, PretrainedConfig, Qwen2Config
 
-from benchmarks.architectures import ModelShape, published_configs
-from benchmarks.cost_inputs import BF16, FP32, StepShape
-from benchmarks.cost_model import BACKWARD_TRAFFIC, FORWARD_TRAFFIC, CostModel
+from benchmarks.architectures import published_configs
 from benchmarks.measure import in_fresh_process, peak_memory
 from benchmarks.tracers import TrafficCounter
+from simct_pl.planning.cost_inputs import BF16, FP32, StepShape
+from simct_pl.planning.cost_model import BACKWARD_TRAFFIC, FORWARD_TRAFFIC, CostModel
+from simct_pl.planning.shapes import ModelShape
 
 TINY: dict[str, Any] = {
     "vocab_size": 1000,

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from benchmarks.architectures import ModelShape
 from benchmarks.cost_checks import Check
-from benchmarks.cost_inputs import FP32, Efficiency, HardwareShape, LossShape, StepShape
-from benchmarks.cost_model import CostModel
 from benchmarks.measure import best_seconds, in_fresh_process, peak_memory
 from benchmarks.synthetic import UNIT_SHAPES, UNIT_SHARES, Problem, make_problem
 from benchmarks.tracers import LiveBytes, TrafficCounter
 from simct_pl.losses.base import UnitChunk
 from simct_pl.losses.simct import SimCTLoss
+from simct_pl.planning.cost_inputs import FP32, Efficiency, HardwareShape, LossShape, StepShape
+from simct_pl.planning.cost_model import CostModel
+from simct_pl.planning.shapes import ModelShape
 from simct_pl.scoring.chunks import CPU_STRIP_BYTES, chunked_loss
 from simct_pl.scoring.stats import UnitStats
 

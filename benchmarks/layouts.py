@@ -1,7 +1,7 @@
 """Who holds what on 8, 16 and 64 GPUs, and what a step takes there, on paper: the tables of docs/scaling.md.
 
-All figures are predictions of benchmarks/cost_model.py; no GPU was used. scaling.py compares that model with what can
-be counted and measured on a CPU.
+All figures are predictions of simct_pl/planning/cost_model.py; no GPU was used. scaling.py compares that model with
+what can be counted and measured on a CPU.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from dataclasses import replace
 
 import jsonargparse
 
-from benchmarks.architectures import ModelShape, published_configs
-from benchmarks.cost_inputs import HardwareShape, StepShape
-from benchmarks.cost_model import CostModel
+from benchmarks.architectures import published_configs
 from benchmarks.report import table
+from simct_pl.planning.cost_inputs import HardwareShape, StepShape
+from simct_pl.planning.cost_model import CostModel
+from simct_pl.planning.shapes import ModelShape
 
 GB = 1e9
 # student ◄ teacher, and what they are trained with; AdamW's moments and master weights are fp32.

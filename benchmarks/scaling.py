@@ -1,7 +1,8 @@
 """A step that does not fit on this machine, on paper: Qwen2.5-7B teaches Gemma-2-2B 4,096 tokens at a time on 8 GPUs.
 
-All figures about GPUs are predictions of benchmarks/cost_model.py from the models' sizes, a data sheet, and assumed
-efficiencies; no GPU was used. The last table compares the same model with what can be counted and measured here.
+All figures about GPUs are predictions of simct_pl/planning/cost_model.py from the models' sizes, a data sheet, and
+assumed efficiencies; no GPU was used. The last table compares the same model with what can be counted and measured
+here.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ import torch
 from rich.progress import track
 
 from benchmarks import cost_checks, cost_loss_checks
-from benchmarks.architectures import ModelShape, published_configs
+from benchmarks.architectures import published_configs
 from benchmarks.cost_checks import Check
-from benchmarks.cost_inputs import Efficiency, HardwareShape, LossShape, StepShape
-from benchmarks.cost_model import CostModel
 from benchmarks.report import publish, table
+from simct_pl.planning.cost_inputs import Efficiency, HardwareShape, LossShape, StepShape
+from simct_pl.planning.cost_model import CostModel
+from simct_pl.planning.shapes import ModelShape
 
 GB, TERA = 1e9, 1e12
 LEFT_OUT = """

@@ -13,6 +13,7 @@ from simct_pl.errors import SimctError
 
 COMMANDS = {
     "align": ("simct_pl.commands.align", "cut texts into aligned units and show what was lost"),
+    "preflight": ("simct_pl.commands.preflight", "look at a recipe's models and data before GPU time: go or stop"),
     "quickstart": ("simct_pl.commands.quickstart", "train the embedded example and show the result"),
     "data": ("simct_pl.commands.data", "build a mixture of prompts from several sources"),
     "generate": ("simct_pl.commands.generate", "let a model answer prompts, several times each"),
@@ -26,7 +27,7 @@ COMMANDS = {
     "transplant": ("simct_pl.commands.transplant", "put a model's body onto another family's tokenizer"),
 }
 TRAINER_COMMANDS = {
-    "fit": "train by a recipe: --recipe R [--recipe OVERLAY] [--key value] [--resume]",
+    "fit": "train by a recipe: --recipe R [--recipe OVERLAY] [--key value] [--resume] [--dry_run [GPU]]",
     "validate": "score held-out prompts by a recipe",
     "test": "score a recipe's student on the benchmarks of callbacks.BenchmarkCallback",
 }

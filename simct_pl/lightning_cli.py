@@ -2,7 +2,7 @@
 
 A recipe is LightningCLI's config under a better name: components by class_path/init_args, types checked from
 constructors. `--recipe` may be repeated; later files and `--key value` overlay earlier ones. `fit --resume` goes on
-from the newest good checkpoint of the run's folder.
+from the newest good checkpoint of the run's folder; `fit --dry_run` only says what it would do.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import logging
 import os
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import yaml
@@ -39,6 +41,8 @@ from simct_pl.tracking import RunLogger
 
 ARTIFACTS = "runs/mlflow-artifacts"
 
+CLI = TypeVar("CLI", bound="SimctCLI")
+
 
 def run(arguments: list[str]) -> int:
     """Run a trainer command, e.g. ["fit", "--recipe", "quickstart"].
@@ -46,36 +50,52 @@ def run(arguments: list[str]) -> int:
     Raises:
         SimctError: for anything in the recipe or the data that the user can put right.
     """
-    recipes, resume = resolve_recipes(arguments), _take_resume(arguments)
+    resume, gpu = _take_option(arguments, "--resume", AUTO), _take_option(arguments, "--dry_run", AUTO)
+    if gpu is None:
+        open_recipes(arguments, SimctCLI, resume=resume or NEVER)
+        return 0
+    from simct_pl.planning.dry_run import PlanningCLI, dry_run
+
+    return dry_run(open_recipes(arguments, PlanningCLI), None if gpu == AUTO else gpu)
+
+
+def open_recipes(arguments: list[str], kind: type[CLI], resume: str = NEVER) -> CLI:
+    """Read recipes and make their components; what is then done with them depends on the kind of CLI.
+
+    arguments: a trainer command's. Raises: as `run`.
+    """
+    recipes = resolve_recipes(arguments)
     quiet_libraries()
     if not OmegaConf.has_resolver("asset"):
         OmegaConf.register_resolver("asset", lambda name: str(PACKAGE / "assets" / name))
     for recipe in recipes:
         check_yaml(recipe)
     try:
-        SimctCLI(recipe_names=[Path(recipe).stem for recipe in recipes], args=arguments, resume=resume)
+        return kind(recipe_names=[Path(recipe).stem for recipe in recipes], args=arguments, resume=resume)
     except OmegaConfBaseException as error:
         raise RecipeError(f"A value cannot be interpolated: {error}") from error
     except (MisconfigurationException, ValueError) as error:
         if isinstance(error, SimctError) or not _raised_by_lightning(error):
             raise
         raise RecipeError(f"Lightning refuses the recipe: {str(error).strip()}") from error
-    return 0
 
 
-def _take_resume(arguments: list[str]) -> str:
-    """Take `--resume [auto|PATH|never]` out of the arguments, in place: it is about a folder, no part of a recipe."""
+def _take_option(arguments: list[str], name: str, alone: str) -> str | None:
+    """Take `name [VALUE]` out of the arguments of fit, in place: it is about this call, and no part of a recipe.
+
+    Returns the value, `alone` for an option without one, None if it is not there.
+    """
     for i, argument in enumerate(arguments):
         flag, equals, value = argument.partition("=")
-        if flag != "--resume":
+        if flag != name:
             continue
         if not equals and i + 1 < len(arguments) and not arguments[i + 1].startswith("-"):
             value = arguments.pop(i + 1)
         del arguments[i]
         if arguments[0] != "fit":
-            raise RecipeError(f"--resume goes with fit, not with {arguments[0]}.")
-        return value or AUTO
-    return NEVER
+            raise RecipeError(f"{name} goes with fit, not with {arguments[0]}.")
+        return value or alone
+    return None
 
 
 def _raised_by_lightning(error: BaseException) -> bool:
@@ -111,6 +131,15 @@ def _first_own_error(error: BaseException | None) -> SimctError | None:
     while error is not None and not isinstance(error, SimctError):
         error = error.__cause__ or error.__context__
     return error
+
+
+@contextmanager
+def own_errors() -> Iterator[None]:
+    """Let what a component refuses reach the user as it was said, not as one of a union's failed alternatives."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise (_first_own_error(error) or error) from None
 
 
 class SimctCLI(LightningCLI):
@@ -176,11 +205,8 @@ class SimctCLI(LightningCLI):
 
     @override
     def instantiate_classes(self) -> None:
-        """Let what a component refuses reach the user as it was said, not as one of a union's failed alternatives."""
-        try:
+        with own_errors():
             super().instantiate_classes()
-        except (ValueError, TypeError) as error:
-            raise (_first_own_error(error) or error) from None
 
     def before_fit(self) -> None:
         """Choose where to begin. A new run scores the held-out prompts first: a curve needs a step 0."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Literal
 
 import lightning as L
 from transformers import PreTrainedModel
@@ -73,6 +74,10 @@ class RolloutEngine(ABC):
     """
 
     policy_version: int | None = None
+    # For plans: where its weights lie (planning.cost_inputs.StepShape.engine), and the share of a GPU's memory that it
+    # takes whatever it needs.
+    placement: Literal["copy", "student", "server"] = "copy"
+    reserved_share: float | None = None
 
     def check(self, student: StudentSource) -> None:  # noqa: B027 - most engines need none
         """Refuse what cannot run, before any weights load, and remember where to start from. By default, nothing.
@@ -96,7 +101,14 @@ class RolloutEngine(ABC):
 
 
 class RolloutProvider(L.Callback):
-    """A callback that fills every batch's `rollouts` before the step; DistillModule refuses to start without one."""
+    """A callback that fills every batch's `rollouts` before the step; DistillModule refuses to start without one.
+
+    sampling, num_samples: of training rollouts, responses a prompt. engine: who generates.
+    """
+
+    sampling: SamplingParams
+    num_samples: int
+    engine: RolloutEngine
 
 
 def sample_seed(run_seed: int, step: int, prompt_index: int, sample_index: int) -> int:

@@ -34,6 +34,8 @@ class HFEngine(RolloutEngine):
         batch_size: responses generated together.
     """
 
+    placement = "student"
+
     def __init__(self, batch_size: int = 64) -> None:
         self.batch_size = batch_size
         self._model: PreTrainedModel | None = None

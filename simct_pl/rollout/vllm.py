@@ -73,6 +73,7 @@ class VLLMEngine(RolloutEngine):
         self.dtype = dtype
         self.max_model_len = max_model_len
         self.gpu_memory_utilization, self.kv_cache_gib = gpu_memory_utilization, kv_cache_gib
+        self.reserved_share = gpu_memory_utilization if kv_cache_gib is None else None
         self.tensor_parallel_size = tensor_parallel_size
         self.enforce_eager, self.sleep = enforce_eager, sleep
         self._student: StudentSource | None = None

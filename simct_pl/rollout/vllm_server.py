@@ -42,6 +42,8 @@ class ServerEngine(RolloutEngine):
         RecipeError: for a value outside its range.
     """
 
+    placement = "server"
+
     def __init__(self, url: str, max_concurrency: int, timeout: float, retries: int, key_variable: str) -> None:
         if not url.startswith(("http://", "https://")):
             raise RecipeError(f"url is {url!r}; expected http://HOST:PORT or https://HOST:PORT.")

@@ -9,10 +9,11 @@ import torch
 from transformers import GPT2Config, LlamaConfig
 
 from benchmarks import cost_checks, cost_loss_checks, layouts, scaling
-from benchmarks.architectures import ModelShape, published_configs
-from benchmarks.cost_inputs import Efficiency, HardwareShape, LossShape, StepShape
-from benchmarks.cost_model import CostModel
+from benchmarks.architectures import published_configs
 from benchmarks.tracers import LiveBytes, TrafficCounter
+from simct_pl.planning.cost_inputs import Efficiency, HardwareShape, LossShape, StepShape
+from simct_pl.planning.cost_model import CostModel
+from simct_pl.planning.shapes import ModelShape
 
 
 @pytest.fixture

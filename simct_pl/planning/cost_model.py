@@ -11,8 +11,8 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from benchmarks.architectures import ModelShape
-from benchmarks.cost_inputs import FP32, Efficiency, HardwareShape, LossShape, StepShape
+from simct_pl.planning.cost_inputs import FP32, Efficiency, HardwareShape, LossShape, StepShape
+from simct_pl.planning.shapes import ModelShape
 
 # What transformers' eager layers read and write, products apart, for each byte of activations that backward needs:
 # counted in bf16, see cost_checks.
@@ -182,8 +182,8 @@ class CostModel:
             MemoryItem("gradients", step.master_bytes * per_shard, "training"),
             MemoryItem("AdamW moments", step.optimizer_bytes * per_shard),
             MemoryItem("teacher weights", teacher_bytes),
-            MemoryItem("engine weights", step.compute_bytes * student.parameters),
-            MemoryItem("engine KV cache", generated, "generating"),
+            MemoryItem("engine weights", step.compute_bytes * student.parameters if step.engine == "copy" else 0.0),
+            MemoryItem("engine KV cache", generated if step.engine != "server" else 0.0, "generating"),
             MemoryItem("student weights for products", self._compute_weight_bytes(), "training"),
             MemoryItem("student activations", tokens * self._activation_bytes(student, step.checkpointing), "training"),
             MemoryItem("one layer, recomputed or teacher's", self._one_layer_bytes(), "training"),

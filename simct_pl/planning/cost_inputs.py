@@ -26,6 +26,8 @@ class StepShape:
         num_gpus: each samples, aligns and trains on its share.
         student: "replicated" (DDP) or "fsdp". teacher: "replicated" or "sharded".
         num_replicas: copies of what is sharded; num_gpus / num_replicas GPUs share each (HSDP).
+        engine: who samples: a "copy" of the student on each GPU, the "student" itself, or a "server" on other GPUs,
+            whose sampling is timed as if it had as many.
     """
 
     num_prompts: int = 64
@@ -43,6 +45,7 @@ class StepShape:
     student: Literal["replicated", "fsdp"] = "fsdp"
     teacher: Literal["replicated", "sharded"] = "replicated"
     num_replicas: int = 1
+    engine: Literal["copy", "student", "server"] = "copy"
 
     @property
     def shard_size(self) -> int:
@@ -112,6 +115,14 @@ class HardwareShape:
     memory: float = 80e9
     network_bandwidth: float = 50e9
     gpus_per_node: int = 8
+
+
+# Data sheets of SXM modules; 400 Gbit/s cards for Hopper, 200 for Ampere.
+GPUS = {
+    "h100": HardwareShape(),
+    "h200": HardwareShape(memory_bandwidth=4.8e12, memory=141e9),
+    "a100": HardwareShape(flops=312e12, memory_bandwidth=2.039e12, link_bandwidth=300e9, network_bandwidth=25e9),
+}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,87 @@
+"""`python -m simct_pl preflight --recipe R`: one page about a recipe's models, data, memory and time, and a verdict.
+
+In: recipes and `--key value` as for `fit`. Out: the page on the terminal and as HTML; exit code 1 for "stop". Weights
+are loaded only to score both models on held-out responses.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from simct_pl.planning.dry_run import PlannedRun
+    from simct_pl.preflight.score import ScoreReport
+
+STOPPED = 1
+NOT_LOCAL = "the weights are not in local folders; --score true downloads and loads both models."
+NO_RESPONSES = "the data have no reference responses (response_field)."
+NOT_ASKED = "--score false."
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; 0 for "go" and "go with care", 1 for "stop".
+
+    Raises:
+        SimctError: for a recipe, a model or data that cannot be read.
+    """
+    own, rest = _parser().parse_known_args(argv)
+    from rich.console import Console
+    from rich.text import Text
+
+    from simct_pl.export import check_parent
+    from simct_pl.lightning_cli import open_recipes
+    from simct_pl.planning.dry_run import PlanningCLI, plan_run
+    from simct_pl.planning.section import print_sections
+    from simct_pl.preflight.page import html
+    from simct_pl.preflight.report import build_preflight
+
+    console = Console()
+    cli = open_recipes(["fit", *rest], PlanningCLI)
+    page = own.output or Path("runs") / cli.run_name / "preflight.html"
+    check_parent(page)
+    with console.status("reading tokenizers, configurations and prompts"):
+        run = plan_run(cli, own.hardware, own.num_prompts, own.domain_field)
+    scored, why_not = _score(run, own.score, own.num_scored)
+    preflight = build_preflight(cli.run_name, run, scored, why_not)
+    print_sections(console, preflight.sections)
+    console.print(Text(f"Verdict: {preflight.verdict.words}", style="bold"))
+    for reason in preflight.reasons:
+        console.print(Text(f"  {reason}"))
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(html(preflight), encoding="utf-8")
+    console.print(Text(f"{page}"), soft_wrap=True)
+    return STOPPED if preflight.verdict.words == "stop" else 0
+
+
+def _score(run: PlannedRun, wanted: str, num_scored: int) -> tuple[ScoreReport | None, str]:
+    """The scores, or why there are none."""
+    from simct_pl.preflight.score import score, weights_are_local
+
+    if wanted == "false":
+        return None, NOT_ASKED
+    if wanted == "auto" and not weights_are_local(run.module):
+        return None, NOT_LOCAL
+    with_response = [sample for sample in run.samples if sample.prompt.response][:num_scored]
+    return score(run.module, with_response), NO_RESPONSES
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m simct_pl preflight",
+        description="Look at a recipe before GPU time. Takes --recipe and --key value as `fit` does.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--num_prompts", type=int, default=256, help="first prompts to look at (default: %(default)s)")
+    parser.add_argument("--domain_field", default="domain", help="field of the prompt file (default: %(default)s)")
+    parser.add_argument(
+        "--score",
+        choices=("auto", "true", "false"),
+        default="auto",
+        help="load both models and compare them on reference responses; auto: if both lie in local folders",
+    )
+    parser.add_argument("--num_scored", type=int, default=64, help="responses to score (default: %(default)s)")
+    parser.add_argument("--hardware", help="h100, h200 or a100: plan for that GPU (default: the one here, or h100)")
+    parser.add_argument("--output", type=Path, help="HTML page (default: runs/NAME/preflight.html)")
+    return parser

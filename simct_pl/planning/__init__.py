@@ -1,0 +1,1 @@
+"""What a run will need, before it runs: a cost model, and the plan of a recipe. Loads no weights."""

@@ -1,0 +1,130 @@
+"""Layout: on what, and for how long, a recipe's trainer would run, read from its settings without making the trainer.
+
+In: the trainer's section of a recipe, components made. Out: Layout. A login node may thus plan a run of eight GPUs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+
+from simct_pl.errors import RecipeError
+from simct_pl.parallel import Sharding
+from simct_pl.planning.cost_inputs import GPUS, HardwareShape
+
+ASSUMED_GPU = "h100"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Ranks, and what each of them runs on.
+
+    gpu: a name in GPUS, or None for CPUs. is_assumed: no GPU was found here and the recipe names none. sharded: the
+    strategy is one of FSDP2. precision: the trainer's. max_steps: None where the recipe sets none.
+    """
+
+    num_nodes: int
+    devices_per_node: int
+    gpu: str | None
+    is_assumed: bool
+    sharded: bool
+    strategy: str
+    precision: str
+    max_steps: int | None
+
+    @classmethod
+    def of(cls, trainer: Mapping[str, Any], gpu: str | None = None) -> Layout:
+        """Read a trainer's settings.
+
+        gpu: a name in GPUS, for another machine than this one.
+
+        Raises:
+            RecipeError: for a GPU that is not known, or settings that cannot be planned.
+        """
+        on_cpu = trainer["accelerator"] == "cpu"
+        strategy = trainer["strategy"]
+        name = strategy if isinstance(strategy, str) else type(strategy).__name__
+        steps = trainer["max_steps"]
+        found = None if on_cpu else gpu or _gpu_here()
+        if found not in (None, *GPUS):
+            raise RecipeError(f"GPU {found!r} is not known; expected one of {', '.join(GPUS)}.")
+        return cls(
+            num_nodes=trainer["num_nodes"],
+            devices_per_node=_num_devices(trainer["devices"], on_cpu),
+            gpu=None if on_cpu else found or ASSUMED_GPU,
+            is_assumed=not on_cpu and found is None,
+            sharded=isinstance(strategy, ModelParallelStrategy),
+            strategy=name,
+            precision=str(trainer["precision"] or "32-true"),
+            max_steps=steps if steps is not None and steps > 0 else None,
+        )
+
+    @property
+    def num_ranks(self) -> int:
+        return self.num_nodes * self.devices_per_node
+
+    @property
+    def hardware(self) -> HardwareShape | None:
+        """Of one GPU; None on CPUs, whose rates nobody has looked up."""
+        return GPUS[self.gpu] if self.gpu else None
+
+    @property
+    def memory(self) -> float:
+        """Bytes that one rank may use: a GPU's, or its share of this machine's."""
+        if self.hardware is not None:
+            return self.hardware.memory
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / self.devices_per_node
+
+    @property
+    def words(self) -> str:
+        device = self.gpu.upper() if self.gpu else "CPU process" + ("es" if self.num_ranks > 1 else "")
+        nodes = f"{self.num_nodes} nodes of " if self.num_nodes > 1 else ""
+        assumed = " (assumed: no GPU here)" if self.is_assumed else ""
+        return f"{nodes}{self.devices_per_node} {device}{assumed}, strategy {self.strategy}, precision {self.precision}"
+
+    def check(self, sharding: Sharding | None) -> None:
+        """What `checks.check_trainer` refuses of a real trainer, as far as settings tell.
+
+        Raises:
+            RecipeError: naming the two values that do not fit.
+        """
+        if self.precision.startswith("16"):
+            raise RecipeError(f"trainer.precision is {self.precision!r}; use bf16-mixed or 32: losses are not scaled.")
+        if (sharding is not None) != self.sharded:
+            raise RecipeError(
+                f"model.init_args.sharding is {'set' if sharding else 'not set'}, and trainer.strategy is "
+                f"{self.strategy}; sharding and simct_pl.parallel.ShardedStrategy go together."
+            )
+        if sharding is not None and self.num_ranks % sharding.replicate:
+            raise RecipeError(f"sharding.replicate={sharding.replicate} does not divide the {self.num_ranks} ranks.")
+
+
+def compute_bytes(layout: Layout, sharding: Sharding | None, weights: Literal[2, 4]) -> int:
+    """Of the student's weights and activations in products. weights: bytes of what AdamW steps."""
+    if sharding is not None and sharding.param_dtype is not None:
+        return torch.finfo(getattr(torch, sharding.param_dtype)).bits // 8
+    return 2 if layout.precision.startswith("bf16") else weights
+
+
+def _num_devices(devices: int | str | list[int], on_cpu: bool) -> int:
+    """Of one node; `auto` and -1 are all GPUs here, or one."""
+    if isinstance(devices, list):
+        return len(devices)
+    if isinstance(devices, str) and "," in devices:
+        return len([part for part in devices.split(",") if part.strip()])
+    if devices in ("auto", -1, "-1"):
+        return 1 if on_cpu else max(torch.cuda.device_count(), 1)
+    return int(devices)
+
+
+def _gpu_here() -> str | None:
+    """The name in GPUS of this machine's first GPU."""
+    if not torch.cuda.is_available():
+        return None
+    called = torch.cuda.get_device_name(0).lower()
+    return next((name for name in GPUS if name in called), called)

@@ -1,0 +1,96 @@
+"""A few of a recipe's own prompts, with their domains and reference responses, and how long they are in tokens.
+
+In: the recipe's data module and two tokenizers. Out: Samples, and Lengths for a plan. Reads no more rows than it needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import lightning as L
+
+from simct_pl.data.prompts import PromptDataModule, PromptStream
+from simct_pl.errors import PromptDataError
+from simct_pl.tokenization.pair import TokenizerPair
+from simct_pl.types import Prompt, PromptBatch
+
+NO_DOMAIN = "all"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt, and the value of the prompt file's domain field."""
+
+    prompt: Prompt
+    domain: str = NO_DOMAIN
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens, of the student's unless said otherwise.
+
+    longest_prompt: of the samples, of either side. response: mean of the reference responses, None without any.
+    teacher_share: the teacher's tokens for one of the student's, on the same text.
+    """
+
+    longest_prompt: int
+    response: float | None
+    teacher_share: float
+
+
+def read_samples(datamodule: L.LightningDataModule, num: int, domain_field: str = "domain") -> list[Sample]:
+    """The first prompts: those held out if they come with reference responses, else those to train on.
+
+    domain_field: of the prompt file; rows without it, and data that are in no file, are one domain.
+
+    Raises:
+        PromptDataError: if there is no prompt, or the file cannot be read.
+    """
+    if isinstance(datamodule, PromptDataModule):
+        samples = _from_source(datamodule, num, domain_field)
+    else:
+        samples = [Sample(prompt) for prompt in islice(_from_loaders(datamodule), num)]
+    if not samples:
+        raise PromptDataError("The recipe's data hold no prompt.")
+    return samples
+
+
+def _from_source(datamodule: PromptDataModule, num: int, domain_field: str) -> list[Sample]:
+    held_out = datamodule.val
+    source = held_out if held_out is not None and held_out.response_field else datamodule.train
+    stream = PromptStream(
+        source, system_prompt=datamodule.system_prompt, teacher_system_prompt=datamodule.teacher_system_prompt
+    )
+    prompts = list(islice(stream, num))
+    last = max((prompt.index for prompt in prompts), default=-1)
+    domains = {
+        index: str(row[domain_field])
+        for index, row in enumerate(islice(source.open(), last + 1))
+        if row.get(domain_field) not in (None, "")
+    }
+    return [Sample(prompt, domains.get(prompt.index, NO_DOMAIN)) for prompt in prompts]
+
+
+def _from_loaders(datamodule: L.LightningDataModule) -> Iterator[Prompt]:
+    loaders: list[Iterable[PromptBatch]] = [datamodule.val_dataloader(), datamodule.train_dataloader()]
+    for loader in loaders:
+        for batch in loader:
+            yield from batch.prompts
+
+
+def measure_lengths(pair: TokenizerPair, samples: Sequence[Sample]) -> Lengths:
+    """Lengths of some prompts, and of their reference responses where there are any (else of the prompts' words)."""
+    prompts = [sample.prompt for sample in samples]
+    longest = max(
+        max(
+            len(pair.student.render_prompt(prompt.messages)),
+            len(pair.teacher.render_prompt(prompt.teacher_messages or prompt.messages)),
+        )
+        for prompt in prompts
+    )
+    responses = [prompt.response for prompt in prompts if prompt.response]
+    texts = responses or [prompt.messages[-1]["content"] for prompt in prompts]
+    student, teacher = (sum(map(len, side.encode_batch(texts))) for side in (pair.student, pair.teacher))
+    return Lengths(longest, student / len(responses) if responses else None, teacher / max(student, 1))

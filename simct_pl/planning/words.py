@@ -1,0 +1,101 @@
+"""A plan in words: models, step, memory and time, as sections for a terminal or a page."""
+
+from __future__ import annotations
+
+from simct_pl.models import load_config
+from simct_pl.module import DistillModule
+from simct_pl.planning.plan import Plan
+from simct_pl.planning.samples import Lengths
+from simct_pl.planning.section import Section
+from simct_pl.rollout.engine import RolloutProvider
+
+GB = 1e9
+
+
+def plan_sections(module: DistillModule, rollouts: RolloutProvider, plan: Plan, lengths: Lengths) -> list[Section]:
+    """Everything that a dry run prints."""
+    found = [model_section(module, plan), step_section(module, rollouts, plan, lengths), memory_section(plan)]
+    return [*found, time_section(plan)]
+
+
+def model_section(module: DistillModule, plan: Plan) -> Section:
+    """Both models by their configurations."""
+    sides = (
+        ("student", module.student_path, module.student_dtype),
+        ("teacher", module.teacher_path, module.teacher_dtype),
+    )
+    shapes = plan.shapes or (None, None)
+    columns = []
+    for (role, path, dtype), shape in zip(sides, shapes, strict=True):
+        config = load_config(role, path, role in module.trust_remote_code).get_text_config()
+        parameters = _count(shape.parameters) if shape is not None else "not counted"
+        context = module.student_context if role == "student" else module.teacher_context
+        columns.append((path, config.model_type, parameters, dtype, str(context or "not given")))
+    names = ("path", "architecture", "parameters", "weights in", "context, tokens")
+    return Section("Models", ("", "student", "teacher"), list(zip(names, *columns, strict=True)))
+
+
+def step_section(module: DistillModule, rollouts: RolloutProvider, plan: Plan, lengths: Lengths) -> Section:
+    """What one optimizer step does."""
+    step, sampling, optimizer = plan.step, rollouts.sampling, module.optimizer_config
+    response = f"{lengths.response:.0f} on average" if lengths.response else "none in the data"
+    steps = plan.layout.max_steps
+    rows = [
+        ("layout", plan.layout.words),
+        ("student", "whole on each rank" if step.student == "replicated" else f"shared by {step.shard_size} ranks"),
+        ("teacher", "whole on each rank" if step.teacher == "replicated" else f"shared by {step.shard_size} ranks"),
+        ("rollouts", f"{type(rollouts.engine).__name__}, {_sampling_words(sampling.temperature, sampling.top_p)}"),
+        ("responses", f"{step.num_prompts} prompts × {step.num_samples} a step, {step.num_sequences} on each rank"),
+        ("tokens", f"prompts up to {step.prompt_tokens}, responses up to {step.response_tokens}"),
+        ("reference responses", response),
+        ("micro-batches", f"{step.num_micro_batches} of {step.micro_batch} on each rank, at the longest"),
+        ("aligner, objective", f"{type(module.aligner).__name__}, {_objective_words(module)}"),
+        ("AdamW", f"lr {optimizer.lr:g}, betas {optimizer.betas}, warm-up {optimizer.warmup_ratio:.0%}"),
+        ("optimizer steps", str(steps) if steps else "not set (trainer.max_steps)"),
+    ]
+    return Section("Step", ("", "value"), rows)
+
+
+def memory_section(plan: Plan) -> Section:
+    """Of one rank, item by item."""
+    title = f"Memory of one {'GPU' if plan.layout.gpu else 'process'}, predicted"
+    if plan.shapes is None:
+        return Section(title, ("", "GB", "while"), [], f"No prediction: {plan.why_no_cost}")
+    rows: list[tuple[str, ...]] = [(item.name, _gb(item.bytes), item.when) for item in plan.memory if item.bytes > 0]
+    rows += [("peak", _gb(plan.peak), ""), ("there is", _gb(plan.layout.memory), "")]
+    note = f"All responses {plan.step.response_tokens:,} tokens long; predicted by simct_pl/planning/cost_model.py."
+    return Section(title, ("", "GB", "while"), rows, note)
+
+
+def time_section(plan: Plan) -> Section:
+    """Of one step, phase by phase, and of the run."""
+    title, headers = "Time of one step, predicted", ("", "seconds")
+    if plan.step_seconds is None:
+        return Section(title, headers, [], f"No prediction: {plan.why_no_cost}")
+    rows = [(phase.name, f"{phase.seconds:.2f}") for phase in plan.phases]
+    rows.append(("a step", f"{plan.step_seconds:.1f}"))
+    if plan.run_seconds is not None:
+        rows.append((f"{plan.layout.max_steps} steps", f"{plan.run_seconds / 3600:.1f} h"))
+    note = (
+        f"All responses {plan.response_tokens:,} tokens long, with assumed efficiencies (docs/scaling.md); no GPU has "
+        "confirmed them. Validation, loading and checkpoints come on top."
+    )
+    return Section(title, headers, rows, note)
+
+
+def _gb(number: float) -> str:
+    return f"{number / GB:.1f}" if number >= GB / 10 else f"{number / GB:.4f}"
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e9:.2f} B" if parameters >= 1e8 else f"{parameters / 1e6:.2f} M"
+
+
+def _sampling_words(temperature: float, top_p: float) -> str:
+    return "greedy" if temperature == 0 else f"temperature {temperature:g}, top-p {top_p:g}"
+
+
+def _objective_words(module: DistillModule) -> str:
+    """The objective's class and its settings."""
+    settings = {name: value for name, value in module.objective.describe().items() if name != "objective"}
+    return f"{type(module.objective).__name__}({', '.join(f'{name}={value}' for name, value in settings.items())})"

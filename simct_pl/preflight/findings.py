@@ -1,0 +1,32 @@
+"""Finding: something that a preflight noticed, and how bad it is. The worst one is the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class Verdict(IntEnum):
+    """Ordered by severity."""
+
+    GO = 0
+    CARE = 1
+    STOP = 2
+
+    @property
+    def words(self) -> str:
+        return {"GO": "go", "CARE": "go with care", "STOP": "stop"}[self.name]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """severity: what it alone would make of the verdict. text: what was seen, and what to do."""
+
+    severity: Verdict
+    text: str
+
+
+def verdict(findings: Iterable[Finding]) -> Verdict:
+    """The most severe of them; GO without any."""
+    return max((finding.severity for finding in findings), default=Verdict.GO)

@@ -1,0 +1,98 @@
+"""Is the teacher better than the student on held-out responses? Bits per byte, a model at a time.
+
+In: both models' weights and samples with reference responses. Out: ScoreReport, paired response by response: the same
+bytes are predicted by both, so that tokenizers do not matter.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from rich.progress import track
+
+from simct_pl.evaluation.bits import reference_bits
+from simct_pl.models import load_causal_lm
+from simct_pl.module import DistillModule
+from simct_pl.planning.samples import Sample
+from simct_pl.preflight.findings import Finding, Verdict
+from simct_pl.types import Prompt
+
+CLEARLY = 2.0  # standard errors
+
+
+@dataclass(frozen=True)
+class ScoreReport:
+    """Bits per byte over all responses. gain: mean over responses of student's minus teacher's, each per byte;
+    standard_error: of that mean. num_better: responses that the teacher predicts better.
+    """
+
+    num_responses: int
+    student: float
+    teacher: float
+    gain: float
+    standard_error: float
+    num_better: int
+
+    @classmethod
+    def of(cls, student_bits: Sequence[float], teacher_bits: Sequence[float], num_bytes: Sequence[int]) -> ScoreReport:
+        """From the bits of each response under either model."""
+        pairs = list(zip(student_bits, teacher_bits, num_bytes, strict=True))
+        gains = [(student - teacher) / size for student, teacher, size in pairs]
+        mean = sum(gains) / len(gains)
+        variance = sum((gain - mean) ** 2 for gain in gains) / max(len(gains) - 1, 1)
+        total = sum(num_bytes)
+        return cls(
+            len(gains),
+            sum(student_bits) / total,
+            sum(teacher_bits) / total,
+            mean,
+            math.sqrt(variance / len(gains)) if len(gains) > 1 else math.inf,
+            sum(gain > 0 for gain in gains),
+        )
+
+    def findings(self) -> list[Finding]:
+        """Care where the difference may be noise; stop where the teacher is clearly the worse one."""
+        difference = f"{self.gain:+.3f} ± {self.standard_error:.3f} bits per byte over {self.num_responses} responses"
+        if self.gain > CLEARLY * self.standard_error:
+            return []
+        if self.gain < -CLEARLY * self.standard_error:
+            text = (
+                f"The teacher predicts the references worse than the student ({difference}): it would teach mistakes."
+            )
+            return [Finding(Verdict.STOP, f"{text} Take another teacher, or check its template.")]
+        text = f"The teacher is not clearly better than the student on the references ({difference})."
+        return [Finding(Verdict.CARE, f"{text} Score more of them (--num_scored), or compare their accuracy.")]
+
+
+def weights_are_local(module: DistillModule) -> bool:
+    """Whether both models' weights lie on this machine, in folders."""
+    return all(Path(path).is_dir() for path in (module.student_path, module.teacher_path))
+
+
+def score(module: DistillModule, samples: Sequence[Sample]) -> ScoreReport | None:
+    """Load the student, then the teacher, and score the samples' responses; None if they have none."""
+    prompts = [sample.prompt for sample in samples if sample.prompt.response]
+    if not prompts:
+        return None
+    sizes = [len((prompt.response or "").encode()) for prompt in prompts]
+    theirs = [replace(prompt, messages=prompt.teacher_messages or prompt.messages) for prompt in prompts]
+    return ScoreReport.of(_bits(module, "student", prompts), _bits(module, "teacher", theirs), sizes)
+
+
+def _bits(module: DistillModule, role: str, prompts: Sequence[Prompt]) -> list[float]:
+    """Of each response, under one model, which is loaded and let go."""
+    on_student = role == "student"
+    path = module.student_path if on_student else module.teacher_path
+    dtype = module.student_dtype if on_student else module.teacher_dtype
+    tokenizer = module.pair.student if on_student else module.pair.teacher
+    model = load_causal_lm(role, path, dtype, role in module.trust_remote_code).eval()
+    model = model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    bits = [reference_bits(model, tokenizer, [one]) for one in track(prompts, f"scoring the {role}", transient=True)]
+    del model
+    gc.collect()
+    return bits

@@ -1,0 +1,118 @@
+"""How two tokenizers cut the user's own texts, domain by domain.
+
+In: samples, a pair, the recipe's aligner. Out: a DomainReport each: shapes of the minimal units, and what the aligner
+covers. Reference responses are aligned where there are any, else the prompts' own words.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.progress import track
+
+from simct_pl.alignment import Aligner, CommonBoundaryAligner
+from simct_pl.alignment.one_to_one import is_one_to_one
+from simct_pl.planning.samples import Sample
+from simct_pl.preflight.findings import Finding, Verdict
+from simct_pl.tokenization.pair import TokenizerPair
+from simct_pl.types import UnitAlignment
+
+LOW_COVERAGE, HOPELESS_COVERAGE = 0.9, 0.5
+MANY_SPANS = 0.05  # from here on, what becomes of units with several tokens matters
+
+
+@dataclass(frozen=True)
+class DomainReport:
+    """num_units: minimal units, num_one_to_one of them of one token on each side. covered, graded: student tokens in a
+    unit of the recipe's aligner, and in one that can be graded. lost: stretches by reason.
+    """
+
+    domain: str
+    num_texts: int
+    num_bytes: int
+    student_tokens: int
+    teacher_tokens: int
+    num_units: int
+    num_one_to_one: int
+    covered: float
+    graded: int
+    lost: Counter[str]
+
+    @property
+    def coverage(self) -> float:
+        return self.covered / max(self.student_tokens, 1)
+
+    @property
+    def spans(self) -> float:
+        """Share of minimal units that are not 1:1."""
+        return 1 - self.num_one_to_one / max(self.num_units, 1)
+
+    def row(self) -> tuple[str, ...]:
+        lost = ", ".join(f"{count} {reason}" for reason, count in sorted(self.lost.items())) or "nothing"
+        return (
+            self.domain,
+            f"{self.num_texts:,}",
+            f"{self.student_tokens:,}",
+            f"{self.teacher_tokens:,}",
+            f"{1 - self.spans:.1%}",
+            f"{self.spans:.1%}",
+            f"{self.coverage:.1%}",
+            f"{self.graded / max(self.student_tokens, 1):.1%}",
+            lost,
+        )
+
+
+HEADERS = ("domain", "texts", "student", "teacher", "1:1", "others", "covered", "graded", "lost")
+
+
+def sample_text(sample: Sample) -> str:
+    """What is aligned of a sample."""
+    return sample.prompt.response or sample.prompt.messages[-1]["content"]
+
+
+def domain_reports(pair: TokenizerPair, aligner: Aligner, samples: Sequence[Sample]) -> list[DomainReport]:
+    """One a domain, by name."""
+    texts: dict[str, list[str]] = {}
+    for sample in samples:
+        texts.setdefault(sample.domain, []).append(sample_text(sample))
+    return [_report(pair, aligner, domain, texts[domain]) for domain in sorted(texts)]
+
+
+def _report(pair: TokenizerPair, aligner: Aligner, domain: str, texts: Sequence[str]) -> DomainReport:
+    minimal = CommonBoundaryAligner()
+    num_bytes = units = one_to_one = 0
+    aligned: list[UnitAlignment] = []
+    for text in track(texts, f"aligning {domain}", transient=True):
+        # As a rollout would come: the student's ids, which the teacher then reads as text.
+        tokens = pair.tokenize(pair.student.encode(text), stopped=False)
+        units_U6 = minimal.align(tokens).units_U6
+        units, one_to_one = units + len(units_U6), one_to_one + int(is_one_to_one(units_U6).sum())
+        num_bytes += len(text.encode())
+        aligned.append(aligner.align(tokens))
+    return DomainReport(
+        domain,
+        len(texts),
+        num_bytes,
+        sum(one.num_student_tokens for one in aligned),
+        sum(one.num_teacher_tokens for one in aligned),
+        units,
+        one_to_one,
+        sum(one.coverage * one.num_student_tokens for one in aligned),
+        sum(one.num_supervised_student_tokens for one in aligned),
+        sum((one.lost_counts for one in aligned), Counter()),
+    )
+
+
+def coverage_findings(reports: Sequence[DomainReport]) -> list[Finding]:
+    """Domains that the recipe's aligner leaves out, wholly or in part."""
+    found = []
+    for report in reports:
+        if report.coverage >= LOW_COVERAGE:
+            continue
+        severity = Verdict.STOP if report.coverage < HOPELESS_COVERAGE else Verdict.CARE
+        text = f"Domain {report.domain!r}: {report.coverage:.0%} of the student's tokens are in a unit. "
+        why = "Lost: " + ", ".join(sorted(report.lost)) + "." if report.lost else "The aligner leaves the rest out."
+        found.append(Finding(severity, f"{text}{why} docs/troubleshooting.md, low coverage."))
+    return found
