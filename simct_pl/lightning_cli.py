@@ -240,7 +240,8 @@ class SimctCLI(LightningCLI):
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
         if not any(isinstance(callback, BenchmarkProvider) for callback in callbacks):
             raise RecipeError("The recipe names no benchmarks; add the overlay --recipe benchmarks, or one like it.")
-        self.trainer.test(model, DataLoader([0]), ckpt_path=ckpt_path, verbose=False, weights_only=True)
+        one: DataLoader[int] = DataLoader([0])  # type: ignore[arg-type]
+        self.trainer.test(model, one, ckpt_path=ckpt_path, verbose=False, weights_only=True)
         for logger in self._run_loggers():
             logger.end()
 

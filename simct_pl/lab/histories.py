@@ -38,8 +38,9 @@ def read_histories(
 def _query(tracking_uri: str, run_ids: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
     import sqlalchemy
 
-    names = (sqlalchemy.bindparam(name, expanding=True) for name in ("run_ids", "metrics"))
-    query = sqlalchemy.text(QUERY).bindparams(*names)
+    query = sqlalchemy.text(QUERY).bindparams(
+        sqlalchemy.bindparam("run_ids", expanding=True), sqlalchemy.bindparam("metrics", expanding=True)
+    )
     engine = sqlalchemy.create_engine(tracking_uri)
     try:
         with engine.connect() as connection:

@@ -42,7 +42,7 @@ def draw_all(results: SweepResults, compared: Comparison) -> dict[str, bytes]:
 
     from simct_pl.lab.diagnostics import draw_steps, draw_time, draw_units
 
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
         figures = {
             "final": _final(results, compared),
             "curves": _curves(results, compared),

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from simct_pl.losses.base import ObjectiveBase, UnitChunk, UnitLosses
+from simct_pl.scoring.heads import input_embedding
 from simct_pl.scoring.units import UnitRows
 from simct_pl.tokenization.pair import TokenizerPair
 
@@ -42,7 +43,7 @@ class SideStates:
     ) -> SideStates:
         """responses: prompt and response ids, of at least one token each prompt."""
         tokens = [[prompt_ids[-1], *response_ids] for prompt_ids, response_ids in responses]
-        return cls(hidden_NH, tokens, model.get_input_embeddings().weight.detach())
+        return cls(hidden_NH, tokens, input_embedding(model))
 
     @property
     def num_rows(self) -> list[int]:

@@ -195,8 +195,8 @@ def _grade_chunk(
     strips = [part.slice(start, end) for start, end in unit_bounds(part, strip_rows)]
     strips_NK = logits_NK.split([len(rows.student_ids_N) for rows in strips])
     strips_MK = logits_MK.split([len(rows.teacher_ids_M) for rows in strips])
-    for rows, *logits in zip(strips, strips_NK, strips_MK, strict=True):
-        writer.add(_grade_strip(work, rows.to(device), *logits, sums))
+    for rows, strip_NK, strip_MK in zip(strips, strips_NK, strips_MK, strict=True):
+        writer.add(_grade_strip(work, rows.to(device), strip_NK, strip_MK, sums))
 
 
 def _grade_strip(

@@ -60,7 +60,7 @@ class StudentWithContinuations(StudentWithLoss):
     ) -> None:
         super().__init__(student, teacher, objective, chunk_tokens, phases)
         assert objective.continuations is not None
-        self.config = objective.continuations
+        self.chunk_objective, self.config = objective, objective.continuations
         self.student_table = pair.student.table
         self.spellers: dict[Side, Speller] = {
             "student": Speller(pair.student, pair.teacher, pair.shared_vocab),
@@ -98,7 +98,7 @@ class StudentWithContinuations(StudentWithLoss):
                 replace(aligned.rows, paths=places.path_pair(by_student, by_teacher, self.config)),
                 student_head=LMHead.of(self.student),
                 teacher_head=self.teacher.head,
-                objective=self.objective,
+                objective=self.chunk_objective,
                 tables=tables,
                 chunk_tokens=self.chunk_tokens,
                 later=_later(student_later_P, teacher_later_P),

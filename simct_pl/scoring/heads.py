@@ -63,6 +63,13 @@ class LMHead:
         return projected
 
 
+def input_embedding(model: PreTrainedModel) -> Tensor:
+    """The rows that a model looks its input tokens up in, [vocabulary, H], detached."""
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    return weight.detach()
+
+
 @torch.no_grad()
 def verify_head(model: PreTrainedModel) -> None:
     """Compare body + LMHead with the model's own forward on a few tokens.

@@ -82,7 +82,8 @@ class PackedRow(Layout):
     ) -> ResponseStates:
         if not prompt_ids:
             return response_states(model, prompt_ids, response_ids)
-        ids, positions, rows, offsets = [], [], [], []
+        ids, positions, offsets = list[int](), list[int](), list[int]()
+        rows = list[range]()
         for prompt, response in zip(prompt_ids, response_ids, strict=True):
             offsets.append(sum(map(len, rows)))
             first = len(ids) + len(prompt) - 1  # the last prompt token predicts the first of the response

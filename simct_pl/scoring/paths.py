@@ -59,7 +59,7 @@ class PathRows:
         sources = [p.source for p in paths]
         unit_G, first_G, single_G = zip(*heads, strict=True) if heads else ((), (), ())
         numbers = [torch.tensor(c, dtype=torch.int64) for c in (*columns, sources, parents, groups, unit_G, first_G)]
-        return cls(*numbers, torch.tensor(single_G, dtype=torch.bool))
+        return cls(*[*numbers, torch.tensor(single_G, dtype=torch.bool)])
 
     def to(self, device: torch.device) -> PathRows:
         return PathRows(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))

@@ -66,7 +66,8 @@ class UnitPlaces:
             own = [UnitPath(u, config.num_slots, ids, -1) for u, ids in zip(self._own_units, own_ids, strict=True)]
             others = map(UnitPath, units, slots, continuations, range(len(units)))
             sides.append(PathRows.build(sorted([*own, *others])))
-        return PathPair(*sides, config.num_slots + 1)
+        student, teacher = sides
+        return PathPair(student, teacher, config.num_slots + 1)
 
 
 def _starts(aligned: AlignedBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

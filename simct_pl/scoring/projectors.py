@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from simct_pl.scoring.heads import LMHead
+from simct_pl.scoring.heads import LMHead, input_embedding
 from simct_pl.scoring.side import at_least_fp32
 from simct_pl.tokenization.shared_vocab import SharedVocab
 
@@ -63,7 +63,7 @@ class AttentionProjectors(Projectors):
 
     def __init__(self, student: PreTrainedModel, teacher: PreTrainedModel, shared: SharedVocab) -> None:
         super().__init__(student, teacher, shared)
-        student_KH, teacher_KH = (model.get_input_embeddings().weight.detach() for model in (student, teacher))
+        student_KH, teacher_KH = (input_embedding(model) for model in (student, teacher))
         self.register_buffer("teacher_std", at_least_fp32(teacher_KH).std(), persistent=False)
         student_VH, teacher_VH = shared_rows(student_KH, teacher_KH, shared)
         half_GH = least_squares_map(student_VH, teacher_VH).T / self.teacher_std.double()

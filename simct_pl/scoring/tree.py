@@ -36,7 +36,7 @@ class _Place(NamedTuple):
     """A token that has been read: of the response (-1: the prompt's last), or a node of its tree."""
 
     is_node: bool
-    index: int
+    number: int
 
 
 @dataclass
@@ -91,7 +91,11 @@ class Forest:
         states = np.cumsum([0, *map(len, response_ids)])
         nodes = states[-1] + np.cumsum([0, *(len(tree.tree) for tree in growing)])
         reads = [
-            (int(nodes[path.response]) + place.index if place.is_node else int(states[path.response]) + place.index + 1)
+            (
+                int(nodes[path.response]) + place.number
+                if place.is_node
+                else int(states[path.response]) + place.number + 1
+            )
             for path, found in zip(paths, places, strict=True)
             for place in found
         ]
@@ -120,7 +124,7 @@ class _Growing:
         return places
 
     def _step(self, place: _Place, position: int, token: int) -> _Place:
-        index = place.index
+        index = place.number
         # The state after the response's last token is not kept, so that one is read again as a node.
         if not place.is_node and index + 2 < len(self.response_ids) and self.response_ids[index + 1] == token:
             return _Place(False, index + 1)

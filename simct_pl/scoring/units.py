@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,9 +60,10 @@ class UnitRows:
         return len(self.column_U)
 
     def to(self, device: torch.device) -> UnitRows:
-        return UnitRows(
-            **{name: part if part is None else part.to(device, non_blocking=True) for name, part in vars(self).items()}
-        )
+        moved: dict[str, Any] = {
+            name: None if part is None else part.to(device, non_blocking=True) for name, part in vars(self).items()
+        }
+        return UnitRows(**moved)
 
     def slice(self, start: int, end: int) -> UnitRows:
         """Units start:end, with N, M, P and the unit numbers counted from the slice's beginning. Best on the CPU."""
@@ -141,7 +143,8 @@ def build_unit_rows(
         "prefix_unit_P": _joined(prefix_units),
         "prefix_column_P": _joined(prefix_columns),
     }
-    return UnitRows(**{name: torch.from_numpy(array) for name, array in arrays.items()})
+    tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return UnitRows(**tensors)
 
 
 def _side(span_U2: np.ndarray, ids: np.ndarray, offset: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -49,7 +49,7 @@ def functions(memory_mb: int, cpu_seconds: int, file_mb: int) -> int:
     answers_of = Answers(module)
     _say(answers, _guarded(lambda: exec(compile(code, "solution.py", "exec", dont_inherit=True), module.__dict__)))
     for line in requests:
-        _say(answers, _guarded(lambda request=line: answers_of(json.loads(request))))  # type: ignore[misc]
+        _say(answers, _guarded(lambda request=line: answers_of(json.loads(request))))
     return 0
 
 
@@ -72,7 +72,8 @@ class Answers:
             case "get":
                 value = getattr(target, request["name"])
             case "set":
-                value = setattr(target, request["name"], arguments[0])
+                setattr(target, request["name"], arguments[0])
+                value = None
             case "items":
                 value = items_of(target)  # type: ignore[arg-type]
         return pack(value, self._keep)

@@ -85,7 +85,8 @@ def foreign_names(channel: Channel, setup: str, tests: Iterable[str]) -> dict[st
 
 def free_names(source: str) -> list[str]:
     """Names that a source uses and neither defines, imports nor finds among the built-ins, sorted."""
-    used, bound = set(), set(dir(builtins))
+    used: set[str] = set()
+    bound = set(dir(builtins))
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Name):
             (used if isinstance(node.ctx, ast.Load) else bound).add(node.id)
