@@ -38,7 +38,10 @@ class MergingAligner(Aligner):
         units_U6 = minimal_units(pair)
         lost = find_lost(pair, units_U6)
         if len(units_U6):
-            units_U6 = merge_units(units_U6, self.begins(units_U6, pair.text))
+            begins_U = self.begins(units_U6, pair.text)
+            if pair.student.stripped != pair.teacher.stripped:
+                begins_U[1:2] = True  # the first unit cannot be graded (build_alignment), and must not spoil others
+            units_U6 = merge_units(units_U6, begins_U)
         return build_alignment(pair, units_U6, lost)
 
 

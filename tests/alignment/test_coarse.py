@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -49,6 +51,17 @@ def test_no_merge_crosses_a_lost_stretch(aligner: Aligner) -> None:
     alignment = aligner.align(LOSSY)
     check_invariants(alignment, LOSSY, minimal=False)
     assert [0, 2, 0, 2, 0, 5] in alignment.units_U6.tolist()
+
+
+def test_a_first_unit_that_cannot_be_graded_is_merged_with_nothing() -> None:
+    """Only one side's first token carries a dummy space."""
+    pieces = [b"a", b"b", b"c", b"d"]
+    pair = pair_of(pieces, pieces)
+    one_sided = replace(pair, student=replace(pair.student, stripped=True))
+    alignment = RandomMergeAligner(1.0).align(one_sided)
+    assert alignment.units_U6[:, :2].tolist() == [[0, 1], [1, 4]]
+    assert alignment.supervised_U.tolist() == [False, True]
+    assert FixedMergeAligner(1).align(one_sided).supervised_U.tolist() == [False, True, True, True]
 
 
 def test_words_begin_with_their_whitespace_in_any_script() -> None:
