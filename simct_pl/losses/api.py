@@ -57,8 +57,8 @@ def distillation_loss(
         loss = SharedVocabLoss(divergence, jsd_beta, skew)
     else:
         loss = SimCTLoss(score, prefix, rest, divergence, jsd_beta, skew, mass_threshold)
-    _check_logits("student", student_logits_SV, alignment.num_student_tokens, len(shared_vocab.student_columns))
-    _check_logits("teacher", teacher_logits_TV, alignment.num_teacher_tokens, len(shared_vocab.teacher_columns))
+    check_logits("student", student_logits_SV, alignment.num_student_tokens, len(shared_vocab.student_columns))
+    check_logits("teacher", teacher_logits_TV, alignment.num_teacher_tokens, len(shared_vocab.teacher_columns))
     device = student_logits_SV.device
     rows = build_unit_rows([alignment], shared_vocab, with_prefixes=loss.uses_prefixes).to(device)
     if rows.num_units == 0:
@@ -70,7 +70,8 @@ def distillation_loss(
     return loss(chunk).loss_U.sum()
 
 
-def _check_logits(side: str, logits: Tensor, num_tokens: int, vocab_size: int) -> None:
+def check_logits(side: str, logits: Tensor, num_tokens: int, vocab_size: int) -> None:
+    """Raise an AlignmentError unless logits are [num_tokens, at least vocab_size]."""
     if logits.ndim != 2 or len(logits) != num_tokens:
         raise AlignmentError(
             f"{side} logits have shape {list(logits.shape)}; expected [{num_tokens}, vocabulary]: "

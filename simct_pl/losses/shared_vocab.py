@@ -1,6 +1,7 @@
 """Exact shared-vocabulary distillation ("SimpleOPD"): only 1:1 units of a shared token are graded, over shared tokens.
 
-Everything that the two tokenizers cut differently is left out; this is the baseline which SimCT has to beat.
+Everything that the two tokenizers cut differently is left out; this is the baseline which SimCT has to beat. Two models
+of one tokenizer cut nothing differently and share every id: it is then plain distillation over the full vocabulary.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from simct_pl.scoring.columns import column_logprobs
 
 class SharedVocabLoss(Objective):
     """D(q_student, q_teacher) over the shared tokens, at 1:1 units of a shared token.
+
+    With one tokenizer on both sides, D(p_student, p_teacher) over all ids (control tokens too) at every token, for each
+    divergence.
 
     Args:
         divergence: rkl | kl | jsd | skl | srkl | akl | tvd | top1_ce.

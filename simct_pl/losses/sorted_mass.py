@@ -19,7 +19,8 @@ def sorted_l1(student_UK: Tensor, teacher_UJ: Tensor, top_k: int | None) -> Tens
     """sum_i |sort(S)_i - sort(T)_i|, the shorter side padded with zeros; [U].
 
     student_UK, teacher_UJ: masses of K and J members, at least 0. top_k: compare the k largest of each side, and what
-    is left of both as one more number. That is never more than the whole sum, and equal to it where k leaves nothing.
+    is left of both as one more number. By the triangle inequality that is never more than the whole sum, and short of
+    it by at most twice the smaller of the two rests: exact where k leaves nothing to one side.
     """
     student_UR, teacher_UR = (_ranked(mass, top_k) for mass in (student_UK, teacher_UJ))
     width = max(student_UR.shape[-1], teacher_UR.shape[-1])

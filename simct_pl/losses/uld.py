@@ -15,8 +15,8 @@ class ULDLoss(Objective):
 
     Args:
         weight: the paper's lambda.
-        top_k: compare the k largest probabilities and the rest as one number (METHOD's 1024); null sorts both
-            vocabularies.
+        top_k: compare the k largest probabilities, and the rest as one number (see sorted_l1; 1024 leaves little of a
+            language model's mass to it); null sorts both vocabularies.
 
     Raises:
         RecipeError: for top_k below 1.

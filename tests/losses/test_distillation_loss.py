@@ -13,7 +13,7 @@ from torch import Tensor
 
 from simct_pl.losses.api import distillation_loss
 from tests.reference.bridge import alignment_of, scene_inputs, shared_vocab_of
-from tests.reference.dense import dense_loss
+from tests.reference.dense import dense_divergence, dense_loss
 from tests.reference.scenes import Scene, random_scene
 from tests.reference.simct import Variant, readings, response_loss, teacher_candidate_mass, unit_losses
 from tests.reference.vocabulary import Side, shared_candidates
@@ -258,6 +258,28 @@ def test_same_tokenizer_is_plain_reverse_kl(objective: str, score: str, prefix: 
     (plain_gradient,) = torch.autograd.grad(plain, student)
     assert float(loss.detach()) == pytest.approx(float(plain.detach()), rel=1e-5)
     torch.testing.assert_close(gradient, plain_gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_same_tokenizer_is_every_divergence_over_the_full_vocabulary(divergence: str) -> None:
+    """`exact` then is vanilla distillation: all ids, every token, value and gradient."""
+    side, ids, student, teacher = same_tokenizer_scene()
+    student.requires_grad_()
+    loss = distillation_loss(
+        student,
+        teacher,
+        alignment_of(side, side, ids, ids),
+        shared_vocab_of(side, side),
+        objective="exact",
+        divergence=divergence,
+    )
+    (gradient,) = torch.autograd.grad(loss, student)
+    variant = Variant(divergence=divergence)
+    rows = zip(student.softmax(-1), teacher.softmax(-1), strict=True)
+    plain = torch.stack([dense_divergence(variant, q, p) for q, p in rows]).sum()
+    (plain_gradient,) = torch.autograd.grad(plain, student)
+    assert float(loss.detach()) == pytest.approx(float(plain.detach()), rel=1e-9)
+    torch.testing.assert_close(gradient, plain_gradient, rtol=1e-8, atol=1e-10)
 
 
 def test_units_without_supervision_add_nothing() -> None:

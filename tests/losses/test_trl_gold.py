@@ -3,7 +3,8 @@
     python -m tests.losses.test_trl_gold        writes those numbers again; needs the extra `bench`
 
 TRL reads the row behind the right one when it merges as "observed"; it is given its rows one place later here, so that
-the two errors cancel. Its mean over units becomes a sum, and its match by string our match by bytes.
+the two errors cancel. Its mean over units becomes a sum, and its match by string our match by bytes. With its errors
+left as they are: test_trl_gold_as_it_is.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import importlib.util
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +25,7 @@ from simct_pl.scoring.units import build_unit_rows
 from tests.losses.test_all_objectives import chunk_of
 from tests.reference.bridge import scene_inputs
 from tests.reference.scenes import Scene, random_scene
+from tests.reference.vocabulary import Side
 
 PINNED = Path(__file__).parent / "trl_gold.json"
 MERGES = {"first": "observed", "last": "bayesian"}
@@ -40,26 +43,37 @@ def scene_without_stop(seed: int) -> Scene:
     return scene
 
 
-def trl_loss(scene: Scene, merge: str, beta: float) -> float:
-    """TRL's loss times its number of units."""
+def trl_objective(strategy: str, beta: float, *, skip_stop: bool, tokenizers: tuple[Any, Any] = (None, None)) -> Any:
+    """TRL's hybrid ULDLoss; tokenizers: of the student and of the teacher, for its match by string."""
     from trl.experimental.gold.gold_trainer import ULDLoss
 
-    alignment, shared_vocab = scene_inputs(scene)
     config = SimpleNamespace(
         uld_crossentropy_weight=0.0,
         uld_distillation_weight=1.0,
         uld_student_temperature=1.0,
         uld_teacher_temperature=1.0,
-        uld_skip_student_eos=False,
-        uld_skip_teacher_eos=False,
+        uld_skip_student_eos=skip_stop,
+        uld_skip_teacher_eos=skip_stop,
         use_extended_uld=True,
-        uld_token_merge_strategy=MERGES[merge],
+        uld_token_merge_strategy=strategy,
         uld_use_hybrid_loss=True,
         uld_hybrid_matched_weight=None,
         uld_hybrid_unmatched_weight=None,
         beta=beta,
     )
-    loss = ULDLoss(config, device="cpu")
+    return ULDLoss(config, *tokenizers, device="cpu")
+
+
+def byte_offsets(side: Side, ids: list[int]) -> Tensor:
+    """Start and end of each token of a response, [1, 1 + tokens, 2]; in front, the one token of the prompt."""
+    ends = torch.tensor([0, *(len(side.tokens[i] or b"") for i in ids)]).cumsum(0)
+    return torch.stack([torch.cat([ends[:1], ends[:-1]]), ends], 1)[None]
+
+
+def trl_loss(scene: Scene, merge: str, beta: float) -> float:
+    """TRL's loss times its number of units."""
+    alignment, shared_vocab = scene_inputs(scene)
+    loss = trl_objective(MERGES[merge], beta, skip_stop=False)
     tables = PairTables.build(shared_vocab)
     student_ids, teacher_ids = tables.student.ids_V, tables.teacher.ids_V
     loss._vocab_mapping = dict(zip(teacher_ids.tolist(), student_ids.tolist(), strict=True))
@@ -72,13 +86,11 @@ def trl_loss(scene: Scene, merge: str, beta: float) -> float:
     )
     logits, ids, offsets = [], [], []
     for side, own_ids, rows in sides:
-        ends = torch.tensor([len(side.tokens[i] or b"") for i in own_ids]).cumsum(0)
-        starts = torch.cat([torch.zeros(1, dtype=torch.int64), ends[:-1]])
         # One position of a prompt in front; row p predicts token p + 1, or token p for "observed".
         padding = torch.zeros(1, rows.shape[1], dtype=rows.dtype)
         logits.append(torch.cat([rows, padding] if merge == "last" else [padding, rows])[None])
         ids.append(torch.tensor([-100, *own_ids])[None])
-        offsets.append(torch.cat([torch.zeros(1, 2, dtype=torch.int64), torch.stack([starts, ends], 1)])[None])
+        offsets.append(byte_offsets(side, own_ids))
     given = [tokens.clamp_min(0) for tokens in ids]
     found: Tensor = loss(*logits, *ids, *given, *offsets)
     return float(found) * alignment.num_units
