@@ -44,9 +44,11 @@ class ContinuationLoss(Objective):
         self._description = dict(continuations.__dict__, divergence=divergence, jsd_beta=jsd_beta, skew=skew)
 
     def __call__(self, chunk: UnitChunk) -> UnitLosses:
-        paths, later = chunk.rows.paths, chunk.later
-        if paths is None or later is None:
+        if self.continuations is None:
             return self._without(chunk)
+        paths, later = chunk.rows.paths, chunk.later
+        assert paths is not None, "the units carry no continuations"
+        assert later is not None
         student_UC = _scores(chunk.student, paths.student, later.student_E, paths.num_slots)
         with torch.no_grad():
             teacher_UC = _scores(chunk.teacher, paths.teacher, later.teacher_E, paths.num_slots)

@@ -17,6 +17,7 @@ from callbacks.continuation_stats import continuation_metrics
 from simct_pl import ContinuationLoss, DistillModule, SimCTLoss
 from simct_pl.errors import RecipeError
 from simct_pl.losses.base import UnitChunk, UnitLosses
+from simct_pl.losses.mixture import MixtureLoss, Weighted
 from simct_pl.parallel import Sharding
 from simct_pl.scoring.continued import StudentWithContinuations
 from simct_pl.scoring.proposals import Continuations
@@ -228,6 +229,17 @@ def test_what_a_step_graded_and_left_out_is_logged(tmp_path: Path) -> None:
 def test_statistics_of_an_objective_without_continuations_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="it has no continuations"):
         trainer(tmp_path, ContinuationStats()).fit(unloaded_module(), datamodule=data())
+
+
+def test_a_mixture_grades_the_continuations_of_its_part() -> None:
+    continuations, members = Continuations(2, 2, 1e-3), rollouts()[:2]
+    parts = [Weighted(ContinuationLoss(continuations), 0.5), Weighted(SimCTLoss("sum_logprob", "marginal"), 0.25)]
+    both, _ = run(in_float64(distill_module(objective=MixtureLoss(parts))), [members])
+    fine, _ = run(module_of(Choice(2, 2, 1e-3)), [members])
+    plain, _ = run(module_of(Choice(0, 0, 1e-3)), [members])
+    torch.testing.assert_close(both, 0.5 * fine + 0.25 * plain, rtol=1e-9, atol=1e-12)
+    with pytest.raises(RecipeError, match="different continuations"):
+        MixtureLoss([Weighted(ContinuationLoss(Continuations(k))) for k in (1, 2)])
 
 
 @pytest.mark.parametrize(
