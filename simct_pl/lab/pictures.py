@@ -42,7 +42,7 @@ def draw_all(results: SweepResults, compared: Comparison) -> dict[str, bytes]:
 
     from simct_pl.lab.diagnostics import draw_steps, draw_time, draw_units
 
-    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
+    with matplotlib.rc_context(STYLE):
         figures = {
             "final": _final(results, compared),
             "curves": _curves(results, compared),
@@ -54,8 +54,8 @@ def draw_all(results: SweepResults, compared: Comparison) -> dict[str, bytes]:
 
 
 def _final(results: SweepResults, compared: Comparison) -> Figure:
-    """Left: every seed a dot, the mean with its interval, the start a tick; the best in blue, what may equal it
-    in light blue. Right: the difference from the baseline, or from the best method.
+    """Left: every seed a dot, the mean with its interval, the start a tick; the best in blue, in light blue what cannot
+    be told from it. Right: the difference from the baseline, or from the best method.
     """
     from matplotlib.figure import Figure
 
