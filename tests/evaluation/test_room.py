@@ -48,6 +48,7 @@ def test_plain_values_arrive_as_they_were(value: Any) -> None:
     "value",
     [10**5000, float("inf"), 2 + 3j, deque([1, 2]), range(1, 9, 2), Decimal("1.50"), Fraction(1, 3), "\ud800",
      datetime(2026, 1, 2, 3, 4, 5), date(2026, 1, 2), timedelta(days=1, seconds=2)],
+    ids=lambda value: type(value).__name__,
 )  # fmt: skip
 def test_values_of_the_standard_library_do_too(value: Any) -> None:
     import sys

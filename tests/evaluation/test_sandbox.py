@@ -95,7 +95,11 @@ g = f
     "an answer without bottom": (
         "def f(x): return 4\ndef g(x):\n    deep = []\n    for _ in range(100_000): deep = [deep]\n    return deep"
     ),
-    "answers by the thousand": TELL_ALL + "os.write(1, b'{\"value\": 4}\\n' * 1000)\ndef f(x): return 5\ng = f",
+    "answers by the thousand": (
+        "import os\nfor fd in range(3, 64):\n    try: os.write(fd, b'{\"value\": 4}\\n' * 99)\n"
+        "    except OSError: pass\n"
+        "def f(x): return 5\ng = f"
+    ),
 }
 
 
@@ -105,6 +109,7 @@ def source(text: str) -> str:
 
 def test_honest_code_passes() -> None:
     assert SANDBOX.run_tests(HONEST, TESTS).passed
+    assert SANDBOX.run_tests(works("pass"), TESTS).passed
 
 
 @pytest.mark.parametrize("name", FAKES)
@@ -259,7 +264,8 @@ def test_programs_that_fail_say_how() -> None:
 
 
 def test_no_bubblewrap_no_code_unless_told_that_unsafe_is_fine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bwrap.shutil, "which", lambda name, path=None: None)
+    monkeypatch.setattr(bwrap.shutil, "which", lambda name: None)
+    monkeypatch.setattr(bwrap, "PACKAGE", "no_such_package")
     with pytest.raises(MissingPackageError, match=r"bwrap.*unsafe"):
         Sandbox().check()
     unsafe = Sandbox(time_limit=2.0, unsafe=True)
@@ -273,7 +279,7 @@ def test_a_bubblewrap_that_does_not_work_is_reported(monkeypatch: pytest.MonkeyP
     broken = tmp_path / "bwrap"
     broken.write_text("#!/bin/sh\necho 'No permissions to create new namespace' >&2\nexit 1\n")
     broken.chmod(0o755)
-    monkeypatch.setattr(bwrap.shutil, "which", lambda name, path=None: str(broken))
+    monkeypatch.setattr(bwrap.shutil, "which", lambda name: str(broken))
     with pytest.raises(SandboxError, match="No permissions to create new namespace"):
         Sandbox().check()
 

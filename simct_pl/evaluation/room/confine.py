@@ -78,11 +78,10 @@ class _Program(ctypes.Structure):
 
 
 def _filter_calls(instructions: bytes) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    prctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong]
     program = _Program(len(instructions) // 8, instructions)
-    for call in (
-        (PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0),
-        (PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0),
-    ):
-        if libc.prctl(*call) != 0:
+    no_new_rights = (PR_SET_NO_NEW_PRIVS, 1, None, 0, 0)
+    for call in (no_new_rights, (PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.addressof(program), 0, 0)):
+        if prctl(*call) != 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
