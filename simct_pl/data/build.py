@@ -69,14 +69,17 @@ def build_mixture(
             bar.describe(name)
             builder.add(name, source)
     num_rows = builder.write(folder / MIXTURE)
+    words = {
+        "decontaminate_words": decontaminate_words,
+        "mask_numbers": mask_numbers,
+        "duplicate_words": duplicate_words,
+    }
     manifest = {
         "mixture": MIXTURE,
         "num_rows": num_rows,
         "sha256": FileFingerprint.of(folder / MIXTURE).sha256,
+        **words,
         "seed": seed,
-        "decontaminate_words": decontaminate_words,
-        "mask_numbers": mask_numbers,
-        "duplicate_words": duplicate_words,
         "test_prompts": {name: _identity(source) for name, source in there_tests.items()},
         "missing": missing_all,
         "sources": {name: asdict(report) for name, report in builder.reports.items()},
