@@ -65,7 +65,6 @@ def test_there_are_recipes_to_test() -> None:
         "arithmetic_generate",
         "arithmetic_select",
         "generate",
-        "select",
     }
 
 
