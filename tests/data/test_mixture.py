@@ -100,9 +100,7 @@ def test_filters_drop_by_name(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("value", "stays"), [("0.9", True), (0.5, True), ("0.4", False), ("many", False)]
-)
+@pytest.mark.parametrize(("value", "stays"), [("0.9", True), (0.5, True), ("0.4", False), ("many", False)])
 def test_numbers_may_be_texts(value: object, stays: bool) -> None:
     assert FieldBetween("score", 0.5)({"score": value}, Prompt(0, ())) == stays
 

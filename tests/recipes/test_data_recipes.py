@@ -65,6 +65,7 @@ def test_there_are_recipes_to_test() -> None:
         "arithmetic_generate",
         "arithmetic_select",
         "generate",
+        "select",
     }
 
 
