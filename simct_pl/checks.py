@@ -28,9 +28,18 @@ def check_trainer(trainer: L.Trainer, sharding: Sharding | None) -> None:
     """
     if not any(isinstance(callback, RolloutProvider) for callback in trainer.callbacks):  # type: ignore[attr-defined]
         raise RolloutError(NO_ROLLOUTS)
+    check_precision(trainer)
+    check_sharding(trainer, sharding)
+
+
+def check_precision(trainer: L.Trainer) -> None:
+    """Whether gradients keep their range.
+
+    Raises:
+        RecipeError: for float16.
+    """
     if str(trainer.precision).startswith("16"):
         raise RecipeError(f"trainer.precision is {trainer.precision!r}; use bf16-mixed or 32: losses are not scaled.")
-    check_sharding(trainer, sharding)
 
 
 def check_continuations(objective: ObjectiveBase, sharding: Sharding | None, gradient_checkpointing: bool) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,7 +56,7 @@ def build_mixture(
     if not sources:
         raise RecipeError("sources are empty; name at least one.")
     folder = Path(output).expanduser()
-    check_parent(folder / MIXTURE)
+    check_parent(folder)
     there, missing = available(sources)
     there_tests, missing_tests = available(tests)
     if missing_all := {**missing, **{f"{name} (test prompts)": why for name, why in missing_tests.items()}}:
@@ -73,14 +72,10 @@ def build_mixture(
         "mixture": MIXTURE,
         "num_rows": num_rows,
         "sha256": FileFingerprint.of(folder / MIXTURE).sha256,
-        "seed": seed,
-        "decontaminate_words": decontaminate_words,
-        "mask_numbers": mask_numbers,
-        "duplicate_words": duplicate_words,
         "test_prompts": {name: _identity(source) for name, source in there_tests.items()},
         "missing": missing_all,
-        "sources": {name: asdict(report) for name, report in builder.reports.items()},
         "versions": installed_versions(),
+        **builder.manifest(),
     }
     write_json(folder / MANIFEST, manifest)
     print_mixture(builder.reports, folder, num_rows)

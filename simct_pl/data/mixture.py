@@ -112,7 +112,7 @@ class SourceReport:
     strata: dict[str, int] = field(default_factory=dict)
     unreadable: list[str] = field(default_factory=list)
     overlapping: list[dict[str, Any]] = field(default_factory=list)
-    rows: dict[int, str] = field(default_factory=dict)
+    rows: dict[str, str] = field(default_factory=dict)
 
 
 class MixtureBuilder:
@@ -200,7 +200,7 @@ class MixtureBuilder:
                 report.strata[value] = len(rows)
             for row in rows:
                 self.taken_index.add(name, row["row"], text_of_messages(row["messages"]))
-                report.rows[row["row"]] = row["digest"]
+                report.rows[str(row["row"])] = row["digest"]
             self.rows += rows
             report.taken += len(rows)
         if source.count is not None and report.taken < source.count:
@@ -210,6 +210,16 @@ class MixtureBuilder:
         """The mixture in an order that depends on the seed and on the rows alone."""
         order: Draw[dict[str, Any]] = Draw(None, f"{self.seed}/order")
         return sorted(self.rows, key=lambda row: order.key(f"{row['source']}/{row['row']}"))
+
+    def manifest(self) -> dict[str, Any]:
+        """How rows were drawn and what became of each source, as plain values."""
+        return {
+            "seed": self.seed,
+            "decontaminate_words": self.test_index.num_words,
+            "mask_numbers": self.test_index.mask_numbers,
+            "duplicate_words": self.taken_index.num_words,
+            "sources": {name: asdict(report) for name, report in self.reports.items()},
+        }
 
     def write(self, path: Path) -> int:
         """Write the mixture; returns its number of rows."""

@@ -32,8 +32,9 @@ def write_parquet(path: Path, schema: pa.Schema, batches: Iterable[Sequence[dict
                 num_rows += len(rows)
         _put(part, path)
     except (OSError, pa.ArrowException) as error:
-        part.unlink(missing_ok=True)
         raise ExportError(f"{str(path)!r} cannot be written: {error}.") from error
+    finally:
+        part.unlink(missing_ok=True)  # whatever stopped it, and whoever makes the rows
     return num_rows
 
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from simct_pl.data.fingerprint import FileFingerprint
 from simct_pl.data.source import PromptSource
 from simct_pl.errors import PromptDataError, RecipeError
 from simct_pl.models import DtypeName, check_model_path, context_length, load_causal_lm, load_config
-from simct_pl.progress import Bar, progress
+from simct_pl.progress import progress
 from simct_pl.rollout.engine import Generation, RolloutEngine, SamplingParams, StudentSource
 from simct_pl.rollout.hf import HFEngine
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer
@@ -76,34 +77,21 @@ def generate(
     check_model_path("model", model)
     context = context_length(load_config("model", model, trust_remote_code))
     tokenizer = ModelTokenizer.from_pretrained(model)
-    settings = {
-        "model": model,
-        "prompts": _identity(prompts),
-        "sampling": asdict(sampling),
-        "num_samples": num_samples,
-        "batch_size": batch_size,
-        "max_retries": max_retries,
-        "domain_field": domain_field,
-        "system_prompt": system_prompt,
-        "seed": seed,
-        "dtype": dtype,
-    }
+    engine.check(StudentSource(model, context, trust_remote_code, num_ranks=1))
+    reader = PromptReader(prompts, tokenizer, domain_field, system_prompt, context, sampling.max_tokens)
+    wanted = reader.read()
+    asked = {"num_samples": num_samples, "batch_size": batch_size, "max_retries": max_retries, "seed": seed}
+    read = {"model": model, "dtype": dtype, "domain_field": domain_field, "system_prompt": system_prompt}
+    settings = {**read, **asked, "prompts": _identity(prompts), "sampling": asdict(sampling)}
     store = ResponseStore(Path(output).expanduser(), settings)
     if store.finished:
         store.tidy()
         return store.report()
-    engine.check(StudentSource(model, context, trust_remote_code, num_ranks=1))
-    reader = PromptReader(prompts, tokenizer, domain_field, system_prompt, context, sampling.max_tokens)
-    wanted = list(reader.read())
-    if not wanted:
-        raise PromptDataError(f"No prompt of {prompts.path!r} leaves room for a response of {sampling.max_tokens}.")
     with with_weights(engine, model, dtype, trust_remote_code) as reset:
-        asker = Asker(
-            engine, reset, lambda found: text_of(tokenizer, found), sampling, tokenizer.stop_ids, seed, max_retries
-        )
+        words = partial(text_of, tokenizer)
+        asker = Asker(engine, reset, words, sampling, tokenizer.stop_ids, seed, max_retries)
         generating = Generating(store, asker, num_samples)
-        with progress("prompts answered", len(wanted)) as bar:
-            generating.run(wanted, batch_size, bar)
+        generating.run(wanted, batch_size)
     return generating.finish(reader.num_too_long)
 
 
@@ -160,8 +148,21 @@ class PromptReader:
         self.context, self.max_tokens = context, max_tokens
         self.num_too_long = 0
 
-    def read(self) -> Iterator[Asked]:
-        """The prompts, in order."""
+    def read(self) -> list[Asked]:
+        """The prompts, in order.
+
+        Raises:
+            PromptDataError: if none can be answered, or a row is not as the recipe says.
+        """
+        found = list(self._asked())
+        if not found:
+            raise PromptDataError(
+                f"No prompt of {self.source.path!r} leaves room for a response of {self.max_tokens} tokens "
+                f"(context {self.context})."
+            )
+        return found
+
+    def _asked(self) -> Iterator[Asked]:
         for index, row in self.source.rows():
             prompt = self.source.prompt(index, row)
             if self.domain_field is not None and row.get(self.domain_field) is None:
@@ -186,14 +187,14 @@ class Generating:
     def __init__(self, store: ResponseStore, asker: Asker, num_samples: int) -> None:
         self.store, self.asker, self.num_samples = store, asker, num_samples
 
-    def run(self, wanted: list[Asked], batch_size: int, bar: Bar) -> None:
+    def run(self, wanted: list[Asked], batch_size: int) -> None:
         """Answer what has not been answered. Batches are cut the same way whatever is done already."""
         done = self.store.done()
-        bar.advance(len(done))
         batches = [wanted[start : start + batch_size] for start in range(0, len(wanted), batch_size)]
-        for place, batch in enumerate(batches):
-            if not done.issuperset(asked.prompt.index for asked in batch):
-                self.store.add(place, self._answer(batch))
+        with progress("prompts answered", len(wanted)) as bar:
+            for place, batch in enumerate(batches):
+                if not done.issuperset(asked.prompt.index for asked in batch):
+                    self.store.add(place, self._answer(batch))
                 bar.advance(len(batch))
 
     def _answer(self, batch: list[Asked]) -> list[Response]:

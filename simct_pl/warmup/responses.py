@@ -9,6 +9,7 @@ folder/report.json             how many there are, and what was given up
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -121,10 +122,7 @@ class ResponseStore:
 
     def tidy(self) -> None:
         """Remove the parts of a finished generation."""
-        for part in self._paths():
-            part.unlink()
-        if self.parts.is_dir():
-            self.parts.rmdir()
+        shutil.rmtree(self.parts, ignore_errors=True)  # with what a killed process left half written
 
     def _answered(self) -> Iterator[list[dict[str, Any]]]:
         for part in self._paths():

@@ -22,7 +22,7 @@ from torchmetrics import MeanMetric
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from typing_extensions import override
 
-from simct_pl.checks import check_sharding
+from simct_pl.checks import check_precision, check_sharding
 from simct_pl.errors import PromptDataError, RecipeError
 from simct_pl.evaluation.bits import Reference
 from simct_pl.evaluation.grader import Grader
@@ -116,6 +116,7 @@ class SFTModule(L.LightningModule):
     @override
     def setup(self, stage: str) -> None:
         if self._trainer is not None:
+            check_precision(self._trainer)
             check_sharding(self._trainer, self.sharding)
         if not self.from_scratch:
             check_model_path("model", self.model_path)

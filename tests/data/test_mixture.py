@@ -15,6 +15,7 @@ from simct_pl.data.prompts import PromptDataModule
 from simct_pl.data.source import PromptSource
 from simct_pl.data.table import read_parquet
 from simct_pl.errors import MissingFileError, PromptDataError, RecipeError
+from simct_pl.types import Prompt
 
 
 def source(path: Path, rows: list[dict[str, Any]], answer_field: str | None = "gold") -> PromptSource:
@@ -81,7 +82,7 @@ def test_strata_counts_add_up() -> None:
 def test_filters_drop_by_name(tmp_path: Path) -> None:
     rows = [
         {"text": "short", "gold": 1, "kind": "a", "score": 1.0},
-        {"text": "long enough to stay", "gold": 2, "kind": "a", "score": "0.9"},
+        {"text": "long enough to stay", "gold": 2, "kind": "a", "score": 0.9},
         {"text": "long, of another kind", "gold": 3, "kind": "b", "score": 1.0},
         {"text": "long, of a low score", "gold": 4, "kind": "a", "score": 0.1},
         {"text": "long, without a score", "gold": 5, "kind": "a", "score": None},
@@ -97,6 +98,11 @@ def test_filters_drop_by_name(tmp_path: Path) -> None:
         "score_out_of_bounds": 2,
         "matches_<image>": 1,
     }
+
+
+@pytest.mark.parametrize(("value", "stays"), [("0.9", True), (0.5, True), ("0.4", False), ("many", False)])
+def test_numbers_may_be_texts(value: object, stays: bool) -> None:
+    assert FieldBetween("score", 0.5)({"score": value}, Prompt(0, ())) == stays
 
 
 def test_test_prompts_and_repetitions_stay_out_and_are_listed(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_no_sequence_sees_another(layout: Layout, name: str, attention: str) -> 
     prompts, responses = sequences()
     found = layout.states(lm, prompts, responses)
     expected = alone(lm, prompts, responses)
-    torch.testing.assert_close(found.hidden_NH, expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found.hidden_NH, expected, rtol=1e-5, atol=1e-5)
     assert found.offsets == [0, 4, 5, 17, 24, 25]
     assert found.num_tokens == sum(p + r for p, r in LENGTHS)
     layout.verify(lm)
@@ -85,7 +85,7 @@ def test_other_neighbours_change_nothing() -> None:
     others, other_responses = sequences(seed=1)
     first = PackedRow().states(lm, [prompts[2], others[0]], [responses[2], other_responses[0]]).hidden_NH[:12]
     second = PackedRow().states(lm, [others[3], prompts[2]], [other_responses[3], responses[2]]).hidden_NH[7:]
-    torch.testing.assert_close(first, second, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()

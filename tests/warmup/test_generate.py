@@ -20,6 +20,7 @@ from simct_pl.recipes import PACKAGE
 from simct_pl.rollout.engine import SamplingParams
 from simct_pl.rollout.hf import HFEngine
 from simct_pl.tasks.arithmetic import Problem, distinct_problems
+from simct_pl.tokenization.model_tokenizer import ModelTokenizer
 from simct_pl.warmup.asking import Asker, Request
 from simct_pl.warmup.generate import generate
 from tests.tiny import ASSETS
@@ -39,7 +40,7 @@ def questions(path: Path, count: int) -> PromptSource:
 def run(folder: Path, **options: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     defaults: dict[str, Any] = {
         "model": TEACHER,
-        "prompts": questions(folder / "prompts.jsonl", 10),
+        "prompts": questions(folder / "default.jsonl", 10),
         "output": str(folder / "out"),
         "sampling": SAMPLING,
         "num_samples": 3,
@@ -121,15 +122,18 @@ def test_an_engine_that_answers_nothing_ends_the_run() -> None:
 
 
 def test_prompts_without_room_for_a_response_are_counted(tmp_path: Path) -> None:
-    source = questions(tmp_path / "prompts.jsonl", 6)
-    context = 64  # of the embedded models, see their config.json
-    config = json.loads((ASSETS / "teacher/config.json").read_text())
-    assert config["max_position_embeddings"] >= context
-    room = config["max_position_embeddings"] - 11
-    report, rows = run(tmp_path, prompts=source, engine=ScriptedEngine(), sampling=SamplingParams(max_tokens=room))
-    short = {p.question for p in distinct_problems(0, 6, 3, 50, held_out=False)}
-    assert report["prompts_too_long"] == 6 - len({row["prompt"] for row in rows})
-    assert 0 <= report["prompts_too_long"] < len(short)
+    tokenizer = ModelTokenizer.from_pretrained(TEACHER)
+    problems = [Problem((1, 2)), Problem((10, 20, 30)), Problem((1, 2, 3)), Problem((11, 12, 13, 14))]
+    lengths = [len(tokenizer.render_prompt([{"role": "user", "content": p.question}])) for p in problems]
+    assert len(set(lengths)) == 4
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"text": p.question}) + "\n" for p in problems))
+    context = json.loads((ASSETS / "teacher/config.json").read_text())["max_position_embeddings"]
+    sampling = SamplingParams(max_tokens=context - sorted(lengths)[1])  # two of them fit, one of these exactly
+    source = PromptSource(str(path), prompt_field="text")
+    report, rows = run(tmp_path, prompts=source, engine=ScriptedEngine(), sampling=sampling)
+    assert {row["prompt"] for row in rows} == {0, 2}
+    assert report["prompts_too_long"] == 2
 
 
 def test_no_room_for_any_response_is_an_error(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_the_shortest_right_response_of_each_prompt_is_kept(tmp_path: Path) -> N
         [
             response("Let me see: 7", sample=0),
             response("So 7", sample=1),
-            response("8", sample=2),
+            response("It is 8", sample=2),
             response("Is 7", sample=3),
             response("I do not know", prompt=1),
             response("7 I think, but cut", prompt=2, finish_reason="length"),

@@ -1,0 +1,73 @@
+"""Code graded by tests in the forms of the public data sets: right code passes, wrong and hostile code does not."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from simct_pl.errors import PromptDataError
+from simct_pl.evaluation.sandbox import Sandbox
+from simct_pl.types import Prompt
+from simct_pl.warmup import code_graders
+from simct_pl.warmup.code_graders import AssertGrader, ProgramGrader, pairs_of
+from tests.evaluation.machine import bubblewrap_works
+
+SANDBOX = Sandbox(time_limit=5, unsafe=not bubblewrap_works())
+RIGHT = "Here it is:\n```python\ndef add(a, b):\n    return a + b\n```"
+WRONG = RIGHT.replace("+ b", "- b")
+EXIT = RIGHT.replace("return a + b", "raise SystemExit(0)")
+ASSERTS = json.dumps(["assert add(1, 2) == 3", "assert add(-1, 1) == 0"])
+PYTEST = """from solution import add
+
+def test_small():
+    assert add(1, 2) == 3
+
+def test_large():
+    assert add(10**9, 1) == 10**9 + 1
+"""
+PROGRAM = "```python\nprint(sum(map(int, input().split())))\n```"
+STDIN = json.dumps({"inputs": ["1 2\n", "3 4\n"], "outputs": ["3\n", "7\n"]})
+CONTESTS = json.dumps({"input": ["1 2\n"], "output": [["3"]]})
+
+
+def prompt(answer: str) -> Prompt:
+    return Prompt(0, ({"role": "user", "content": "add"},), answer=answer)
+
+
+@pytest.mark.parametrize("tests", [ASSERTS, PYTEST], ids=["asserts", "pytest"])
+@pytest.mark.parametrize(("response", "score"), [(RIGHT, 1.0), (WRONG, 0.0), (EXIT, 0.0), ("I do not know.", 0.0)])
+def test_functions(response: str, score: float, tests: str) -> None:
+    assert AssertGrader(SANDBOX)(prompt(tests), response) == score
+
+
+@pytest.mark.parametrize("tests", [STDIN, CONTESTS], ids=["taco", "contests"])
+@pytest.mark.parametrize(("response", "score"), [(PROGRAM, 1.0), (PROGRAM.replace("sum", "max"), 0.0), (EXIT, 0.0)])
+def test_programs(response: str, score: float, tests: str) -> None:
+    assert ProgramGrader(SANDBOX)(prompt(tests), response) == score
+
+
+def test_only_the_first_tests_are_run() -> None:
+    tests = json.dumps({"inputs": ["1 2\n", "3 4\n"], "outputs": ["3\n", "wrong\n"]})
+    assert ProgramGrader(SANDBOX, max_tests=1)(prompt(tests), PROGRAM) == 1.0
+
+
+def test_what_tests_import_from_the_solution_is_found_by_name() -> None:
+    setup, tests = code_graders.tests_of(prompt(PYTEST))
+    assert "solution" not in setup
+    assert tests == ["test_small()", "test_large()"]
+
+
+@pytest.mark.parametrize("answer", ["", "[]", "[1]", "[", "x = 1", "def"])
+def test_tests_that_cannot_be_run_are_refused(answer: str) -> None:
+    with pytest.raises(PromptDataError, match="Prompt 0: the tests"):
+        code_graders.tests_of(prompt(answer))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["", "3", '{"inputs": []}', '{"inputs": ["1"], "outputs": []}', '{"fn_name": "f", "inputs": [1], "outputs": [1]}'],
+)
+def test_programs_tests_that_cannot_be_run_are_refused(answer: str) -> None:
+    with pytest.raises(PromptDataError, match="Prompt 0: the tests"):
+        pairs_of(prompt(answer))
