@@ -38,6 +38,24 @@ LAYOUTS: dict[int, dict[str, dict[str, object]]] = {
     },
 }
 
+# recipes/paper: 4 GPUs of a node train, the other 4 sample.
+PAPER_PAIRS = (
+    "Gemma-2-2B-it ◄ Qwen2.5-7B-Instruct",
+    "Phi-4-mini-instruct ◄ Qwen2.5-7B-Instruct",
+    "Gemma-2-2B-it ◄ Phi-4-mini-instruct",
+)
+PAPER_STEP = StepShape(num_prompts=64, num_gpus=4, engine="server")
+HEADERS = ("student", "teacher", "engine", "rest", "peak", "fits", "s a step", "slowest")
+
+
+def paper_table(shapes: dict[str, ModelShape], hardware: HardwareShape) -> str:
+    """A line for each pair of recipes/paper."""
+    rows = []
+    for pair in PAPER_PAIRS:
+        student, teacher = (shapes[name] for name in pair.split(" ◄ "))
+        rows.append([pair, *_cells(CostModel(student, teacher, PAPER_STEP, hardware=hardware))])
+    return table(("student ◄ teacher, predicted", *HEADERS), rows)
+
 
 def layout_table(student: ModelShape, teacher: ModelShape, base: StepShape, hardware: HardwareShape) -> str:
     """A line a layout."""
@@ -46,8 +64,7 @@ def layout_table(student: ModelShape, teacher: ModelShape, base: StepShape, hard
         for name, changes in layouts.items():
             step = replace(base, num_gpus=num_gpus, **changes)  # type: ignore[arg-type]
             rows.append([f"{num_gpus}: {name}", *_cells(CostModel(student, teacher, step, hardware=hardware))])
-    headers = ("GPUs: layout, predicted", "student", "teacher", "engine", "rest", "peak", "fits", "s a step", "slowest")
-    return table(headers, rows)
+    return table(("GPUs: layout, predicted", *HEADERS), rows)
 
 
 def _cells(cost: CostModel) -> list[str]:
@@ -72,7 +89,7 @@ def _cells(cost: CostModel) -> list[str]:
 
 
 def main(hardware: HardwareShape = HardwareShape()) -> None:  # noqa: B008 - frozen
-    """Print the tables of docs/scaling.md.
+    """Print the tables of docs/scaling.md, and that of docs/recipes.md.
 
     Args:
         hardware: peaks of one GPU.
@@ -82,6 +99,8 @@ def main(hardware: HardwareShape = HardwareShape()) -> None:  # noqa: B008 - fro
         student, teacher = (shapes[name] for name in pair.split(" ◄ "))
         print(f"{pair}, {step.num_prompts} responses of {step.response_tokens:,} tokens a step; GB a GPU, predicted\n")
         print(layout_table(student, teacher, step, hardware), end="\n\n")
+    print("The paper's recipes: 4 GPUs train, 4 more sample; GB a training GPU, predicted\n")
+    print(paper_table(shapes, hardware))
 
 
 if __name__ == "__main__":

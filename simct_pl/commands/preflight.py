@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from simct_pl.preflight.score import ScoreReport
 
 STOPPED = 1
-NOT_LOCAL = "the weights are not in local folders; --score true downloads and loads both models."
 NO_RESPONSES = "the data have no reference responses (response_field)."
 NOT_ASKED = "--score false."
 
@@ -57,12 +56,12 @@ def main(argv: list[str]) -> int:
 
 def _score(run: PlannedRun, wanted: str, num_scored: int) -> tuple[ScoreReport | None, str]:
     """The scores, or why there are none."""
-    from simct_pl.preflight.score import score, weights_are_local
+    from simct_pl.preflight.score import score, why_not_by_itself
 
     if wanted == "false":
         return None, NOT_ASKED
-    if wanted == "auto" and not weights_are_local(run.module):
-        return None, NOT_LOCAL
+    if wanted == "auto" and (why_not := why_not_by_itself(run.module)) is not None:
+        return None, f"{why_not}; --score true loads both models all the same."
     with_response = [sample for sample in run.samples if sample.prompt.response][:num_scored]
     return score(run.module, with_response), NO_RESPONSES
 
@@ -79,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         "--score",
         choices=("auto", "true", "false"),
         default="auto",
-        help="load both models and compare them on reference responses; auto: if both lie in local folders",
+        help="load both models and compare them on reference responses; auto: if both are here and small enough",
     )
     parser.add_argument("--num_scored", type=int, default=64, help="responses to score (default: %(default)s)")
     parser.add_argument("--hardware", help="h100, h200 or a100: plan for that GPU (default: the one here, or h100)")

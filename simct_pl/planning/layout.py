@@ -52,7 +52,10 @@ class Layout:
         steps = trainer["max_steps"]
         found = None if on_cpu else gpu or _gpu_here()
         if found not in (None, *GPUS):
-            raise RecipeError(f"GPU {found!r} is not known; expected one of {', '.join(GPUS)}.")
+            raise RecipeError(
+                f"GPU {found!r} is not known; expected one of {', '.join(GPUS)}. Name one to plan for: --dry_run h100 "
+                "(preflight: --hardware h100)."
+            )
         return cls(
             num_nodes=trainer["num_nodes"],
             devices_per_node=_num_devices(trainer["devices"], on_cpu),

@@ -11,11 +11,12 @@ PAGE = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_s
 <title>Preflight: {{ name }}</title><style>
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; color: #222 }
 h1 { font-size: 1.5em } h2 { font-size: 1.05em; margin: 0 0 .4em }
-main { display: grid; grid-template-columns: repeat(auto-fit, minmax(27em, 1fr)); gap: 1.6em 2.4em }
-section { min-width: 0 } section.wide { grid-column: 1 / -1 }
+main { columns: 27em 2; column-gap: 2.4em }
+section { break-inside: avoid; margin-bottom: 1.6em } section.wide { column-span: all }
 table { border-collapse: collapse; width: 100% } th, td { padding: .2em .7em; text-align: left; vertical-align: top }
 th { border-bottom: 2px solid #999; font-weight: 600 } td { border-bottom: 1px solid #ddd; overflow-wrap: anywhere }
-td:first-child { color: #555 } pre { background: #f6f6f6; padding: .8em; white-space: pre-wrap; margin: 0 }
+td:first-child { color: #555; overflow-wrap: normal }
+pre { background: #f6f6f6; padding: .8em; white-space: pre-wrap; margin: 0 }
 .note { color: #666; font-size: .88em; margin: .4em 0 0 }
 .verdict { border-left: .5em solid; padding: .5em 1em; margin: 1em 0 2em }
 .GO { border-color: #2e7d32; background: #edf7ee } .CARE { border-color: #e0a100; background: #fff8e1 }

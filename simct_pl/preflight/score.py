@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from rich.progress import track
 
 from simct_pl.evaluation.bits import reference_bits
@@ -23,6 +24,7 @@ from simct_pl.preflight.findings import Finding, Verdict
 from simct_pl.types import Prompt
 
 CLEARLY = 2.0  # standard errors
+PATIENCE_BYTES = 4e9  # of one model's weights, on a CPU
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,19 @@ class ScoreReport:
         return [Finding(Verdict.CARE, f"{text} Score more of them (--num_scored), or compare their accuracy.")]
 
 
-def weights_are_local(module: DistillModule) -> bool:
-    """Whether both models' weights lie on this machine, in folders."""
-    return all(Path(path).is_dir() for path in (module.student_path, module.teacher_path))
+def why_not_by_itself(module: DistillModule) -> str | None:
+    """Why the models should not be loaded unless somebody asks for it; None if they may.
+
+    Their weights must be here, and small enough: for the GPU, or for a CPU's patience.
+    """
+    folders = [Path(path) for path in (module.student_path, module.teacher_path)]
+    if not all(folder.is_dir() for folder in folders):
+        return "the weights are not in local folders"
+    largest = max(sum(file.stat().st_size for file in folder.glob("*.safetensors")) for folder in folders)
+    limit = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else PATIENCE_BYTES
+    if largest > limit:
+        return f"{largest / 1e9:.1f} GB of weights are much for this machine"
+    return None
 
 
 def score(module: DistillModule, samples: Sequence[Sample]) -> ScoreReport | None:
@@ -92,7 +104,8 @@ def _bits(module: DistillModule, role: str, prompts: Sequence[Prompt]) -> list[f
     tokenizer = module.pair.student if on_student else module.pair.teacher
     model = load_causal_lm(role, path, dtype, role in module.trust_remote_code).eval()
     model = model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    bits = [reference_bits(model, tokenizer, [one]) for one in track(prompts, f"scoring the {role}", transient=True)]
+    shown = track(prompts, f"scoring the {role}", console=Console(stderr=True), transient=True)
+    bits = [reference_bits(model, tokenizer, [prompt]) for prompt in shown]
     del model
     gc.collect()
     return bits

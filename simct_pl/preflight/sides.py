@@ -74,7 +74,9 @@ class SideReport:
         """How prompts begin."""
         if self.bos is None:
             return "none"
-        by_itself = "; the tokenizer would add one more, and is told not to" if self.adds_bos and self.num_bos else ""
+        if not self.num_bos:
+            return f"no ({self.bos})"
+        by_itself = "; the tokenizer would add one more, and is told not to" if self.adds_bos else ""
         return f"{self.bos} × {self.num_bos}{by_itself}"
 
     @property

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rich.console import Console
 from rich.progress import track
 
 from simct_pl.alignment import Aligner, CommonBoundaryAligner
@@ -84,7 +85,7 @@ def _report(pair: TokenizerPair, aligner: Aligner, domain: str, texts: Sequence[
     minimal = CommonBoundaryAligner()
     num_bytes = units = one_to_one = 0
     aligned: list[UnitAlignment] = []
-    for text in track(texts, f"aligning {domain}", transient=True):
+    for text in track(texts, f"aligning {domain}", console=Console(stderr=True), transient=True):
         # As a rollout would come: the student's ids, which the teacher then reads as text.
         tokens = pair.tokenize(pair.student.encode(text), stopped=False)
         units_U6 = minimal.align(tokens).units_U6

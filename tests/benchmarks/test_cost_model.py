@@ -152,6 +152,17 @@ def test_layouts_prints_a_line_for_each(capsys: pytest.CaptureFixture[str]) -> N
         for name in named:
             assert printed.count(f"| {num_gpus}: {name} |") == len(layouts.PAIRS)
     assert "predicted" in printed
+    assert all(f"| {pair} |" in printed for pair in layouts.PAPER_PAIRS)
+
+
+def test_a_server_takes_the_engine_off_the_training_gpus(cost: CostModel) -> None:
+    served = replace(cost, step=replace(cost.step, engine="server"))
+    without = {item.name: item.bytes for item in served.memory()}
+    assert without["engine weights"] == without["engine KV cache"] == 0
+    shared = replace(cost, step=replace(cost.step, engine="student"))
+    held = {item.name: item.bytes for item in shared.memory()}
+    assert held["engine weights"] == 0
+    assert held["engine KV cache"] == {item.name: item.bytes for item in cost.memory()}["engine KV cache"]
 
 
 def test_the_longest_response_is_the_last_that_fits(cost: CostModel) -> None:

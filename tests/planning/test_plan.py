@@ -1,0 +1,156 @@
+"""A plan against the cost model, hand-written; samples and lengths; what stops a dry run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from callbacks import RolloutCallback
+from simct_pl.data.prompts import PromptDataModule
+from simct_pl.data.source import PromptSource
+from simct_pl.errors import PromptDataError, RecipeError, RolloutError
+from simct_pl.lightning_cli import run
+from simct_pl.models import load_config
+from simct_pl.parallel import ShardedStrategy, Sharding
+from simct_pl.planning import dry_run
+from simct_pl.planning.cost_inputs import StepShape
+from simct_pl.planning.cost_model import CostModel
+from simct_pl.planning.layout import Layout
+from simct_pl.planning.plan import make_plan
+from simct_pl.planning.samples import Lengths, measure_lengths, read_samples
+from simct_pl.planning.shapes import ModelShape
+from simct_pl.rollout.engine import SamplingParams
+from simct_pl.rollout.vllm import VLLMEngine
+from tests.planning.test_layout import settings
+from tests.tiny import ASSETS, data, unloaded_module
+
+LENGTHS = Lengths(longest_prompt=20, response=32.0, teacher_share=1.25)
+
+
+def test_a_plan_is_the_cost_models_of_the_recipe() -> None:
+    module = unloaded_module(
+        gradient_checkpointing=True, sharding=Sharding(param_dtype="bfloat16"), teacher_dtype="bfloat16"
+    )
+    rollouts = RolloutCallback(SamplingParams(max_tokens=64), num_samples=2)
+    rollouts.engine.placement = "server"
+    layout = Layout.of(settings(strategy=ShardedStrategy()), "h100")
+    plan = make_plan(module, data(), rollouts, layout, LENGTHS)
+    step = StepShape(4 * 8, 2, 20, 64, 80, checkpointing=True, engine="server")
+    assert plan.step == step
+    student, teacher = (
+        ModelShape.from_config(load_config(role, str(ASSETS / role))) for role in ("student", "teacher")
+    )
+    cost = CostModel(student, teacher, step)
+    assert plan.peak == cost.peak_bytes()
+    shorter = replace(cost, step=replace(step, response_tokens=32, teacher_response_tokens=40))
+    assert plan.phases == shorter.phases()
+    assert plan.run_seconds == 10 * sum(phase.seconds for phase in shorter.phases() if not phase.hidden)
+
+
+def test_memory_follows_what_the_recipe_keeps_where() -> None:
+    layout = Layout.of(settings(devices=2, strategy=ShardedStrategy()), "h100")
+
+    def held(sharding: Sharding, teacher_dtype: str = "bfloat16", **callback: object) -> dict[str, float]:
+        module = unloaded_module(sharding=sharding, teacher_dtype=teacher_dtype)
+        plan = make_plan(module, data(), RolloutCallback(**callback), layout, LENGTHS)  # type: ignore[arg-type]
+        return {item.name: item.bytes for item in plan.memory}
+
+    plain = held(Sharding())  # all in fp32 but the teacher
+    whole = ModelShape.from_config(load_config("student", str(ASSETS / "student"))).parameters
+    taught = ModelShape.from_config(load_config("teacher", str(ASSETS / "teacher"))).parameters
+    assert plain["teacher weights"] == 2 * taught
+    assert held(Sharding(), "float32")["teacher weights"] == 4 * taught
+    assert plain["engine weights"] == 4 * whole  # HFEngine's copy of a sharded student
+    assert plain["AdamW moments"] == 8 * whole / 2
+    assert held(Sharding(cpu_offload=True))["AdamW moments"] == 0
+    reserved = held(Sharding(), engine=VLLMEngine(gpu_memory_utilization=0.25))
+    assert reserved["engine, reserved"] == 0.25 * 80e9
+    assert "engine weights" not in reserved
+
+
+def test_a_peak_beyond_the_memory_is_refused() -> None:
+    plan = make_plan(unloaded_module(), data(), RolloutCallback(), Layout.of(settings(), "h100"), LENGTHS)
+    dry_run.check_memory(plan)
+    too_small = replace(plan, memory=[replace(plan.memory[0], bytes=81e9, when="always")])
+    with pytest.raises(RecipeError, match=r"81\.0 GB and has 80\.0 GB"):
+        dry_run.check_memory(too_small)
+
+
+# ---- samples ----
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(
+        '{"prompt": "left out", "domain": "none"}\n'
+        '{"prompt": "1+2+3?", "answer": "1+2= 3, 3+3= 6, total 6", "domain": "maths"}\n'
+        '{"prompt": "total?", "answer": "total 7", "domain": ""}\n'
+    )
+    return path
+
+
+def test_samples_keep_their_domains_and_system_prompts(file: Path) -> None:
+    source = PromptSource(str(file), response_field="answer", skip=1)
+    module = PromptDataModule(PromptSource(str(file)), val=source, system_prompt="Add.", teacher_system_prompt="Teach.")
+    maths, other = read_samples(module, 10)
+    assert (maths.domain, other.domain) == ("maths", "all")
+    assert maths.prompt.response == "1+2= 3, 3+3= 6, total 6"
+    assert maths.prompt.messages[0]["content"] == "Add."
+    assert maths.prompt.teacher_messages is not None
+    assert maths.prompt.teacher_messages[0]["content"] == "Teach."
+    assert [one.prompt.index for one in read_samples(PromptDataModule(PromptSource(str(file))), 2)] == [0, 1]
+
+
+def test_a_file_without_prompts_is_refused(file: Path) -> None:
+    with pytest.raises(PromptDataError, match="no prompt"):
+        read_samples(PromptDataModule(PromptSource(str(file), skip=9)), 4)
+
+
+def test_lengths_are_counted_in_tokens(file: Path) -> None:
+    pair = unloaded_module().pair
+    source = PromptSource(str(file), response_field="answer", skip=1, limit=1)
+    lengths = measure_lengths(pair, read_samples(PromptDataModule(source), 4))
+    text = "1+2= 3, 3+3= 6, total 6"
+    student, teacher = len(pair.student.encode(text)), len(pair.teacher.encode(text))
+    assert lengths.response == student
+    assert lengths.teacher_share == teacher / student
+    messages = [{"role": "user", "content": "1+2+3?"}]
+    assert lengths.longest_prompt == max(len(side.render_prompt(messages)) for side in (pair.student, pair.teacher))
+
+
+# ---- the command ----
+
+
+def test_a_dry_run_loads_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("simct_pl.module.load_causal_lm", lambda *_: pytest.fail("weights were loaded"))
+    assert run(["fit", "--recipe", "quickstart", "--dry_run"]) == 0
+    printed = capsys.readouterr().out
+    for expected in ("llama", "64 prompts × 1 a step", "prefix=marginal", "Nothing was loaded"):
+        assert expected in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        (["--trainer.callbacks=[callbacks.AlignmentStats]", "--dry_run"], RolloutError, "Nobody generates rollouts"),
+        (["--dry_run=b200", "--trainer.accelerator=gpu"], RecipeError, "b200"),
+    ],
+)
+def test_what_would_stop_the_run_stops_the_dry_run(
+    arguments: list[str], error: type[Exception], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=words):
+        run(["fit", "--recipe", "quickstart", *arguments])
+
+
+def test_only_a_fit_can_be_planned() -> None:
+    with pytest.raises(RecipeError, match="--dry_run goes with fit"):
+        run(["validate", "--recipe", "quickstart", "--dry_run"])

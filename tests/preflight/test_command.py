@@ -1,0 +1,89 @@
+"""The command: its page, its exit code, and the findings that need a whole run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from simct_pl.commands.preflight import main
+from simct_pl.lightning_cli import open_recipes
+from simct_pl.planning.dry_run import PlannedRun, PlanningCLI, plan_run
+from simct_pl.planning.section import Section
+from simct_pl.preflight.findings import Finding, Verdict
+from simct_pl.preflight.page import html
+from simct_pl.preflight.report import Preflight, length_findings, memory_findings, shared_findings, span_findings
+from simct_pl.preflight.units import domain_reports
+
+
+@pytest.fixture(scope="module")
+def planned() -> PlannedRun:
+    """The quickstart with the paper's candidates."""
+    arguments = ["fit", "--recipe", "quickstart", "--model.init_args.objective.init_args.prefix=keep"]
+    return plan_run(open_recipes(arguments, PlanningCLI), None, num_prompts=32)
+
+
+def test_the_command_prints_and_writes_a_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+    prompts = tmp_path / "prompts.jsonl"
+    rows = ['{"q": "1+2+3?", "a": "1+2= 3", "kind": "sums"}', '{"q": "total?", "a": "total 7", "kind": "words"}']
+    prompts.write_text("\n".join(rows))
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        "data:\n  class_path: simct_pl.PromptDataModule\n  init_args:\n    batch_size: 2\n"
+        f"    train: {{path: {prompts}, prompt_field: q, response_field: a}}\n"
+    )
+    shown = ["--recipe", "quickstart", "--recipe", str(recipe), "--score", "true", "--domain_field", "kind"]
+    assert main(shown) == 0
+    printed, page = capsys.readouterr().out, (tmp_path / "runs/quickstart+mine/preflight.html").read_text()
+    for expected in ("sums", "words", "</turn>", "Verdict: ", "better predicted by the teacher"):
+        assert expected in printed
+    assert "&lt;user&gt;1+2+3?&lt;/turn&gt;&lt;assistant&gt;" in page  # the student's template, escaped
+    assert "http" not in page  # nothing is fetched
+
+
+def test_an_unfit_pair_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contexts of 128 tokens, and responses of 200."""
+    monkeypatch.chdir(tmp_path)
+    recipe = tmp_path / "long.yaml"
+    recipe.write_text(
+        "trainer:\n  callbacks:\n    - class_path: callbacks.RolloutCallback\n      init_args:\n"
+        "        sampling: {max_tokens: 200}\n"
+    )
+    assert main(["--recipe", "quickstart", "--recipe", str(recipe), "--score", "false", "--num_prompts", "4"]) == 1
+    page = (tmp_path / "runs/quickstart+long/preflight.html").read_text()
+    assert 'class="verdict STOP"' in page
+    assert "exceed the student&#39;s context of 128" in page
+
+
+def test_prefix_keep_with_many_spans_needs_care(planned: PlannedRun) -> None:
+    domains = domain_reports(planned.module.pair, planned.module.aligner, planned.samples)
+    (finding,) = span_findings(planned, domains)
+    assert finding.severity == Verdict.CARE
+    assert "prefix=marginal" in finding.text
+    assert span_findings(planned, [replace(one, num_one_to_one=one.num_units) for one in domains]) == []
+
+
+def test_memory_and_lengths_are_judged(planned: PlannedRun) -> None:
+    plan = planned.plan
+    assert memory_findings(planned) == []
+    assert length_findings(planned) == []
+    assert shared_findings(planned) == []
+    for share, expected in ((0.95, Verdict.CARE), (1.05, Verdict.STOP)):
+        item = replace(plan.memory[0], bytes=share * plan.layout.memory, when="always")
+        (finding,) = memory_findings(replace(planned, plan=replace(plan, memory=[item])))
+        assert finding.severity == expected
+    long_prompts = replace(planned, lengths=replace(planned.lengths, longest_prompt=100))
+    assert [finding.severity for finding in length_findings(long_prompts)] == [Verdict.STOP, Verdict.CARE]
+
+
+def test_a_page_leads_with_the_worst() -> None:
+    findings = (Finding(Verdict.STOP, "No <stop>."), Finding(Verdict.CARE, "Hm."))
+    page = html(Preflight("mine", (Section("A", ("", "x"), [("y", "<z>")]),), findings))
+    assert 'class="verdict STOP"' in page
+    assert page.index("No &lt;stop&gt;.") < page.index("Hm.")
+    assert "&lt;z&gt;" in page

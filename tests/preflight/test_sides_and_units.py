@@ -1,0 +1,115 @@
+"""What a preflight says of a tokenizer and of texts, against hand-made vocabularies and plain counting."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import accumulate, pairwise
+
+import pytest
+from transformers import Gemma2Config, LlamaConfig
+
+from simct_pl.alignment import CommonBoundaryAligner, OneToOneAligner
+from simct_pl.planning.samples import Sample
+from simct_pl.preflight.findings import Finding, Verdict, verdict
+from simct_pl.preflight.sides import SideReport
+from simct_pl.preflight.units import coverage_findings, domain_reports
+from simct_pl.tokenization.model_tokenizer import ModelTokenizer
+from simct_pl.tokenization.pair import TokenizerPair
+from simct_pl.types import Prompt
+from tests.tiny import unloaded_module
+from tests.tokenization import small
+
+PROMPT = Prompt(0, ({"role": "user", "content": "hello"},), teacher_messages=({"role": "user", "content": "world"},))
+
+
+def side(template: str | None = small.CHATML, eos: str | None = "<|im_end|>", role: str = "student") -> SideReport:
+    hf = small.byte_level(eos=eos, chat_template=template)
+    hf.bos_token = "<|endoftext|>"
+    return SideReport.of(role, ModelTokenizer(hf), LlamaConfig(vocab_size=len(hf) + 5), PROMPT)
+
+
+def severities(report: SideReport) -> list[Verdict]:
+    return [finding.severity for finding in report.findings()]
+
+
+def test_a_side_shows_its_own_template_and_stop() -> None:
+    report = side()
+    assert report.rendered == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+    assert report.stops[0] == "<|im_end|>"
+    assert "5 padding rows" in report.rows_words
+    assert report.findings() == []
+    assert "world" in side(role="teacher").rendered
+
+
+@pytest.mark.parametrize(("times", "expected"), [(0, []), (1, []), (2, [Verdict.CARE])])
+def test_a_second_bos_is_found(times: int, expected: list[Verdict]) -> None:
+    report = side("<|endoftext|>" * times + small.CHATML)
+    assert report.num_bos == times
+    assert severities(report) == expected
+
+
+def test_no_stop_stops_and_no_template_needs_care() -> None:
+    assert severities(side(template=None, eos=None)) == [Verdict.STOP, Verdict.CARE]
+
+
+def test_more_ids_than_rows_need_care() -> None:
+    report = replace(side(), num_rows=10)
+    assert "ids without a row" in report.rows_words
+    assert severities(report) == [Verdict.CARE]
+
+
+def test_soft_capping_is_read_from_the_configuration() -> None:
+    hf = small.byte_level(chat_template=small.CHATML)
+    report = SideReport.of("teacher", ModelTokenizer(hf), Gemma2Config(vocab_size=len(hf)), PROMPT)
+    assert report.softcap == 30.0
+    assert side().softcap is None
+
+
+def counted(pair: TokenizerPair, text: str) -> tuple[int, int, int]:
+    """(units, 1:1 units, student tokens in 1:1 units) from byte offsets alone: the paper's definition, by sets."""
+    ends = []
+    for tokenizer in (pair.student, pair.teacher):
+        tokens = [tokenizer.table[token] for token in tokenizer.encode(text)]
+        assert b"".join(tokens) == text.encode()
+        ends.append(set(accumulate(map(len, tokens))))
+    cuts = sorted({0} | (ends[0] & ends[1]))
+    inner = [[sum(start < end < stop for end in side) for side in ends] for start, stop in pairwise(cuts)]
+    one_to_one = sum(counts == [0, 0] for counts in inner)
+    return len(inner), one_to_one, one_to_one
+
+
+def test_units_are_counted_by_domain() -> None:
+    pair = unloaded_module().pair
+    texts = {"sums": ["13+25= 38, total 38", "4+4= 8"], "words": ["total 9"]}
+    samples = [
+        Sample(Prompt(0, ({"role": "user", "content": "?"},), text), domain)
+        for domain, of_domain in texts.items()
+        for text in of_domain
+    ]
+    reports = domain_reports(pair, CommonBoundaryAligner(), samples)
+    exact = domain_reports(pair, OneToOneAligner(), samples)
+    assert [report.domain for report in reports] == ["sums", "words"]
+    for report, narrow in zip(reports, exact, strict=True):
+        expected = [counted(pair, text) for text in texts[report.domain]]
+        assert report.num_units == sum(units for units, _, _ in expected)
+        assert report.num_one_to_one == sum(ones for _, ones, _ in expected)
+        assert report.num_one_to_one < report.num_units
+        assert report.coverage == 1.0
+        assert report.lost == {}
+        assert narrow.covered == pytest.approx(sum(tokens for _, _, tokens in expected))
+        assert narrow.num_units == report.num_units
+
+
+def test_low_coverage_is_a_finding_by_its_size() -> None:
+    pair = unloaded_module().pair
+    (report,) = domain_reports(pair, CommonBoundaryAligner(), [Sample(PROMPT)])
+    assert coverage_findings([report]) == []
+    for share, expected in ((0.7, Verdict.CARE), (0.3, Verdict.STOP)):
+        (finding,) = coverage_findings([replace(report, covered=share * report.student_tokens)])
+        assert finding.severity == expected
+        assert f"{share:.0%}" in finding.text
+
+
+def test_the_worst_finding_is_the_verdict() -> None:
+    assert verdict([]) == Verdict.GO
+    assert verdict([Finding(Verdict.CARE, ""), Finding(Verdict.STOP, ""), Finding(Verdict.CARE, "")]) == Verdict.STOP
