@@ -64,7 +64,7 @@ def find_sweep(name: str, tracking_uri: str) -> TrackedSweep:
             f"{tracking_uri} has no sweep {name!r}. Run it with: python -m simct_pl sweep --recipe FILE"
         )
     newest, *older = parents
-    notes = [f"MLflow has {len(older)} older sweeps of this name; they are not in this report."] if older else []
+    notes = [f"Older sweeps of this name, which this report leaves out: {len(older)}."] if older else []
     runs = _children(client, experiments, newest.info.run_id)
     return TrackedSweep(client, runs, _sweep_file(client, newest), notes)
 
