@@ -60,7 +60,7 @@ def interval_text(value: float, half_width: float, unit: str, decimals: int | No
     """decimals: None for two significant digits of the half width, or four of the value where there is none."""
     if math.isnan(value):
         return "–"
-    if decimals is None and not half_width > 0:
+    if decimals is None and not half_width > 1e-9 * abs(value):  # nothing, or what rounding leaves of it
         return f"{value:{sign}.4g}{unit}"
     places = decimals if decimals is not None else max(0, 1 - math.floor(math.log10(half_width)))
     middle = f"{value:{sign}.{places}f}{unit}"

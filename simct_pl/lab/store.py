@@ -23,7 +23,7 @@ PAGE = 1000  # runs that are asked for at once
 
 @dataclass(frozen=True)
 class TrackedSweep:
-    """A sweep's runs, newest first, and its file's text. notes: what of the file could not be used."""
+    """A sweep's runs, newest first, and its file's text. notes: what a reader must know."""
 
     client: MlflowClient
     runs: list[Run]
@@ -63,7 +63,10 @@ def find_sweep(name: str, tracking_uri: str) -> TrackedSweep:
         raise TrackingError(
             f"{tracking_uri} has no sweep {name!r}. Run it with: python -m simct_pl sweep --recipe FILE"
         )
-    return TrackedSweep(client, _children(client, experiments, parents[0].info.run_id), _sweep_file(client, parents[0]))
+    newest, *older = parents
+    notes = [f"Older sweeps of this name, which this report leaves out: {len(older)}."] if older else []
+    runs = _children(client, experiments, newest.info.run_id)
+    return TrackedSweep(client, runs, _sweep_file(client, newest), notes)
 
 
 def _children(client: MlflowClient, experiments: list[str], parent: str) -> list[Run]:

@@ -104,6 +104,7 @@ def test_numbers_are_written_to_the_digit_that_the_interval_leaves() -> None:
         "0.1235",
         "–",
     ]
+    assert loss.text(0.054560000000000011, 9.6e-18) == "0.05456"
     assert accuracy.text(0.9149, 0.0123) == "91.5 % ± 1.2"
     assert accuracy.difference_text(-0.019, 0.0008) == "-1.9 ± 0.1"
 
