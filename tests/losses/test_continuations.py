@@ -191,7 +191,7 @@ def test_an_empty_micro_batch_runs_backward() -> None:
     module = module_of(CHOICES["both"])
     loss, _ = module.loss_sum([], module.align([]))
     loss.backward()
-    assert float(loss) == 0
+    assert loss.item() == 0
 
 
 def test_other_objectives_carry_no_paths() -> None:
