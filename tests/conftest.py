@@ -34,6 +34,7 @@ ENVIRONMENT_SET_BY_LIBRARIES = frozenset(
         "TORCHINDUCTOR_CACHE_DIR",
         "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",
         "TRITON_CACHE_DIR",
+        "LD_LIBRARY_PATH",  # OpenCV, which vLLM brings, sets it when it is imported
         # TRL imports vLLM where there is one.
         "TILELANG_CLEANUP_TEMP_FILES",
         "TORCHINDUCTOR_COMPILE_THREADS",
