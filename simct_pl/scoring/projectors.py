@@ -17,12 +17,18 @@ from simct_pl.tokenization.shared_vocab import SharedVocab
 ROWS_AT_A_TIME = 8192  # widened to float64
 
 
+# Directions of a matrix below this share of its strongest one count as absent. Trained heads have some of almost no
+# length, and their inverses would make a starting loss of 10,000 nats a token. It is about what the pseudo-inverse in
+# fp32 leaves out by default for a vocabulary of 100,000.
+WEAKEST_DIRECTION = 1e-2
+
+
 @torch.no_grad()
 def least_squares_map(source_VH: Tensor, target_VG: Tensor) -> Tensor:
-    """pinv(source) @ target, float64 [H, G]: the smallest X with the least |source X - target|².
+    """pinv(source) @ target, float64 [H, G]: the smallest X with the least |source X - target|² over the source's
+    directions that are not weak.
 
-    By pinv(A) = pinv(AᵀA) Aᵀ, which needs [H, H] and [H, G] and nothing of the vocabulary's size. Directions of the
-    source below about 1e-7 of its strongest count as absent.
+    By pinv(A) = pinv(AᵀA) Aᵀ, which needs [H, H] and [H, G] and nothing of the vocabulary's size.
     """
     width, target_width = source_VH.shape[1], target_VG.shape[1]
     gram_HH = source_VH.new_zeros(width, width, dtype=torch.float64)
@@ -31,7 +37,7 @@ def least_squares_map(source_VH: Tensor, target_VG: Tensor) -> Tensor:
         rows_RH = source_RH.double()
         gram_HH.addmm_(rows_RH.T, rows_RH)
         cross_HG.addmm_(rows_RH.T, target_RG.to(rows_RH))
-    return torch.linalg.pinv(gram_HH, hermitian=True) @ cross_HG
+    return torch.linalg.pinv(gram_HH, rtol=WEAKEST_DIRECTION**2, hermitian=True) @ cross_HG
 
 
 class Projectors(nn.Module):

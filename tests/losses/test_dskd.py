@@ -227,12 +227,16 @@ def test_a_translated_state_keeps_the_logits_of_shared_tokens(name: str) -> None
     torch.testing.assert_close(back, state)
 
 
-@pytest.mark.parametrize("rank", [6, 3])
-def test_the_map_is_the_pseudo_inverse_also_without_full_rank(rank: int) -> None:
-    source = torch.randn(40, rank, dtype=torch.float64) @ torch.randn(rank, 6, dtype=torch.float64)
+@pytest.mark.parametrize("weakest", [0.05, 1e-3, 0.0], ids=["strong", "weak", "none"])
+def test_the_map_is_the_pseudo_inverse_without_weak_directions(weakest: float) -> None:
+    """Of a source whose directions are of length 1, but for one."""
+    directions = torch.linalg.qr(torch.randn(40, 6, dtype=torch.float64)).Q
+    source = directions * torch.tensor([1, 1, 1, 1, 1, weakest], dtype=torch.float64)
     target = torch.randn(40, 4, dtype=torch.float64)
-    expected = np.linalg.pinv(source.numpy(), rcond=1e-9) @ target.numpy()
-    torch.testing.assert_close(least_squares_map(source, target), torch.from_numpy(expected))
+    expected = np.linalg.pinv(source.numpy(), rcond=0.01) @ target.numpy()
+    found = least_squares_map(source, target)
+    torch.testing.assert_close(found, torch.from_numpy(expected))
+    assert bool(found[5].any()) == (weakest == 0.05)
 
 
 @every_objective

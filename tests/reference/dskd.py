@@ -43,7 +43,7 @@ def starting_projector(source: Model, target: Model) -> np.ndarray:
         model.head.detach().numpy()[[candidate_ids(model.side, candidate)[0] for candidate in shared]]
         for model in (source, target)
     ]
-    return np.linalg.pinv(rows[1]) @ rows[0]
+    return np.linalg.pinv(rows[1], rcond=0.01) @ rows[0]
 
 
 def starting_query(student: Model, teacher: Model) -> np.ndarray:
@@ -53,7 +53,7 @@ def starting_query(student: Model, teacher: Model) -> np.ndarray:
         model.embeddings.detach().numpy()[[candidate_ids(model.side, candidate)[0] for candidate in shared]]
         for model in (student, teacher)
     ]
-    half = (np.linalg.pinv(rows[0]) @ rows[1]).T / np.std(teacher.embeddings.detach().numpy(), ddof=1)
+    half = (np.linalg.pinv(rows[0], rcond=0.01) @ rows[1]).T / np.std(teacher.embeddings.detach().numpy(), ddof=1)
     return np.block([[half, np.zeros_like(half)], [np.zeros_like(half), half]])
 
 
