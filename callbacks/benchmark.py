@@ -105,7 +105,11 @@ class BenchmarkCallback(BenchmarkProvider):
             self.results.append(summarise(benchmark.name, list(items)))
         if trainer.is_global_zero:
             write_summary(evaluation.folder, self.results)
-        pl_module.log_dict({name: value for result in self.results for name, value in result.metrics().items()})
+        metrics = {name: value for result in self.results for name, value in result.metrics().items()}
+        # Lightning would hand them to the loggers again at every later step; it keeps them for Checkpoint's best_metric.
+        pl_module.log_dict(metrics, logger=False)
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=trainer.global_step)
 
     def _evaluation(self, trainer: L.Trainer, module: DistillModule, name: str) -> Evaluation:
         root = Path(self.folder).expanduser() if self.folder else Path(trainer.default_root_dir) / "benchmarks"

@@ -57,7 +57,7 @@ class BenchmarkResult:
     def metrics(self) -> dict[str, float]:
         """By the names that are logged: eval/<benchmark>/…"""
         values = {"accuracy": self.accuracy, "low": self.low, "high": self.high}
-        values |= {f"pass@{k}": value for k, value in self.pass_at.items()}
+        values |= {f"pass_at_{k}": value for k, value in self.pass_at.items()}  # MLflow takes no "@"
         values |= {"truncation_rate": self.truncation_rate, "response_tokens": self.response_tokens}
         if self.std is not None:
             values["std"] = self.std

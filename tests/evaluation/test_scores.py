@@ -39,7 +39,7 @@ def test_the_numbers_of_a_small_evaluation() -> None:
     assert result.pass_at == {1: pytest.approx(0.5), 2: pytest.approx(0.75)}
     assert (result.truncation_rate, result.response_tokens) == (pytest.approx(1 / 8), pytest.approx(15.0))
     assert result.reasons == {"right": 4, "wrong": 4}
-    assert result.metrics()["eval/toy/pass@2"] == pytest.approx(0.75)
+    assert result.metrics()["eval/toy/pass_at_2"] == pytest.approx(0.75)
     assert summarise("toy", [item("a", 0, 1.0)]).std is None
 
 

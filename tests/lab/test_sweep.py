@@ -66,9 +66,8 @@ def test_cells_run_fail_resume_and_are_reported(tmp_path: Path) -> None:
     assert not others
     assert parent.info.status == "FAILED"
     children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
-    assert sorted(run.info.run_name for run in children) == [
-        f"{m}, seed {s}" for m in ("paper", "seqkd") for s in (0, 1)
-    ]
+    names = [f"{method}, seed {seed}" for method in sorted(methods) for seed in (0, 1)]
+    assert sorted(run.info.run_name for run in children) == names
     assert len({run.data.metrics["eval/loss"] for run in children}) == 4
 
     sweep_file(tmp_path, methods)

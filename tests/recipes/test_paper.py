@@ -23,6 +23,7 @@ PAIRS = {
     "phi4mini_gemma2b": ("google/gemma-2-2b-it", "microsoft/Phi-4-mini-instruct"),
 }
 SOURCES = {"table4": ["table4"], "released": ["table4", "released"]}
+PROMPT = '{"messages": [{"role": "user", "content": "What is %d + %d?"}], "domain": "maths"}\n'
 ON_CPU = """
 trainer:
   accelerator: cpu
@@ -49,7 +50,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A prompt file, and the folder that the command runs in."""
     file = tmp_path / "prompts.jsonl"
-    file.write_text("".join(f'{{"prompt": "What is {i} + {i}?", "domain": "maths"}}\n' for i in range(8)))
+    file.write_text("".join(PROMPT % (i, i) for i in range(8)))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PAPER_PROMPTS", str(file))
     return file
