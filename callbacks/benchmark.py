@@ -106,7 +106,7 @@ class BenchmarkCallback(BenchmarkProvider):
         if trainer.is_global_zero:
             write_summary(evaluation.folder, self.results)
         metrics = {name: value for result in self.results for name, value in result.metrics().items()}
-        # Lightning would hand them to the loggers again at every later step; it keeps them for Checkpoint's best_metric.
+        # Lightning would log them again at every later step; it only keeps them, for Checkpoint's best_metric.
         pl_module.log_dict(metrics, logger=False)
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
