@@ -52,6 +52,7 @@ def prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     file.write_text("".join(f'{{"prompt": "What is {i} + {i}?", "domain": "maths"}}\n' for i in range(8)))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PAPER_PROMPTS", str(file))
+    monkeypatch.setenv("COLUMNS", "160")
     return file
 
 
