@@ -30,7 +30,10 @@ def test_the_command_prints_and_writes_a_page(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "160")
     prompts = tmp_path / "prompts.jsonl"
-    rows = ['{"q": "1+2+3?", "a": "1+2= 3", "kind": "sums"}', '{"q": "total?", "a": "total 7", "kind": "words"}']
+    rows = [
+        '{"q": "1+2+3?", "a": "1+2= 3, 3+3= 6, total 6", "kind": "small"}',
+        '{"q": "19+29+9?", "a": "19+29= 48, 48+9= 57, total 57", "kind": "large"}',
+    ]
     prompts.write_text("\n".join(rows))
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(
@@ -40,7 +43,7 @@ def test_the_command_prints_and_writes_a_page(
     shown = ["--recipe", "quickstart", "--recipe", str(recipe), "--score", "true", "--domain_field", "kind"]
     assert main(shown) == 0
     printed, page = capsys.readouterr().out, (tmp_path / "runs/quickstart+mine/preflight.html").read_text()
-    for expected in ("sums", "words", "</turn>", "Verdict: ", "better predicted by the teacher"):
+    for expected in ("small", "large", "</turn>", "Verdict: ", "better predicted by the teacher"):
         assert expected in printed
     assert "&lt;user&gt;1+2+3?&lt;/turn&gt;&lt;assistant&gt;" in page  # the student's template, escaped
     assert "http" not in page  # nothing is fetched

@@ -53,6 +53,7 @@ def prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     file.write_text("".join(PROMPT % (i, i) for i in range(8)))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PAPER_PROMPTS", str(file))
+    monkeypatch.setenv("COLUMNS", "160")
     return file
 
 

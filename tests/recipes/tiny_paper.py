@@ -6,6 +6,7 @@ turn markers of the models that they stand in for.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -49,7 +50,7 @@ def make_models(folder: Path) -> dict[str, Path]:
             "deepseek",
             PHI_TURNS,
             ["<|user|>", "<|assistant|>", "<|end|>"],
-            Phi3Config(**SIZES, tie_word_embeddings=True, pad_token_id=0),
+            Phi3Config(**SIZES, tie_word_embeddings=True, pad_token_id=0, max_position_embeddings=131_072),
         ),
     }
     return {name: _make(folder / name.partition("/")[2], *part) for name, part in parts.items()}
@@ -57,10 +58,11 @@ def make_models(folder: Path) -> dict[str, Path]:
 
 def _make(folder: Path, tokenizer: str, template: str, markers: list[str], config: PretrainedConfig) -> Path:
     hf: PreTrainedTokenizerFast = LOADERS[tokenizer]().hf  # a fresh one: it gets markers and a template
-    if markers:
-        hf.add_special_tokens({"additional_special_tokens": markers})
-    hf.chat_template = template
-    hf.save_pretrained(folder)
+    hf.add_tokens(markers, special_tokens=True)
+    folder.mkdir()
+    hf.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"bos_token": hf.bos_token, "eos_token": hf.eos_token, "chat_template": template}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     config.vocab_size = len(hf) + 3  # padded, as published ones are
     config.bos_token_id, config.eos_token_id, config.pad_token_id = hf.bos_token_id, hf.eos_token_id, hf.eos_token_id
     torch.manual_seed(0)
