@@ -177,6 +177,15 @@ def test_a_metric_that_is_not_a_number_at_the_end_is_not_counted(tmp_path: Path)
     assert results.notes == ["Seeds of poor end at different steps: 10, 20."]
 
 
+def test_an_older_sweep_of_the_name_is_left_out_and_mentioned(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.client.create_run(store.experiment, start_time=1, tags={"simct.sweep": "small"})
+    store.add("good", 0, {0: 0.5, 10: 0.6})
+    results = load_results("small", store.uri, "eval/accuracy")
+    assert results.last("eval/accuracy", "good").to_dict() == {0: 0.6}
+    assert results.notes == ["Older sweeps of this name, which this report leaves out: 1."]
+
+
 def test_a_sweep_file_that_cannot_be_read_leaves_the_cells_that_were_tried(tmp_path: Path) -> None:
     store = Store(tmp_path, "name: small\nmethod: {}\n")
     store.add("good", 0, {0: 0.5, 10: 0.6})
