@@ -9,14 +9,12 @@ import lightning as L
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from callbacks import Checkpoint, HFExport
 from simct_pl import DSKDCma, DSKDEta
 from simct_pl.checkpoints import CheckpointFolder
 from simct_pl.losses.dual_space import DualSpaceObjective
 from simct_pl.module import DistillModule
-from simct_pl.types import Rollout
 from tests.tiny import ASSETS, data, distill_module, sampled, trainer
 
 every_kind = pytest.mark.parametrize("kind", [DSKDEta, DSKDCma])
@@ -89,42 +87,3 @@ def test_a_forward_without_gradients_keeps_none(kind: type[DualSpaceObjective]) 
     assert not loss.requires_grad
     assert float(loss) == pytest.approx(float(stats.loss_U.sum()))
     assert float(loss) > 0
-
-
-def liked_numerals(module: DistillModule, rollouts: list[Rollout]) -> tuple[Tensor, Tensor]:
-    """Rows of units' student tokens that hold several digits, each likelier to the teacher than to the student, and
-    their log-probabilities to the student.
-    """
-    aligned = module.align(rollouts)
-    rows = aligned.rows
-    with torch.no_grad():
-        _, stats = module.loss_sum(rollouts, aligned)
-        assert module.teacher is not None
-        states = module.teacher.states(aligned.teacher_prompt_ids, aligned.teacher_response_ids).hidden_NH
-        logp_MK = module.teacher.head(states[rows.teacher_rows_M]).log_softmax(-1)
-    token_M = logp_MK.gather(-1, rows.teacher_ids_M[:, None]).squeeze(-1)
-    teacher_U = torch.zeros(rows.num_units).index_add(0, rows.teacher_unit_M, token_M)
-    student_length_U, teacher_length_U = (torch.bincount(unit) for unit in (rows.student_unit_N, rows.teacher_unit_M))
-    student_U = stats.token_logprobs_N[rows.student_first_U]
-    chosen_U = (student_length_U == 1) & (teacher_length_U > 1) & (teacher_U > student_U)
-    return rows.student_first_U[chosen_U], stats.token_logprobs_N
-
-
-@every_kind
-def test_numerals_that_the_teacher_likes(kind: type[DualSpaceObjective]) -> None:
-    """One small step of the student alone."""
-    module = distill_module(objective=kind())
-    rollouts = sampled(module)
-    chosen, before_N = liked_numerals(module, rollouts)
-    assert len(chosen) > 5
-    loss, _ = module.loss_sum(rollouts, module.align(rollouts))
-    loss.backward()
-    parameters = list(module.student.parameters())
-    length = torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm()
-    with torch.no_grad():
-        for parameter in parameters:
-            assert parameter.grad is not None
-            parameter.sub_(parameter.grad, alpha=float(1e-2 / length))
-        _, stats = module.loss_sum(rollouts, module.align(rollouts))
-    change = float((stats.token_logprobs_N - before_N)[chosen].mean())
-    print(kind.__name__, len(chosen), change, float(loss), before_N[chosen].mean())
