@@ -43,5 +43,5 @@ class CodeBenchmark(Benchmark):
         code = code_of(response, problem.entry)
         if not code.strip():
             return Grade(0.0, "no_answer")
-        verdict = self.sandbox.run_tests(f"{problem.code}{code}", problem.tests, problem.setup)
+        verdict = self.sandbox.run_tests(f"{problem.code}{code}", problem.tests, problem.setup, problem.entry)
         return Grade(float(verdict.passed), "right" if verdict.passed else verdict.reason, verdict.detail)

@@ -73,7 +73,9 @@ def _problem(task_id: int, text: str, setup: str | list[str], tests: list[str]) 
 
 
 def entry_of(test: str) -> str | None:
-    """The function that an assertion is about: the outermost call by a plain name that is no built-in's."""
+    """The function that an assertion is about: the outermost call by a plain name that is no built-in's; where there
+    is none, by any (a problem asks for a function `sum`).
+    """
     calls = [node.func for node in ast.walk(ast.parse(test)) if isinstance(node, ast.Call)]
     names = [function.id for function in calls if isinstance(function, ast.Name)]
-    return next((name for name in names if not hasattr(builtins, name)), None)
+    return next((name for name in names if not hasattr(builtins, name)), names[0] if names else None)

@@ -83,13 +83,15 @@ class Sandbox:
         if not verdict.passed:
             raise SandboxError(f"The sandbox's own test does not pass here: {verdict}.")
 
-    def run_tests(self, code: str, tests: Sequence[str], setup: str = "") -> Verdict:
+    def run_tests(self, code: str, tests: Sequence[str], setup: str = "", entry: str | None = None) -> Verdict:
         """Whether the code's definitions pass tests (sources of statements, in order) after a setup.
 
-        What a test uses and nobody defines is the code's; that includes what the setup makes with it.
+        What a test uses and nobody defines is the code's; that includes what the setup makes with it. entry: is the
+        code's too, although a built-in function has its name.
         """
         secret = secrets.token_hex(16)
         job = {"secret": secret, "code": code, "setup": setup, "tests": list(tests), "time_limit": self.time_limit}
+        job["entry"] = [entry] if entry is not None else []
         seconds = (len(tests) + 2) * self.time_limit
         limits = f"{self.memory_mb}, {round(seconds) + 1}, {self.file_mb}"
         requests, answers = os.pipe(), os.pipe()

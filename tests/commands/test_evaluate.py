@@ -1,4 +1,4 @@
-"""`evaluate` and `test` from the command line, in processes of their own, on the embedded pair."""
+"""`evaluate` and `test` by the command line on the embedded pair; the first time in a process of its own."""
 
 from __future__ import annotations
 
@@ -11,11 +11,19 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from simct_pl.cli import main
 from simct_pl.lightning_cli import PACKAGE
 from tests.evaluation.samples import write_jsonl
 from tests.tiny import ASSETS
 
 GSM8K_LIKE = [{"question": "1+2+3?", "answer": "It is\n#### 6"}, {"question": "4+4+9?", "answer": "It is\n#### 17"}]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty one to work in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -39,11 +47,11 @@ def options(tmp_path: Path, **changes: str) -> list[str]:
     return [f"--{name}={value}" for name, value in {**values, **changes}.items()]
 
 
-def test_evaluate_scores_a_folder_and_goes_on_where_it_was(tmp_path: Path) -> None:
-    done = command(tmp_path, "evaluate", *options(tmp_path))
+def test_evaluate_scores_a_folder_and_goes_on_where_it_was(folder: Path) -> None:
+    done = command(folder, "evaluate", *options(folder))
     assert done.returncode == 0, done.stderr
-    folder = tmp_path / "runs/evaluation/student"
-    summary = {result["benchmark"]: result for result in json.loads((folder / "summary.json").read_text())}
+    results = folder / "runs/evaluation/student"
+    summary = {result["benchmark"]: result for result in json.loads((results / "summary.json").read_text())}
     assert {name: (r["num_problems"], r["num_seeds"]) for name, r in summary.items()} == {
         "gsm8k": (2, 2),
         "arithmetic": (20, 2),
@@ -52,17 +60,16 @@ def test_evaluate_scores_a_folder_and_goes_on_where_it_was(tmp_path: Path) -> No
     assert 0.3 < summary["arithmetic"]["accuracy"] < 1
     assert "95 % interval" in done.stdout
     assert "arithmetic" in done.stdout
-    lines = [json.loads(line) for line in (folder / "arithmetic/items-0.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (results / "arithmetic/items-0.jsonl").read_text().splitlines()]
     assert len(lines) == 40
     assert sum(line["score"] for line in lines) / 40 == pytest.approx(summary["arithmetic"]["accuracy"])
-    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    client = MlflowClient(f"sqlite:///{folder}/runs/mlflow.db")
     [run] = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     assert run.data.metrics["eval/arithmetic/accuracy"] == pytest.approx(summary["arithmetic"]["accuracy"])
 
-    before = (folder / "arithmetic/items-0.jsonl").read_bytes()
-    again = command(tmp_path, "evaluate", *options(tmp_path))
-    assert again.returncode == 0, again.stderr
-    assert (folder / "arithmetic/items-0.jsonl").read_bytes() == before
+    before = (results / "arithmetic/items-0.jsonl").read_bytes()
+    assert main(["evaluate", *options(folder)]) == 0
+    assert (results / "arithmetic/items-0.jsonl").read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -75,31 +82,29 @@ def test_evaluate_scores_a_folder_and_goes_on_where_it_was(tmp_path: Path) -> No
         ({"protocol.num_seeds": "0"}, "num_seeds is 0"),
     ],
 )
-def test_what_cannot_be_scored_is_refused_on_one_screen(tmp_path: Path, changes: dict[str, str], message: str) -> None:
-    done = command(tmp_path, "evaluate", *options(tmp_path, **changes))
-    assert done.returncode == 2, done.stderr
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+def test_what_cannot_be_scored_is_refused_on_one_screen(
+    folder: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, str], message: str
+) -> None:
+    assert main(["evaluate", *options(folder, **changes)]) == 2
+    assert message in capsys.readouterr().err
+    assert not (folder / "runs").exists()
 
 
-def test_test_scores_the_student_of_a_recipe(tmp_path: Path) -> None:
-    overlay = tmp_path / "small.yaml"
+def test_test_scores_the_student_of_a_recipe(folder: Path) -> None:
+    overlay = folder / "small.yaml"
     overlay.write_text(
         "trainer:\n  callbacks+:\n    - class_path: callbacks.BenchmarkCallback\n      init_args:\n"
         "        benchmarks: [simct_pl.tasks.benchmark.ArithmeticBenchmark]\n"
         "        test_protocol: {num_seeds: 2, limit: 20}\n"
     )
-    done = command(tmp_path, "test", "--recipe", "quickstart", "--recipe", str(overlay))
-    assert done.returncode == 0, done.stderr
-    [result] = json.loads((tmp_path / "runs/quickstart+small/benchmarks/test/summary.json").read_text())
+    assert main(["test", "--recipe", "quickstart", "--recipe", str(overlay)]) == 0
+    [result] = json.loads((folder / "runs/quickstart+small/benchmarks/test/summary.json").read_text())
     changes = {"benchmarks": "[ArithmeticBenchmark]", "protocol.max_tokens": "40"}
-    alone = command(tmp_path, "evaluate", *options(tmp_path, **changes))
-    assert alone.returncode == 0, alone.stderr
-    [same] = json.loads((tmp_path / "runs/evaluation/student/summary.json").read_text())
+    assert main(["evaluate", *options(folder, **changes)]) == 0
+    [same] = json.loads((folder / "runs/evaluation/student/summary.json").read_text())
     assert result == same
 
 
-def test_test_needs_benchmarks(tmp_path: Path) -> None:
-    done = command(tmp_path, "test", "--recipe", "quickstart")
-    assert done.returncode == 2
-    assert "--recipe benchmarks" in done.stderr
+def test_test_needs_benchmarks(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["test", "--recipe", "quickstart"]) == 2
+    assert "--recipe benchmarks" in capsys.readouterr().err

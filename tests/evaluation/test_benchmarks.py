@@ -169,6 +169,7 @@ def test_code_is_found_in_a_response(response: str, entry: str | None, code: str
 def test_the_function_that_an_assertion_is_about() -> None:
     assert entry_of("assert set(common((1, 2), key(3))) == set((4, 5))") == "common"
     assert entry_of("assert (depth(root)) == 2") == "depth"
+    assert entry_of("assert sum(10, 15) == 6") == "sum"
     assert entry_of("assert x == 1") is None
 
 

