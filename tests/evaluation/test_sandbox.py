@@ -117,7 +117,9 @@ def test_what_only_looks_right_fails(name: str) -> None:
     began = time.monotonic()
     verdict = SANDBOX.run_tests(FAKES[name], TESTS)
     assert not verdict.passed
-    assert verdict.reason in ("wrong", "died"), verdict
+    # What has no end meets the limit of memory or that of time, whichever the machine comes to first.
+    limits = {"timeout"} if name == "an answer without end" else set()
+    assert verdict.reason in {"wrong", "died"} | limits, verdict
     assert time.monotonic() - began < 15
 
 
