@@ -236,7 +236,7 @@ def test_the_map_is_the_pseudo_inverse_without_weak_directions(weakest: float) -
     expected = np.linalg.pinv(source.numpy(), rcond=0.01) @ target.numpy()
     found = least_squares_map(source, target)
     torch.testing.assert_close(found, torch.from_numpy(expected))
-    assert bool(found[5].any()) == (weakest == 0.05)
+    assert bool(found[5].abs().max() > 1e-9) == (weakest == 0.05)  # what is left is rounding
 
 
 @every_objective
