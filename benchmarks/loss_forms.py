@@ -115,7 +115,7 @@ def same_tokenizer(problem: Problem, chunk_tokens: int) -> Tensor:
 
 
 def gold(problem: Problem, chunk_tokens: int) -> Tensor:
-    """TRL's ULDLoss as its GOLD trainer calls it for two tokenizers: byte offsets, hybrid, defaults otherwise."""
+    """TRL's ULDLoss as its GOLD trainer calls it for two tokenizers: byte offsets, hybrid, beta 1."""
     from trl.experimental.gold.gold_trainer import ULDLoss
 
     config = SimpleNamespace(

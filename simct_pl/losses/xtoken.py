@@ -12,6 +12,7 @@ nothing reaches; they are left out here.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,27 @@ from simct_pl.tokenization.pair import TokenizerPair
 from simct_pl.tokenization.projection import TokenProjection
 
 
-class XTokenPKL(Objective):
+class ProjectingObjective(Objective):
+    """An objective that needs W.
+
+    decay: see TokenProjection.
+    """
+
+    decay: float
+    _pair: TokenizerPair | None = None
+
+    @override
+    def prepare(self, pair: TokenizerPair) -> None:
+        if self._pair is not pair:
+            self._pair = pair
+            self.use(TokenProjection.of_pair(pair, self.decay))
+
+    @abstractmethod
+    def use(self, projection: TokenProjection) -> None:
+        """Take a projection; `prepare` hands over that of its pair."""
+
+
+class XTokenPKL(ProjectingObjective):
     """Divergence in the teacher's vocabulary, at every unit.
 
     Args:
@@ -45,16 +66,9 @@ class XTokenPKL(Objective):
         self.divergence, self.decay = divergence, decay
         self.projection: TokenProjection | None = None
         self._tables: tuple[Tensor, ...] = ()
-        self._pair: TokenizerPair | None = None
 
     @override
-    def prepare(self, pair: TokenizerPair) -> None:
-        if self._pair is not pair:
-            self._pair = pair
-            self.use(TokenProjection.of_pair(pair, self.decay))
-
     def use(self, projection: TokenProjection) -> None:
-        """Take a projection that somebody else has made."""
         reached_R = np.unique(projection.target_E)
         place_E = np.searchsorted(reached_R, projection.target_E)
         arrays = projection.source_E, place_E, projection.weight_E, reached_R
@@ -78,7 +92,7 @@ class XTokenPKL(Objective):
         return {"objective": type(self).__name__, "divergence": self.divergence, "decay": self.decay}
 
 
-class XTokenHKL(GOLDLoss):
+class XTokenHKL(ProjectingObjective, GOLDLoss):
     """GOLD's loss, each student token matched with the teacher token that it gives most of its weight to.
 
     Where several student tokens want the same teacher token, the one that gives it most has it.
@@ -101,16 +115,9 @@ class XTokenHKL(GOLDLoss):
         super().__init__("first", beta, matched_weight, top_k)
         self.threshold, self.decay = threshold, decay
         self._matched: tuple[Tensor, Tensor] | None = None
-        self._pair: TokenizerPair | None = None
 
     @override
-    def prepare(self, pair: TokenizerPair) -> None:
-        if self._pair is not pair:
-            self._pair = pair
-            self.use(TokenProjection.of_pair(pair, self.decay))
-
     def use(self, projection: TokenProjection) -> None:
-        """Take a projection that somebody else has made."""
         student_ids, teacher_ids = best_matches(projection, self.threshold)
         self._matched = torch.from_numpy(student_ids), torch.from_numpy(teacher_ids)
 

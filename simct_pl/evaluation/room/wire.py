@@ -27,8 +27,8 @@ def pack(value: Any, as_handle: Callable[[Any], Wire]) -> Wire:
         return "".join(value)
     if isinstance(value, float):
         return float(value)
-    if isinstance(value, type) and vars(builtins).get(value.__name__) is value:
-        return {"type": [value.__name__]}
+    if isinstance(value, type) and vars(builtins).get(name := value.__name__) is value:
+        return {"type": [name]}
     if isinstance(value, list):
         return [pack(item, as_handle) for item in value]
     for name, kind, parts_of in CONTAINERS:
