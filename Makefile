@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 TEST_PACKAGES := $(VENV)/.test-packages
 VLLM := $(VENV)/.vllm
 BENCH_PACKAGES := $(VENV)/.bench-packages
-PYTEST_ARGS ?= -n 2 --dist loadfile
+PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help install quickstart vllm test bench lint format ui clean

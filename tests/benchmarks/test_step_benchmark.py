@@ -48,8 +48,9 @@ def check(measured: Measured, work: Work) -> None:
     assert 12 * num_parameters < measured.peak_extra < measured.peak
 
 
+@pytest.mark.slow  # a process of its own: a heap that others have used before does not grow
 def test_ours(work: Work) -> None:
-    check(run_ours(work), work)
+    check(in_fresh_process(quietly, run_ours, work), work)
 
 
 @pytest.mark.slow  # a process of its own, and TRL's imports
