@@ -20,7 +20,7 @@ from simct_pl.errors import RecipeError
 from simct_pl.losses.base import Objective, UnitChunk, UnitLosses
 from simct_pl.losses.divergences import require_choice
 from simct_pl.losses.sorted_mass import check_top_k, sorted_l1
-from simct_pl.scoring.side import SideChunk
+from simct_pl.scoring.side import SideChunk, at_least_fp32
 
 MergeName = Literal["first", "last"]
 LOWEST_MASS = 1e-8  # TRL's clamp of every mass and probability
@@ -84,7 +84,7 @@ def merged_mass(side: SideChunk, merge: MergeName) -> Tensor:
         base_logp_UK, base_U = side.first_logp_UK, side.first_U
     else:
         base_U = side.first_U + side.length_U - 1
-        base_logp_UK = side.logits_NK.index_select(0, base_U).log_softmax(-1)
+        base_logp_UK = at_least_fp32(side.logits_NK.index_select(0, base_U)).log_softmax(-1)
     floored_N = side.token_logp_N.clamp_min(math.log(LOWEST_MASS)).index_fill(0, base_U, 0.0)
     return base_logp_UK.exp() * side.sum_by_unit(floored_N).exp()[:, None]
 

@@ -132,6 +132,19 @@ def test_value_and_gradient_equal_the_reference(name: str, dtype: torch.dtype) -
     assert graded > 20
 
 
+@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_logits_of_half_precision_are_widened_before_anything_else(name: str, dtype: torch.dtype) -> None:
+    """The value is that of the same rounded logits in double precision."""
+    objective, unit_reference = BASELINES[name]
+    for seed in SEEDS:
+        scene = scene_of(seed)
+        rounded = scene.student_logits_SV.to(dtype).double(), scene.teacher_logits_TV.to(dtype).double()
+        expected = response_loss(unit_reference, scene, *rounded)
+        found = measured(objective, seed, dtype)[0].loss_U.detach().double().sum()
+        assert float(found) == pytest.approx(float(expected), rel=1e-5, abs=1e-5)
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_a_unit_has_the_same_loss_whatever_it_is_graded_with(name: str) -> None:
     """And the same gradient: those of the units, each alone, add up to that of the chunk."""
