@@ -25,12 +25,15 @@ class TokenProjection:
     """Entries of W, sorted by source.
 
     source_E, target_E: int64, ids of the student and of the teacher. weight_E: float64 in (0, 1]; a source's weights
-    add up to 1. num_unmapped: source tokens with bytes that have no entry.
+    add up to 1. is_like_E: bool, whether source and target are the two ids of a shared column; a twin of such a source
+    (a byte fallback, a further stop) goes to the same target and is none. num_unmapped: source tokens with bytes that
+    have no entry.
     """
 
     source_E: np.ndarray
     target_E: np.ndarray
     weight_E: np.ndarray
+    is_like_E: np.ndarray
     num_unmapped: int
 
     @classmethod
@@ -51,20 +54,22 @@ class TokenProjection:
         pieces = spell_tokens(shared, spell)
         is_plain_K = shared.student.is_mapped_V & ~shared.student.is_special_V
         num_unmapped = len(set(np.flatnonzero(is_plain_K).tolist()) - pieces.keys())
-        return cls._of_pieces(pieces, decay, num_unmapped)
+        return cls._of_pieces(pieces, decay, shared.student_ids_V, num_unmapped)
 
     @classmethod
-    def _of_pieces(cls, pieces: dict[int, list[int]], decay: float, num_unmapped: int) -> TokenProjection:
-        sources, targets, weights = [], [], []
+    def _of_pieces(
+        cls, pieces: dict[int, list[int]], decay: float, likes: np.ndarray, num_unmapped: int
+    ) -> TokenProjection:
+        sources, targets, weights = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0)]
         for source in sorted(pieces):
             own = decay ** np.arange(len(pieces[source]))
             found, place = np.unique(pieces[source], return_inverse=True)
             sources.append(np.full(len(found), source))
             targets.append(found)
             weights.append(np.bincount(place, own) / own.sum())
-        if not sources:
-            return cls(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0), num_unmapped)
-        return cls(np.concatenate(sources), np.concatenate(targets), np.concatenate(weights), num_unmapped)
+        source_E = np.concatenate(sources)
+        is_like_E = np.isin(source_E, likes)
+        return cls(source_E, np.concatenate(targets), np.concatenate(weights), is_like_E, num_unmapped)
 
 
 def spell_tokens(shared: SharedVocab, spell: Spell) -> dict[int, list[int]]:

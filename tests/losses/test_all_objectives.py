@@ -51,6 +51,11 @@ BASELINES: dict[str, tuple[Objective, UnitReference]] = {
     "dpca": (DPCALoss(), reference.dpca(None)),
     "dpca-clipped": (DPCALoss(clip=0.5), reference.dpca(0.5)),
     "xtoken-pkl": (XTokenPKL(), reference.xtoken_pkl(1.0)),
+    "xtoken-hkl": (XTokenHKL(), reference.gold("first", 0.0, None, reference.best_of_projection(0.6, 0.5))),
+    "xtoken-hkl-most": (
+        XTokenHKL(0.3, 0.9, 0.5, 0.4),
+        reference.gold("first", 0.5, 0.4, reference.best_of_projection(0.3, 0.9)),
+    ),
     "xtoken-pkl-decay": (XTokenPKL(decay=0.5), reference.xtoken_pkl(0.5)),
     "cross-entropy": (CrossEntropyLoss(), reference.cross_entropy()),
     "mixture": (
@@ -64,7 +69,6 @@ OURS: dict[str, Objective] = {
     "simct-mask": SimCTLoss("sum_logprob", "mask"),
     "simct-marginal-rest": SimCTLoss("sum_logprob", "marginal", rest=True),
     "exact": SharedVocabLoss(),
-    "xtoken-hkl": XTokenHKL(),
 }
 ALL = {**{name: objective for name, (objective, _) in BASELINES.items()}, **OURS}
 
