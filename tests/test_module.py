@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
+from tokenizers import AddedToken, Tokenizer
 from torch import Tensor
 
 from callbacks import PolicyMismatch, RolloutCallback
-from simct_pl import DistillModule, SharedVocabLoss, SimCTLoss
+from simct_pl import DistillModule, SharedVocabLoss, SimCTLoss, XTokenPKL
 from simct_pl.errors import CollapseError, RecipeError, RolloutError
 from simct_pl.losses.base import Objective, UnitChunk, UnitLosses
 from simct_pl.optim import OptimizerConfig
@@ -77,6 +79,23 @@ def test_the_same_tokenizer_gives_full_vocabulary_reverse_kl(objective: Objectiv
     expected.backward()
     grads = {name: p.grad.clone() for name, p in module.student.named_parameters() if p.grad is not None}
     assert_same(found, (expected.item(), grads))
+
+
+@pytest.mark.parametrize("objective", [SimCTLoss("sum_logprob", "marginal"), XTokenPKL()], ids=["marginal", "xtoken"])
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_a_token_without_a_row_in_its_model_changes_nothing(side: str, objective: Objective, tmp_path: Path) -> None:
+    """As Gemma-3-1B's image token, whose id lies one beyond the last row."""
+    folder = tmp_path / side
+    shutil.copytree(ASSETS / side, folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_tokens([AddedToken("<image>", special=False)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    plain, odd = distill_module(objective=objective), distill_module(objective=objective, **{side: str(folder)})
+    rollouts, found = sampled(plain), []
+    for module in (plain, odd):
+        objective.prepare(module.pair)
+        found.append(gradient(module, rollouts, [list(range(6))]))
+    assert_same(*found)
 
 
 def test_the_teacher_is_neither_saved_nor_trained_with_the_student() -> None:

@@ -61,8 +61,8 @@ def transplant(model_folder: Path, tokenizer_path: str, output: Path, stop: str 
     start = time.perf_counter()
     check_model_path("model", str(model_folder))
     require_new(output)
-    old, old_stop_ids = load_tokenizer(str(model_folder))
-    new, _ = load_tokenizer(tokenizer_path)
+    old, old_stop_ids, _ = load_tokenizer(str(model_folder))
+    new, *_ = load_tokenizer(tokenizer_path)
     if stop is not None:
         if new.backend_tokenizer.token_to_id(stop) is None:
             raise MissingStopTokenError(f"--stop {stop!r} is not a token of {tokenizer_path!r}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -32,7 +32,7 @@ class TokenBytes:
     their bytes are no text. is_fallback_V: `<0xHH>` tokens of a byte-fallback vocabulary, often a second id for
     bytes that another token has. is_mapped_V: whether the id has bytes at all; False for holes in the vocabulary and
     for the unknown token. dummy_prefix: the tokenizer puts a space in front of a text that is not part of it.
-    fingerprint: hash of the tokenizer's definition; equal fingerprints mean equal tables.
+    fingerprint: hash of the tokenizer's definition; equal fingerprints mean equal tables, but for their lengths.
     """
 
     buffer: np.ndarray
@@ -101,6 +101,14 @@ class TokenBytes:
             dummy_prefix=dummy_prefix,
             fingerprint=fingerprint,
         )
+
+    def up_to(self, num_ids: int | None) -> TokenBytes:
+        """The table of the first ids alone: a model has no row for the others, and can neither read nor sample them."""
+        if num_ids is None or num_ids >= len(self):
+            return self
+        flags = {name: getattr(self, name)[:num_ids] for name in ("is_special_V", "is_fallback_V", "is_mapped_V")}
+        offsets = self.offsets[: num_ids + 1]
+        return replace(self, buffer=self.buffer[: offsets[-1]], offsets=offsets, **flags)
 
     def _arrays(self) -> dict[str, np.ndarray]:
         names = ("buffer", "offsets", "is_special_V", "is_fallback_V", "is_mapped_V")

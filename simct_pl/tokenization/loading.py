@@ -1,7 +1,7 @@
 """Finding and opening a tokenizer's files.
 
 In: a path or a hub name. Out: a PreTrainedTokenizerFast around the pipeline of tokenizer.json, with the control
-tokens and the template that lie beside it, and the eos ids of generation_config.json.
+tokens and the template that lie beside it, the eos ids of generation_config.json, and the model's number of rows.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _HUB_FILES = ("tokenizer*", "*.jinja", "special_tokens_map.json", "generation_config.json", "config.json")
 
 
-def load_tokenizer(path: str) -> tuple[PreTrainedTokenizerFast, list[int]]:
-    """(tokenizer, eos ids of generation_config.json) of a model folder, a tokenizer.json or a hub name.
+def load_tokenizer(path: str) -> tuple[PreTrainedTokenizerFast, list[int], int | None]:
+    """(tokenizer, eos ids of generation_config.json, rows of the embeddings by config.json) of a model folder, a
+    tokenizer.json or a hub name.
 
     Raises:
         MissingFileError: if nothing is there. ModelFolderError: if it holds no tokenizer that can be read.
@@ -38,7 +39,7 @@ def load_tokenizer(path: str) -> tuple[PreTrainedTokenizerFast, list[int]]:
         tokenizer = _open_fast(path, tokenizer_file, folder)
     else:
         tokenizer = _convert(path, folder, tokenizer_file)
-    return tokenizer, _generation_stop_ids(folder)
+    return tokenizer, _generation_stop_ids(folder), _num_rows(folder)
 
 
 def _from_hub(name: str) -> Path:
@@ -128,6 +129,11 @@ def _generation_stop_ids(folder: Path) -> list[int]:
     if eos is None:
         return []
     return list(eos) if isinstance(eos, list) else [eos]
+
+
+def _num_rows(folder: Path) -> int | None:
+    config = _read_json(folder / "config.json")
+    return {**config, **config.get("text_config", {})}.get("vocab_size")
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -77,9 +77,10 @@ class SharedVocab:
     def _identity(
         cls, student: TokenBytes, teacher: TokenBytes, student_stop_ids: Sequence[int], teacher_stop_ids: Sequence[int]
     ) -> SharedVocab:
-        ids_V = np.arange(len(student))
+        ids_V = np.arange(min(len(student), len(teacher)))  # unequal where one model has fewer rows than ids
+        columns = [np.append(ids_V, np.full(len(table) - len(ids_V), -1)) for table in (student, teacher)]
         stop_column = student_stop_ids[0] if student_stop_ids and teacher_stop_ids else None
-        return cls(student, teacher, ids_V, ids_V, ids_V, ids_V, stop_column, (), ())
+        return cls(student, teacher, ids_V, ids_V, columns[0], columns[1], stop_column, (), ())
 
     def __len__(self) -> int:
         return len(self.student_ids_V)
