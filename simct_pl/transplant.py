@@ -82,7 +82,7 @@ def plan_rows(new: TokenBytes, old: TokenBytes, encode: Encode, roles: Mapping[i
         encode: the old tokenizer on a batch of texts, without special tokens.
         roles: new special id → old special id that does the same.
     """
-    old_ids, new_ids = ids_by_bytes(old), ids_by_bytes(new)
+    old_ids, new_ids = old.ids_by_bytes(), new.ids_by_bytes()
     pieces: list[list[int]] = [[] for _ in range(len(new))]
     sources = [RowSource.FALLBACK] * len(new)
     unmatched = []
@@ -99,20 +99,6 @@ def plan_rows(new: TokenBytes, old: TokenBytes, encode: Encode, roles: Mapping[i
         if composed:
             pieces[new_id], sources[new_id] = composed, RowSource.COMPOSED
     return RowPlan.from_pieces(pieces, sources)
-
-
-def is_ordinary(table: TokenBytes, token_id: int) -> bool:
-    """Whether a token stands for text: it has bytes, and is not special."""
-    return bool(table.is_mapped_V[token_id]) and not table.is_special_V[token_id] and len(table[token_id]) > 0
-
-
-def ids_by_bytes(table: TokenBytes) -> dict[bytes, int]:
-    """Return bytes → id of the ordinary tokens; where two share their bytes, the one that is no byte fallback."""
-    ordinary = [i for i in range(len(table)) if is_ordinary(table, i)]
-    found: dict[bytes, int] = {}
-    for token_id in sorted(ordinary, key=lambda i: bool(table.is_fallback_V[i])):  # stable: then the lowest id
-        found.setdefault(table[token_id], token_id)
-    return found
 
 
 def compose(

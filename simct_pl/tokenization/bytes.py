@@ -23,6 +23,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
+def as_text(data: bytes) -> str | None:
+    """What some bytes spell; None for half a character."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return None
+
+
 @dataclass(frozen=True, eq=False)
 class TokenBytes:
     """The bytes of every token of one tokenizer (V = table size here: largest id + 1).
@@ -132,6 +140,26 @@ class TokenBytes:
         """All tokens as a list; made once, for dictionaries and sorting."""
         whole, edges = self.buffer.tobytes(), self.offsets.tolist()
         return [whole[start:end] for start, end in itertools.pairwise(edges)]
+
+    @cached_property
+    def is_text_V(self) -> np.ndarray:
+        """Whether each token stands for text: it has bytes, and is not special; bool [V]."""
+        return self.is_mapped_V & ~self.is_special_V & (self.lengths_V > 0)
+
+    def ids_by_bytes(self, without: Iterable[int] = ()) -> dict[bytes, int]:
+        """Bytes → the id that means them as text.
+
+        Several ids may have the same bytes: an ordinary token wins over its byte-fallback twin, then the lower id.
+        without: ids that are left out.
+        """
+        is_text_V = self.is_text_V.copy()
+        is_text_V[[token_id for token_id in without if token_id < len(self)]] = False
+        ordinary, fallback = (
+            np.flatnonzero(is_text_V & ~self.is_fallback_V),
+            np.flatnonzero(is_text_V & self.is_fallback_V),
+        )
+        # Later entries of a dictionary overwrite earlier ones: worst candidate first.
+        return {self.tokens[i]: i for i in np.concatenate([fallback[::-1], ordinary[::-1]]).tolist()}
 
     def known(self, ids_N: np.ndarray) -> np.ndarray:
         """Which ids have bytes, bool [N]; False for ids beyond the table (rows of a padded embedding)."""

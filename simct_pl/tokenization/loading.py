@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simct_pl.errors import MissingFileError, ModelFolderError, UnsupportedTokenizerError
+from simct_pl.errors import MissingFileError, ModelFolderError, UnsupportedTokenizerError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -55,7 +55,7 @@ def _from_hub(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=list(_HUB_FILES)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise MissingFileError(
-            f"{name!r} is no local path, and the hub did not give it: {_first_line(error)} "
+            f"{name!r} is no local path, and the hub did not give it: {first_line(error)} "
             "Check the name and the network, or give a local folder."
         ) from error
 
@@ -76,7 +76,7 @@ def _open_fast(path: str, tokenizer_file: Path, folder: Path) -> PreTrainedToken
         tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer_file), **settings)
     except Exception as error:  # the Rust side raises plain Exception for a malformed file
         raise ModelFolderError(
-            f"{path!r}: {tokenizer_file.name} cannot be read as a tokenizer: {_first_line(error)}"
+            f"{path!r}: {tokenizer_file.name} cannot be read as a tokenizer: {first_line(error)}"
         ) from error
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
@@ -107,7 +107,7 @@ def _convert(path: str, folder: Path, file: Path) -> PreTrainedTokenizerFast:
         tokenizer = LlamaTokenizerFast.from_pretrained(str(model_file.parent))
     except (ImportError, OSError, ValueError, KeyError) as error:
         raise ModelFolderError(
-            f"{path!r}: {model_file.name} cannot be converted: {_first_line(error)} {remedy}"
+            f"{path!r}: {model_file.name} cannot be converted: {first_line(error)} {remedy}"
         ) from error
     tokenizer.chat_template = _chat_template(_read_json(folder / "tokenizer_config.json"), folder)
     return tokenizer
@@ -148,7 +148,3 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def _content(token: str | dict[str, Any]) -> str:
     return token if isinstance(token, str) else token["content"]
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from simct_pl.errors import RecipeError
+from simct_pl.tokenization.bytes import as_text
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer
 from simct_pl.tokenization.pair import TokenizerPair
 from simct_pl.tokenization.shared_vocab import SharedVocab
@@ -83,17 +84,10 @@ def spell_tokens(shared: SharedVocab, spell: Spell) -> dict[int, list[int]]:
     others = [k for k in range(len(tokens)) if k not in pieces and tokens[k] and not is_special_K[k]]
     twins = {k: column for k in others if (column := shared.column_of.get(tokens[k])) is not None}
     pieces |= {k: [int(shared.teacher_ids_V[column])] for k, column in twins.items()}
-    texts = {k: text for k in others if k not in twins and (text := _text(tokens[k])) is not None}
+    texts = {k: text for k in others if k not in twins and (text := as_text(tokens[k])) is not None}
     spelt = zip(texts, spell(list(texts.values())), strict=True)
     # A tokenizer that rewrites a text has not spelt it.
     return pieces | {k: ids for k, ids in spelt if ids and shared.teacher.join(ids) == tokens[k]}
-
-
-def _text(token: bytes) -> str | None:
-    try:
-        return token.decode()
-    except UnicodeDecodeError:
-        return None
 
 
 def spell_inside(tokenizer: ModelTokenizer, texts: Sequence[str]) -> list[list[int]]:
