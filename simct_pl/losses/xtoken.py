@@ -116,6 +116,8 @@ class XTokenHKL(ProjectingObjective, GOLDLoss):
         top_k: int | None = None,
     ) -> None:
         super().__init__("first", beta, matched_weight, top_k)
+        if not 0 < threshold <= 1:
+            raise RecipeError(f"threshold is {threshold}; expected more than 0 and at most 1.")
         self.threshold, self.decay = threshold, decay
         self._matched: tuple[Tensor, Tensor] | None = None
 

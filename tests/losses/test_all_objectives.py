@@ -269,6 +269,8 @@ def test_the_first_top_k_fall_short_by_at_most_twice_the_smaller_rest(top_k: int
         (lambda: GOLDLoss(matched_weight=-1.0), "matched_weight is -1"),
         (lambda: ALMLoss("rkl"), "divergence is 'rkl'"),  # type: ignore[arg-type]
         (lambda: ALMLoss(tau=0.0), "tau is 0"),
+        (lambda: DPCALoss(clip=-1.0), "clip is -1"),
+        (lambda: XTokenHKL(threshold=1.5), "threshold is 1.5"),
         (lambda: MixtureLoss([]), "no parts"),
         (lambda: Weighted(ULDLoss(), 0.0), "weight of the mixture is 0"),
     ],
