@@ -17,7 +17,7 @@ class SampleTable(L.Callback):
     """Logs `samples.json` to MLflow: step, prompt, response, finish reason, loss, and the loss per unit.
 
     Args:
-        every_n_steps: how often. num_samples: responses a time.
+        every_n_steps: how often, from the first step on. num_samples: responses a time.
     """
 
     def __init__(self, every_n_steps: int = 50, num_samples: int = 4) -> None:
@@ -27,7 +27,8 @@ class SampleTable(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: PromptBatch, batch_idx: int
     ) -> None:
-        if batch_idx % self.every_n_steps or batch.record is None or not trainer.is_global_zero:
+        due = (trainer.global_step - 1) % self.every_n_steps == 0  # by the step: batches count from 0 in each epoch
+        if not due or batch.record is None or not trainer.is_global_zero:
             return
         rows = sample_rows(batch.record, self.num_samples)
         columns = {name: [row[name] for row in rows] for name in rows[0]}
