@@ -220,7 +220,8 @@ class DistillModule(L.LightningModule):
 
     def align(self, rollouts: Sequence[Rollout]) -> AlignedBatch:
         """The units of each response, and what the teacher reads."""
-        return AlignedBatch.of(rollouts, self.pair, self.aligner, with_prefixes=self.objective.uses_prefixes)
+        with_prefixes = self.objective.uses_prefixes
+        return AlignedBatch.of(rollouts, self.pair, self.aligner, self.teacher_context, with_prefixes=with_prefixes)
 
     def loss_sum(
         self, rollouts: Sequence[Rollout], aligned: AlignedBatch | Future[AlignedBatch]
