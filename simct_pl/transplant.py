@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from simct_pl.tokenization.bytes import TokenBytes
+from simct_pl.tokenization.bytes import TokenBytes, as_text
 
 Encode = Callable[[list[str]], list[list[int]]]
 
@@ -109,7 +109,7 @@ def compose(
     The old tokenizer decides where its ids spell exactly the text. It does not for pieces of a character, nor where it
     adds a space or rewrites; there the longest old token that fits is taken, again and again.
     """
-    decoded = [_decode(text) for text in texts]
+    decoded = [as_text(text) for text in texts]
     encoded = iter(encode([text for text in decoded if text is not None]))
     longest = max(map(len, old_ids), default=0)
     for text, is_text in zip(texts, (text is not None for text in decoded), strict=True):
@@ -129,13 +129,6 @@ def longest_match(text: bytes, old_ids: Mapping[bytes, int], longest: int) -> li
         ids.append(old_ids[text[start:end]])
         start = end
     return ids
-
-
-def _decode(text: bytes) -> str | None:
-    try:
-        return text.decode("utf-8")
-    except UnicodeDecodeError:
-        return None
 
 
 def replace_vocabulary(model: PreTrainedModel, plan: RowPlan, old_size: int) -> None:
