@@ -133,7 +133,7 @@ def _generation_stop_ids(folder: Path) -> list[int]:
 
 def _num_rows(folder: Path) -> int | None:
     config = _read_json(folder / "config.json")
-    return {**config, **config.get("text_config", {})}.get("vocab_size")
+    return {**config, **(config.get("text_config") or {})}.get("vocab_size")
 
 
 def _read_json(file: Path) -> dict[str, Any]:
