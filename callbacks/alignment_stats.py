@@ -90,7 +90,7 @@ def unit_metrics(record: StepRecord) -> dict[str, float]:
         float(torch.from_numpy(_lengths(a)[a.supervised_U, 0])[s.supervised_U].sum())
         for a, s in zip(record.alignments, record.stats, strict=True)
     )
-    num_tokens = sum(a.num_student_tokens for a in record.alignments)
+    num_tokens = max(sum(a.num_student_tokens for a in record.alignments), 1)
     return {
         "align/supervised_tokens": supervised_tokens / num_tokens,
         "align/student_candidate_mass": mass["student"] / num_units,

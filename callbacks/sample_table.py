@@ -4,20 +4,21 @@ was it wrong?
 
 from __future__ import annotations
 
+from itertools import compress
 from typing import Any
 
 import lightning as L
 from typing_extensions import override
 
 from simct_pl.tracking import MLFLOW_LOGGERS
-from simct_pl.types import BYTE_END, BYTE_START, PromptBatch, Rollout, StepRecord, UnitAlignment
+from simct_pl.types import BYTE_END, BYTE_START, PromptBatch, StepRecord, UnitAlignment
 
 
 class SampleTable(L.Callback):
     """Logs `samples.json` to MLflow: step, prompt, response, finish reason, loss, and the loss per unit.
 
     Args:
-        every_n_steps: how often. num_samples: responses a time.
+        every_n_steps: how often, from the first step on. num_samples: responses a time.
     """
 
     def __init__(self, every_n_steps: int = 50, num_samples: int = 4) -> None:
@@ -27,7 +28,8 @@ class SampleTable(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: PromptBatch, batch_idx: int
     ) -> None:
-        if batch_idx % self.every_n_steps or batch.record is None or not trainer.is_global_zero:
+        due = (trainer.global_step - 1) % self.every_n_steps == 0  # by the step: batches count from 0 in each epoch
+        if not due or batch.record is None or not trainer.is_global_zero:
             return
         rows = sample_rows(batch.record, self.num_samples)
         columns = {name: [row[name] for row in rows] for name in rows[0]}
@@ -51,16 +53,17 @@ def sample_rows(record: StepRecord, num_samples: int) -> list[dict[str, Any]]:
                 "finish_reason": rollout.finish_reason,
                 "loss": sum(losses),
                 "unit_losses": [
-                    f"{text!r} {loss:.3f}" for text, loss in zip(_unit_texts(rollout, alignment), losses, strict=True)
+                    f"{text!r} {loss:.3f}" for text, loss in zip(_unit_texts(alignment), losses, strict=True)
                 ],
             }
         )
     return rows
 
 
-def _unit_texts(rollout: Rollout, alignment: UnitAlignment) -> list[str]:
-    units_U6 = alignment.units_U6[alignment.supervised_U]
-    texts = [alignment.text[unit[BYTE_START] : unit[BYTE_END]].decode(errors="replace") for unit in units_U6]
-    if alignment.has_stop and rollout.stopped:
+def _unit_texts(alignment: UnitAlignment) -> list[str]:
+    """Of the graded units."""
+    spans = alignment.units_U6[:, [BYTE_START, BYTE_END]].tolist()
+    texts = [alignment.text[start:end].decode(errors="replace") for start, end in spans]
+    if alignment.has_stop:
         texts[-1] = "<stop>"
-    return texts
+    return list(compress(texts, alignment.supervised_U))

@@ -58,7 +58,9 @@ class TeacherRollout(RolloutCallback):
     def _in_students_tokens(
         module: DistillModule, prompt: Prompt, sample: int, seed: int, generation: Generation, step: int
     ) -> Rollout:
-        """The same text, and a stop if the teacher stopped; bytes that are no character (a cut one) are left out."""
+        """The same text, and a stop if the teacher stopped; bytes that are no character (a cut one) are left out. What
+        does not fit into the student's context is cut off.
+        """
         student, teacher = module.pair.student, module.pair.teacher
         stopped = generation.finish_reason == "stop"
         spelled = teacher.table.join(generation.response_ids[: len(generation.response_ids) - stopped])
@@ -66,5 +68,7 @@ class TeacherRollout(RolloutCallback):
             spelled = spelled.removeprefix(b" ")
         ids = student.encode(spelled.decode(errors="ignore")) + [student.stop_ids[0]] * stopped
         prompt_ids = student.render_prompt(prompt.messages)
-        unknown = [math.nan] * len(ids)
-        return Rollout(prompt, sample, prompt_ids, ids, unknown, generation.finish_reason, step, seed)
+        room, reason = (module.student_context or math.inf) - len(prompt_ids), generation.finish_reason
+        if len(ids) > room:
+            ids, reason = ids[: max(int(room), 0)], "length"
+        return Rollout(prompt, sample, prompt_ids, ids, [math.nan] * len(ids), reason, step, seed)

@@ -93,3 +93,8 @@ class SandboxError(SimctError, RuntimeError):
 
 class EvaluationError(SimctError, ValueError):
     """A benchmark cannot be scored, or what is in its folder is of another evaluation."""
+
+
+def first_line(error: BaseException) -> str:
+    """Of another library's error, for a message of ours: its first line, or its type if it says nothing."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

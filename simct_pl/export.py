@@ -67,14 +67,24 @@ def write_folder(output: Path, write: Callable[[Path], None]) -> Path:
         fresh = staging / "new"
         fresh.mkdir()
         write(fresh)
-        if output.exists():
-            output.rename(staging / "old")
-        fresh.rename(output)
+        _put_in_place(fresh, output, staging / "old")
     except (OSError, SafetensorError) as error:
         raise ExportError(f"{output} cannot be written: {error}. What was there before is untouched.") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return output
+
+
+def _put_in_place(fresh: Path, output: Path, old: Path) -> None:
+    """Rename `fresh` to output, and what was there to `old`, or back if that fails."""
+    if output.exists():
+        output.rename(old)
+    try:
+        fresh.rename(output)
+    except OSError:
+        if old.exists():
+            old.rename(output)
+        raise
 
 
 def check_output(output: Path) -> Path:

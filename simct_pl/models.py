@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from simct_pl.errors import MissingFileError, ModelFolderError
+from simct_pl.errors import MissingFileError, ModelFolderError, first_line
 from simct_pl.losses.divergences import require_choice
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
@@ -52,7 +52,7 @@ def load_config(role: str, path: str, trust_remote_code: bool = False) -> Pretra
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise ModelFolderError(
-            f"{role} {path!r} cannot be loaded as a transformers model: {_first_line(error)}"
+            f"{role} {path!r} cannot be loaded as a transformers model: {first_line(error)}"
         ) from error
 
 
@@ -73,9 +73,5 @@ def load_causal_lm(role: str, path: str, dtype: DtypeName, trust_remote_code: bo
         )
     except (OSError, ValueError, KeyError) as error:
         raise ModelFolderError(
-            f"{role} {path!r} cannot be loaded as a causal language model: {_first_line(error)}"
+            f"{role} {path!r} cannot be loaded as a causal language model: {first_line(error)}"
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

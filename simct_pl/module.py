@@ -189,7 +189,8 @@ class DistillModule(L.LightningModule):
     @override
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         rollouts = self._require_rollouts(batch)
-        num_global_tokens = int(over_ranks(self, sum(len(rollout.response_ids) for rollout in rollouts)).sum())
+        num_tokens = sum(len(rollout.response_ids) for rollout in rollouts)
+        num_global_tokens = max(int(over_ranks(self, num_tokens).sum()), 1)  # a teacher's answers may spell nothing
         groups = in_step(self, self._pack(rollouts), idle=[])
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         graded: list[tuple[AlignedBatch, UnitStats]] = []
@@ -219,7 +220,8 @@ class DistillModule(L.LightningModule):
 
     def align(self, rollouts: Sequence[Rollout]) -> AlignedBatch:
         """The units of each response, and what the teacher reads."""
-        return AlignedBatch.of(rollouts, self.pair, self.aligner, with_prefixes=self.objective.uses_prefixes)
+        with_prefixes = self.objective.uses_prefixes
+        return AlignedBatch.of(rollouts, self.pair, self.aligner, self.teacher_context, with_prefixes=with_prefixes)
 
     def loss_sum(
         self, rollouts: Sequence[Rollout], aligned: AlignedBatch | Future[AlignedBatch]

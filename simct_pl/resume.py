@@ -27,6 +27,7 @@ REPORTING_CALLBACKS = (
     "AlignmentStats",
     "BenchmarkCallback",
     "Checkpoint",
+    "ContinuationStats",
     "HFExport",
     "LearningCurve",
     "PolicyMismatch",

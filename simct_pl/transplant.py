@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from simct_pl.tokenization.bytes import TokenBytes
+from simct_pl.tokenization.bytes import TokenBytes, as_text
 
 Encode = Callable[[list[str]], list[list[int]]]
 
@@ -82,7 +82,7 @@ def plan_rows(new: TokenBytes, old: TokenBytes, encode: Encode, roles: Mapping[i
         encode: the old tokenizer on a batch of texts, without special tokens.
         roles: new special id → old special id that does the same.
     """
-    old_ids, new_ids = ids_by_bytes(old), ids_by_bytes(new)
+    old_ids, new_ids = old.ids_by_bytes(), new.ids_by_bytes()
     pieces: list[list[int]] = [[] for _ in range(len(new))]
     sources = [RowSource.FALLBACK] * len(new)
     unmatched = []
@@ -101,20 +101,6 @@ def plan_rows(new: TokenBytes, old: TokenBytes, encode: Encode, roles: Mapping[i
     return RowPlan.from_pieces(pieces, sources)
 
 
-def is_ordinary(table: TokenBytes, token_id: int) -> bool:
-    """Whether a token stands for text: it has bytes, and is not special."""
-    return bool(table.is_mapped_V[token_id]) and not table.is_special_V[token_id] and len(table[token_id]) > 0
-
-
-def ids_by_bytes(table: TokenBytes) -> dict[bytes, int]:
-    """Return bytes → id of the ordinary tokens; where two share their bytes, the one that is no byte fallback."""
-    ordinary = [i for i in range(len(table)) if is_ordinary(table, i)]
-    found: dict[bytes, int] = {}
-    for token_id in sorted(ordinary, key=lambda i: bool(table.is_fallback_V[i])):  # stable: then the lowest id
-        found.setdefault(table[token_id], token_id)
-    return found
-
-
 def compose(
     texts: Sequence[bytes], old: TokenBytes, old_ids: Mapping[bytes, int], encode: Encode
 ) -> Iterable[list[int]]:
@@ -123,7 +109,7 @@ def compose(
     The old tokenizer decides where its ids spell exactly the text. It does not for pieces of a character, nor where it
     adds a space or rewrites; there the longest old token that fits is taken, again and again.
     """
-    decoded = [_decode(text) for text in texts]
+    decoded = [as_text(text) for text in texts]
     encoded = iter(encode([text for text in decoded if text is not None]))
     longest = max(map(len, old_ids), default=0)
     for text, is_text in zip(texts, (text is not None for text in decoded), strict=True):
@@ -143,13 +129,6 @@ def longest_match(text: bytes, old_ids: Mapping[bytes, int], longest: int) -> li
         ids.append(old_ids[text[start:end]])
         start = end
     return ids
-
-
-def _decode(text: bytes) -> str | None:
-    try:
-        return text.decode("utf-8")
-    except UnicodeDecodeError:
-        return None
 
 
 def replace_vocabulary(model: PreTrainedModel, plan: RowPlan, old_size: int) -> None:

@@ -61,7 +61,8 @@ class UnitAlignment:
     text: the response as bytes, without the stop.
     has_stop: whether the last unit pairs the two stop tokens.
     supervised_U: bool [U]; False where the shared columns mean other bytes on the two sides (the first unit when
-        only one tokenizer put a dummy space in front), so that the unit is aligned but cannot be graded.
+        only one tokenizer put a dummy space in front), or where the teacher's context is over: the unit is aligned but
+        cannot be graded.
     """
 
     units_U6: np.ndarray

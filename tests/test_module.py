@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
+from tokenizers import AddedToken, Tokenizer
 from torch import Tensor
 
-from callbacks import PolicyMismatch, RolloutCallback
-from simct_pl import DistillModule, SharedVocabLoss, SimCTLoss
+from callbacks import AlignmentStats, PolicyMismatch, RolloutCallback
+from simct_pl import DistillModule, SharedVocabLoss, SimCTLoss, XTokenPKL
 from simct_pl.errors import CollapseError, RecipeError, RolloutError
 from simct_pl.losses.base import Objective, UnitChunk, UnitLosses
 from simct_pl.optim import OptimizerConfig
+from simct_pl.rollout.engine import SamplingParams
 from simct_pl.types import PromptBatch, Rollout
 from tests.tiny import ASSETS, data, distill_module, sampled, trainer
 
@@ -79,6 +83,23 @@ def test_the_same_tokenizer_gives_full_vocabulary_reverse_kl(objective: Objectiv
     assert_same(found, (expected.item(), grads))
 
 
+@pytest.mark.parametrize("objective", [SimCTLoss("sum_logprob", "marginal"), XTokenPKL()], ids=["marginal", "xtoken"])
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_a_token_without_a_row_in_its_model_changes_nothing(side: str, objective: Objective, tmp_path: Path) -> None:
+    """As Gemma-3-1B's image token, whose id lies one beyond the last row."""
+    folder = tmp_path / side
+    shutil.copytree(ASSETS / side, folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_tokens([AddedToken("<image>", special=False)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    plain, odd = distill_module(objective=objective), distill_module(objective=objective, **{side: str(folder)})
+    rollouts, found = sampled(plain), []
+    for module in (plain, odd):
+        objective.prepare(module.pair)
+        found.append(gradient(module, rollouts, [list(range(6))]))
+    assert_same(*found)
+
+
 def test_the_teacher_is_neither_saved_nor_trained_with_the_student() -> None:
     module = distill_module()
     assert not any("teacher" in name for name in module.state_dict())
@@ -136,6 +157,26 @@ def test_the_loss_is_normalised_by_all_response_tokens(tmp_path: Path) -> None:
     assert batch.record.num_global_tokens == sum(len(r.response_ids) for r in batch.rollouts)
     loss, _ = fresh.loss_sum(batch.rollouts, fresh.align(batch.rollouts))
     assert loss.item() == pytest.approx(batch.record.loss_sum, rel=1e-5)
+
+
+def test_a_batch_whose_responses_are_all_empty_is_a_step_of_nothing(tmp_path: Path) -> None:
+    """As of a teacher that was cut inside its first character."""
+
+    class Emptied(RolloutCallback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: PromptBatch, batch_idx: int) -> None:
+            super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+            assert batch.rollouts is not None
+            nothing = {"response_ids": [], "engine_logprobs": [], "finish_reason": "length"}
+            batch.rollouts = [replace(rollout, **nothing) for rollout in batch.rollouts]
+
+    module = distill_module()
+    before = [parameter.detach().clone() for parameter in module.student.parameters()]
+    run = trainer(tmp_path, callbacks=[Emptied(SamplingParams(max_tokens=4)), AlignmentStats(), PolicyMismatch()])
+    run.fit(module, datamodule=data())
+    assert run.global_step == 2
+    assert float(run.callback_metrics["loss/train"]) == 0
+    assert float(run.callback_metrics["align/lost_empty_response"]) == 4
+    assert all(map(torch.equal, before, module.student.parameters()))
 
 
 def test_rollouts_come_from_the_weights_of_the_step(tmp_path: Path) -> None:

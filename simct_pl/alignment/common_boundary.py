@@ -83,7 +83,7 @@ def _has_empty_token(ends_N: np.ndarray) -> bool:
 
 def _plain_units(student_ends: np.ndarray, teacher_ends: np.ndarray) -> np.ndarray:
     """Units of two sides that both spell the whole text without empty tokens, int64 [U, 6]."""
-    if not len(student_ends) or not len(teacher_ends):
+    if not len(student_ends) or not len(teacher_ends) or not student_ends[-1]:  # at most a dummy prefix by itself
         return np.empty((0, 6), np.int64)
     student_C = np.flatnonzero(_marks(teacher_ends).take(student_ends))
     teacher_C = np.flatnonzero(_marks(student_ends).take(teacher_ends))

@@ -61,15 +61,15 @@ def transplant(model_folder: Path, tokenizer_path: str, output: Path, stop: str 
     start = time.perf_counter()
     check_model_path("model", str(model_folder))
     require_new(output)
-    old, old_stop_ids = load_tokenizer(str(model_folder))
-    new, _ = load_tokenizer(tokenizer_path)
+    old, old_stop_ids, num_rows = load_tokenizer(str(model_folder))
+    new, *_ = load_tokenizer(tokenizer_path)
     if stop is not None:
         if new.backend_tokenizer.token_to_id(stop) is None:
             raise MissingStopTokenError(f"--stop {stop!r} is not a token of {tokenizer_path!r}")
         new.eos_token = stop
     roles = matching_roles(old, new, old_stop_ids)
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype="auto", use_safetensors=True)
-    old_table = TokenBytes.from_tokenizer(old)
+    old_table = TokenBytes.from_tokenizer(old).up_to(num_rows)
     report(f"finding the old pieces of {len(new)} tokens")
     plan = plan_rows(TokenBytes.from_tokenizer(new), old_table, encoder(old), roles)
     replace_vocabulary(model, plan, len(old_table))

@@ -103,6 +103,8 @@ class SweepFile:
         )
         if not found.seeds or not all(isinstance(seed, int) for seed in found.seeds):
             raise RecipeError(f"{place}: seeds are {list(found.seeds)}; expected at least one whole number.")
+        if len(set(found.seeds)) != len(found.seeds):
+            raise RecipeError(f"{place}: seeds are {list(found.seeds)}; expected each once: a seed is a cell's folder.")
         for key, choices in found.grid.items():
             if not isinstance(choices, list) or not choices:
                 raise RecipeError(f"{place}: grid.{key} is {choices!r}; expected a list of values.")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import torch
 
+from simct_pl.errors import RecipeError
 from simct_pl.losses.alm import LOWEST_LOGP
 from simct_pl.losses.base import Objective, UnitChunk, UnitLosses
 
@@ -23,9 +24,14 @@ class DPCALoss(Objective):
 
     Args:
         clip: credits are cut to [-clip, clip] nats a unit before they are shared out; null leaves them.
+
+    Raises:
+        RecipeError: for a clip that is not above 0.
     """
 
     def __init__(self, clip: float | None = None) -> None:
+        if clip is not None and clip <= 0:
+            raise RecipeError(f"clip is {clip}; expected more than 0, or null to leave credits as they are.")
         self.clip = clip
 
     def __call__(self, chunk: UnitChunk) -> UnitLosses:

@@ -5,7 +5,7 @@ times the probability of the unit's other realised tokens. Then
 
     w * JSD_beta(matched tokens) + (1 - w) * sum_i |sort(unmatched S)_i - sort(unmatched T)_i|
 
-on the masses as they are; they do not add up to 1.
+on the masses as they are; they do not add up to 1. The mass of every stop is that of the first one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from simct_pl.errors import RecipeError
 from simct_pl.losses.base import Objective, UnitChunk, UnitLosses
 from simct_pl.losses.divergences import require_choice
 from simct_pl.losses.sorted_mass import check_top_k, sorted_l1
-from simct_pl.scoring.side import SideChunk
+from simct_pl.scoring.columns import join_stops
+from simct_pl.scoring.side import SideChunk, at_least_fp32
 
 MergeName = Literal["first", "last"]
 LOWEST_MASS = 1e-8  # TRL's clamp of every mass and probability
@@ -57,7 +58,7 @@ class GOLDLoss(Objective):
         self.merge, self.beta, self.matched_weight, self.top_k = merge, beta, matched_weight, top_k
 
     def __call__(self, chunk: UnitChunk) -> UnitLosses:
-        student_UK, teacher_UK = merged_mass(chunk.student, self.merge), merged_mass(chunk.teacher, self.merge)
+        student_UK, teacher_UK = self.masses(chunk.student), self.masses(chunk.teacher)
         student_ids, teacher_ids = self.matched_ids(chunk)
         matched_U = _jsd(student_UK.index_select(-1, student_ids), teacher_UK.index_select(-1, teacher_ids), self.beta)
         unmatched_U = sorted_l1(
@@ -68,6 +69,10 @@ class GOLDLoss(Objective):
         weight = len(teacher_ids) / teacher_UK.shape[-1] if self.matched_weight is None else self.matched_weight
         loss_U = weight * matched_U + (1 - weight) * unmatched_U
         return UnitLosses.over_everything(loss_U, torch.ones_like(loss_U, dtype=torch.bool))
+
+    def masses(self, side: SideChunk) -> Tensor:
+        """What is compared, by id, [U, K]."""
+        return join_stops(merged_mass(side, self.merge), side.tables)
 
     def matched_ids(self, chunk: UnitChunk) -> tuple[Tensor, Tensor]:
         """Ids of the student and of the teacher that are compared by name, int64 [matches] each."""
@@ -84,7 +89,7 @@ def merged_mass(side: SideChunk, merge: MergeName) -> Tensor:
         base_logp_UK, base_U = side.first_logp_UK, side.first_U
     else:
         base_U = side.first_U + side.length_U - 1
-        base_logp_UK = side.logits_NK.index_select(0, base_U).log_softmax(-1)
+        base_logp_UK = at_least_fp32(side.logits_NK.index_select(0, base_U)).log_softmax(-1)
     floored_N = side.token_logp_N.clamp_min(math.log(LOWEST_MASS)).index_fill(0, base_U, 0.0)
     return base_logp_UK.exp() * side.sum_by_unit(floored_N).exp()[:, None]
 

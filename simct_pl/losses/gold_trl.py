@@ -24,7 +24,8 @@ from typing_extensions import override
 from simct_pl.losses.api import check_logits
 from simct_pl.losses.base import UnitChunk
 from simct_pl.losses.divergences import require_choice
-from simct_pl.losses.gold import GOLDLoss, MergeName
+from simct_pl.losses.gold import GOLDLoss, MergeName, merged_mass
+from simct_pl.scoring.side import SideChunk
 from simct_pl.scoring.tables import PairTables
 from simct_pl.scoring.units import build_unit_rows
 from simct_pl.tokenization.shared_vocab import SharedVocab
@@ -89,13 +90,17 @@ def matches_by_spelling(student: Mapping[str, int], teacher: Mapping[str, int]) 
 
 
 class _Matched(GOLDLoss):
-    """GOLDLoss with the matches given."""
+    """GOLDLoss with the matches given, and every stop an id like others."""
 
     def __init__(
         self, matches: tuple[Tensor, Tensor], merge: MergeName, beta: float, matched_weight: float | None
     ) -> None:
         super().__init__(merge, beta, matched_weight)
         self.matches = matches
+
+    @override
+    def masses(self, side: SideChunk) -> Tensor:
+        return merged_mass(side, self.merge)
 
     @override
     def matched_ids(self, chunk: UnitChunk) -> tuple[Tensor, Tensor]:

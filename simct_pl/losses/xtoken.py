@@ -1,9 +1,9 @@
 """X-Token (arXiv 2605.21699): the student's distribution, projected into the teacher's vocabulary.
 
-W [K, J] says how the teacher spells each student token (TokenProjection). At each unit both models' distributions are
-averaged over the unit's positions, the student's goes through W, and
+W [K, J] says how the teacher spells each student token (TokenProjection). At each unit
 
-    P-KL   D(T, S W) over the teacher's tokens that some student token reaches, both made to add up to 1 there
+    P-KL   both models' distributions are averaged over the unit's positions, the student's goes through W; D(T, S W)
+           over the teacher's tokens that some student token reaches, both made to add up to 1 there
     H-KL   GOLD's loss, with more tokens matched: each student token with the teacher token that it gives most to
 
 The paper leaves open how the pieces of a token share its weight (`decay`), and what becomes of teacher tokens that
@@ -25,6 +25,7 @@ from simct_pl.errors import RecipeError
 from simct_pl.losses.base import Objective, UnitChunk, UnitLosses
 from simct_pl.losses.divergences import DivergenceName, named_divergence
 from simct_pl.losses.gold import GOLDLoss
+from simct_pl.scoring.columns import join_stops
 from simct_pl.scoring.side import SideChunk, at_least_fp32
 from simct_pl.tokenization.pair import TokenizerPair
 from simct_pl.tokenization.projection import TokenProjection
@@ -77,7 +78,8 @@ class XTokenPKL(ProjectingObjective):
     def __call__(self, chunk: UnitChunk) -> UnitLosses:
         if self.projection is None:
             raise RecipeError(f"{type(self).__name__} has no projection yet; call prepare(pair) first.")
-        student_UK, teacher_UJ = _mean_probability(chunk.student), _mean_probability(chunk.teacher)
+        student_UK = _mean_probability(chunk.student)
+        teacher_UJ = join_stops(_mean_probability(chunk.teacher), chunk.tables.teacher)
         self._tables = tuple(table.to(student_UK.device) for table in self._tables)
         source_E, place_E, weight_E, reached_R = self._tables
         projected_UR = _Project.apply(student_UK, source_E, place_E, weight_E.to(student_UK.dtype), len(reached_R))
@@ -95,7 +97,8 @@ class XTokenPKL(ProjectingObjective):
 class XTokenHKL(ProjectingObjective, GOLDLoss):
     """GOLD's loss, each student token matched with the teacher token that it gives most of its weight to.
 
-    Where several student tokens want the same teacher token, the one that gives it most has it.
+    Where several student tokens want the same teacher token, the one that gives it most has it; of equals, the one that
+    is its like before a twin (a byte fallback, a further stop).
 
     Args:
         threshold: least weight of a match. decay: see TokenProjection. The others: see GOLDLoss.
@@ -113,6 +116,8 @@ class XTokenHKL(ProjectingObjective, GOLDLoss):
         top_k: int | None = None,
     ) -> None:
         super().__init__("first", beta, matched_weight, top_k)
+        if not 0 < threshold <= 1:
+            raise RecipeError(f"threshold is {threshold}; expected more than 0 and at most 1.")
         self.threshold, self.decay = threshold, decay
         self._matched: tuple[Tensor, Tensor] | None = None
 
@@ -134,11 +139,13 @@ class XTokenHKL(ProjectingObjective, GOLDLoss):
 
 
 def best_matches(projection: TokenProjection, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of ids, int64 [matches] each, in the teacher's order: every id at most once, ties to the lower one."""
+    """Pairs of ids, int64 [matches] each, in the teacher's order: every id at most once, ties to likes, then to the
+    lower one.
+    """
     enough_E = projection.weight_E >= threshold
     source, target = projection.source_E[enough_E], projection.target_E[enough_E]
-    weight = projection.weight_E[enough_E]
-    by_wish = np.lexsort((source, -weight))
+    weight, is_like = projection.weight_E[enough_E], projection.is_like_E[enough_E]
+    by_wish = np.lexsort((source, ~is_like, -weight))
     _, first = np.unique(source[by_wish], return_index=True)  # each student token's favourite
     wished = by_wish[np.sort(first)]
     _, first = np.unique(target[wished], return_index=True)  # and each teacher token's, of those

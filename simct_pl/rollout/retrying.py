@@ -27,6 +27,7 @@ class RetryingEngine(RolloutEngine):
         if max_retries < 1:
             raise RecipeError(f"max_retries is {max_retries}; expected at least 1, or the engine without this one.")
         self.engine, self.max_retries, self.num_failures = engine, max_retries, 0
+        self.placement, self.reserved_share = engine.placement, engine.reserved_share
         self._model: PreTrainedModel | None = None
 
     @override

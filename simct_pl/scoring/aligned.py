@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from simct_pl.alignment.base import Aligner
 from simct_pl.scoring.stats import UnitStats
 from simct_pl.scoring.units import UnitRows, build_unit_rows
 from simct_pl.tokenization.pair import TokenizerPair
-from simct_pl.types import Rollout, UnitAlignment
+from simct_pl.types import TEACHER_END, Rollout, UnitAlignment
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,18 @@ class AlignedBatch:
 
     @classmethod
     def of(
-        cls, rollouts: Sequence[Rollout], pair: TokenizerPair, aligner: Aligner, *, with_prefixes: bool = True
+        cls,
+        rollouts: Sequence[Rollout],
+        pair: TokenizerPair,
+        aligner: Aligner,
+        teacher_context: int | None = None,
+        *,
+        with_prefixes: bool = True,
     ) -> AlignedBatch:
-        """Re-tokenise for the teacher, in one batched call, and align. with_prefixes: see build_unit_rows.
+        """Re-tokenise for the teacher, in one batched call, and align.
+
+        teacher_context: longest prompt + response that the teacher was made for; units that end beyond it are not
+            graded. with_prefixes: see build_unit_rows.
 
         Raises:
             TokenizerError: if the teacher's template refuses a prompt. AlignmentError: see TokenizerPair.tokenize.
@@ -44,6 +53,9 @@ class AlignedBatch:
         alignments = [aligner.align(tokens) for tokens in tokenized]
         prompts = [rollout.prompt for rollout in rollouts]
         prompt_ids = [pair.teacher.render_prompt(prompt.teacher_messages or prompt.messages) for prompt in prompts]
+        if teacher_context is not None:
+            rooms = [teacher_context - len(ids) for ids in prompt_ids]
+            alignments = [_graded_within(room, alignment) for room, alignment in zip(rooms, alignments, strict=True)]
         rows = build_unit_rows(alignments, pair.shared_vocab, with_prefixes=with_prefixes)
         return cls(alignments, prompt_ids, rows, time.perf_counter() - start)
 
@@ -55,3 +67,9 @@ class AlignedBatch:
         """Each response's part of the batch's statistics, on the CPU."""
         num_units = [int(alignment.supervised_U.sum()) for alignment in self.alignments]
         return stats.split(num_units, [alignment.num_supervised_student_tokens for alignment in self.alignments])
+
+
+def _graded_within(num_tokens: int, alignment: UnitAlignment) -> UnitAlignment:
+    """Without grades for units that end behind so many of the teacher's tokens."""
+    inside_U = alignment.units_U6[:, TEACHER_END] <= num_tokens
+    return alignment if inside_U.all() else replace(alignment, supervised_U=alignment.supervised_U & inside_U)

@@ -64,7 +64,16 @@ def chunked_loss(
     like = at_least_fp32(student_hidden_NH.new_zeros(0, dtype=projection.weight.dtype))
     stats = UnitStats.allocate(rows.num_units, len(rows.student_ids_N), like)
     work = _Work(
-        teacher_hidden_MH.detach(), rows, student_head, teacher_head, objective, tables, chunk_tokens, stats, later
+        teacher_hidden_MH.detach(),
+        rows,
+        student_head,
+        teacher_head,
+        objective,
+        tables,
+        chunk_tokens,
+        stats,
+        later,
+        with_gradients=torch.is_grad_enabled(),  # asked here: within an autograd function it is off
     )
     later_E = None if later is None else later.student_E
     loss_sum: Tensor = _ChunkedLoss.apply(student_hidden_NH, projection.weight, projection.bias, later_E, work)
@@ -84,6 +93,7 @@ class _Work:
     chunk_tokens: int
     stats: UnitStats
     later: LaterLogProbs | None
+    with_gradients: bool
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -93,7 +103,8 @@ class _ChunkedLoss(torch.autograd.Function):
     ) -> Tensor:
         device = hidden_NH.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_KH.dtype
-        sums = _GradientSums.zeros(hidden_NH, weight_KH, bias_K, later_E, ctx.needs_input_grad)
+        needed = tuple(work.with_gradients and need for need in ctx.needs_input_grad)
+        sums = _GradientSums.zeros(hidden_NH, weight_KH, bias_K, later_E, needed)
         ctx.sums = sums
         with torch.autocast(device, enabled=False):
             return _walk_chunks(

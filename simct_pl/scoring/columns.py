@@ -45,6 +45,16 @@ def column_logprobs(first_logp_UK: Tensor, tables: SideTables, *, marginal: bool
     return columns_UV
 
 
+def join_stops(mass_UK: Tensor, tables: SideTables) -> Tensor:
+    """Masses by id, of which the first stop has that of all stops and the others nothing: the event "any stop id"."""
+    stops = tables.stops
+    if not len(stops.ids_E):
+        return mass_UK
+    first_E = tables.ids_V[stops.columns_P[stops.group_E]]
+    joined_UK = mass_UK.index_add(1, first_E, mass_UK.index_select(1, stops.ids_E))
+    return joined_UK.index_fill(1, stops.ids_E, 0.0)
+
+
 class _BucketLogProbs(torch.autograd.Function):
     """Logs of the bucket masses mass_UX (all above zero), of which the last is nobody's."""
 

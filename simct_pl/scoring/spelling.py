@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from simct_pl.tokenization.bytes import as_text
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer
 from simct_pl.tokenization.shared_vocab import SharedVocab
 
@@ -39,7 +40,7 @@ class Speller:
         token_ids = list(token_ids)
         missing = sorted(set(token_ids) - self._known.keys())
         self._known |= dict.fromkeys(missing)
-        texts = {token_id: text for token_id in missing if (text := _text(self.own[token_id])) is not None}
+        texts = {token_id: text for token_id in missing if (text := as_text(self.own[token_id])) is not None}
         for context in CONTEXTS:
             before = self._encode([context])[0]
             open_ids = [token_id for token_id in texts if self._known[token_id] is None]
@@ -58,17 +59,9 @@ class Speller:
         return bool(usable) and self.other.join(ids_N) == data
 
 
-def _text(data: bytes) -> str | None:
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return None
-
-
 def _unshared_ids(own: ModelTokenizer, shared_vocab: SharedVocab) -> np.ndarray:
     """Ids that are text and whose bytes the other vocabulary does not hold as one token, int64, ascending."""
     table, shared = own.table, shared_vocab.column_of
-    is_text_V = table.is_mapped_V & ~table.is_special_V & (table.lengths_V > 0)
-    is_text_V[[token_id for token_id in own.found_stop_ids if token_id < len(table)]] = False
-    tokens = table.tokens
-    return np.asarray([i for i in np.flatnonzero(is_text_V).tolist() if tokens[i] not in shared], np.int64)
+    tokens, stops = table.tokens, own.found_stop_ids
+    texts = np.flatnonzero(table.is_text_V).tolist()
+    return np.asarray([i for i in texts if i not in stops and tokens[i] not in shared], np.int64)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
+def as_text(data: bytes) -> str | None:
+    """What some bytes spell; None for half a character."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return None
+
+
 @dataclass(frozen=True, eq=False)
 class TokenBytes:
     """The bytes of every token of one tokenizer (V = table size here: largest id + 1).
@@ -32,7 +40,7 @@ class TokenBytes:
     their bytes are no text. is_fallback_V: `<0xHH>` tokens of a byte-fallback vocabulary, often a second id for
     bytes that another token has. is_mapped_V: whether the id has bytes at all; False for holes in the vocabulary and
     for the unknown token. dummy_prefix: the tokenizer puts a space in front of a text that is not part of it.
-    fingerprint: hash of the tokenizer's definition; equal fingerprints mean equal tables.
+    fingerprint: hash of the tokenizer's definition; equal fingerprints mean equal tables, but for their lengths.
     """
 
     buffer: np.ndarray
@@ -102,6 +110,14 @@ class TokenBytes:
             fingerprint=fingerprint,
         )
 
+    def up_to(self, num_ids: int | None) -> TokenBytes:
+        """The table of the first ids alone: a model has no row for the others, and can neither read nor sample them."""
+        if num_ids is None or num_ids >= len(self):
+            return self
+        flags = {name: getattr(self, name)[:num_ids] for name in ("is_special_V", "is_fallback_V", "is_mapped_V")}
+        offsets = self.offsets[: num_ids + 1]
+        return replace(self, buffer=self.buffer[: offsets[-1]], offsets=offsets, **flags)
+
     def _arrays(self) -> dict[str, np.ndarray]:
         names = ("buffer", "offsets", "is_special_V", "is_fallback_V", "is_mapped_V")
         return {name: getattr(self, name) for name in names}
@@ -124,6 +140,26 @@ class TokenBytes:
         """All tokens as a list; made once, for dictionaries and sorting."""
         whole, edges = self.buffer.tobytes(), self.offsets.tolist()
         return [whole[start:end] for start, end in itertools.pairwise(edges)]
+
+    @cached_property
+    def is_text_V(self) -> np.ndarray:
+        """Whether each token stands for text: it has bytes, and is not special; bool [V]."""
+        return self.is_mapped_V & ~self.is_special_V & (self.lengths_V > 0)
+
+    def ids_by_bytes(self, without: Iterable[int] = ()) -> dict[bytes, int]:
+        """Bytes → the id that means them as text.
+
+        Several ids may have the same bytes: an ordinary token wins over its byte-fallback twin, then the lower id.
+        without: ids that are left out.
+        """
+        is_text_V = self.is_text_V.copy()
+        is_text_V[[token_id for token_id in without if token_id < len(self)]] = False
+        ordinary, fallback = (
+            np.flatnonzero(is_text_V & ~self.is_fallback_V),
+            np.flatnonzero(is_text_V & self.is_fallback_V),
+        )
+        # Later entries of a dictionary overwrite earlier ones: worst candidate first.
+        return {self.tokens[i]: i for i in np.concatenate([fallback[::-1], ordinary[::-1]]).tolist()}
 
     def known(self, ids_N: np.ndarray) -> np.ndarray:
         """Which ids have bytes, bool [N]; False for ids beyond the table (rows of a padded embedding)."""

@@ -1,7 +1,7 @@
 """Finding and opening a tokenizer's files.
 
 In: a path or a hub name. Out: a PreTrainedTokenizerFast around the pipeline of tokenizer.json, with the control
-tokens and the template that lie beside it, and the eos ids of generation_config.json.
+tokens and the template that lie beside it, the eos ids of generation_config.json, and the model's number of rows.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simct_pl.errors import MissingFileError, ModelFolderError, UnsupportedTokenizerError
+from simct_pl.errors import MissingFileError, ModelFolderError, UnsupportedTokenizerError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -21,8 +21,9 @@ _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _HUB_FILES = ("tokenizer*", "*.jinja", "special_tokens_map.json", "generation_config.json", "config.json")
 
 
-def load_tokenizer(path: str) -> tuple[PreTrainedTokenizerFast, list[int]]:
-    """(tokenizer, eos ids of generation_config.json) of a model folder, a tokenizer.json or a hub name.
+def load_tokenizer(path: str) -> tuple[PreTrainedTokenizerFast, list[int], int | None]:
+    """(tokenizer, eos ids of generation_config.json, rows of the embeddings by config.json) of a model folder, a
+    tokenizer.json or a hub name.
 
     Raises:
         MissingFileError: if nothing is there. ModelFolderError: if it holds no tokenizer that can be read.
@@ -38,7 +39,7 @@ def load_tokenizer(path: str) -> tuple[PreTrainedTokenizerFast, list[int]]:
         tokenizer = _open_fast(path, tokenizer_file, folder)
     else:
         tokenizer = _convert(path, folder, tokenizer_file)
-    return tokenizer, _generation_stop_ids(folder)
+    return tokenizer, _generation_stop_ids(folder), _num_rows(folder)
 
 
 def _from_hub(name: str) -> Path:
@@ -54,7 +55,7 @@ def _from_hub(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=list(_HUB_FILES)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise MissingFileError(
-            f"{name!r} is no local path, and the hub did not give it: {_first_line(error)} "
+            f"{name!r} is no local path, and the hub did not give it: {first_line(error)} "
             "Check the name and the network, or give a local folder."
         ) from error
 
@@ -75,7 +76,7 @@ def _open_fast(path: str, tokenizer_file: Path, folder: Path) -> PreTrainedToken
         tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer_file), **settings)
     except Exception as error:  # the Rust side raises plain Exception for a malformed file
         raise ModelFolderError(
-            f"{path!r}: {tokenizer_file.name} cannot be read as a tokenizer: {_first_line(error)}"
+            f"{path!r}: {tokenizer_file.name} cannot be read as a tokenizer: {first_line(error)}"
         ) from error
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
@@ -106,7 +107,7 @@ def _convert(path: str, folder: Path, file: Path) -> PreTrainedTokenizerFast:
         tokenizer = LlamaTokenizerFast.from_pretrained(str(model_file.parent))
     except (ImportError, OSError, ValueError, KeyError) as error:
         raise ModelFolderError(
-            f"{path!r}: {model_file.name} cannot be converted: {_first_line(error)} {remedy}"
+            f"{path!r}: {model_file.name} cannot be converted: {first_line(error)} {remedy}"
         ) from error
     tokenizer.chat_template = _chat_template(_read_json(folder / "tokenizer_config.json"), folder)
     return tokenizer
@@ -130,6 +131,11 @@ def _generation_stop_ids(folder: Path) -> list[int]:
     return list(eos) if isinstance(eos, list) else [eos]
 
 
+def _num_rows(folder: Path) -> int | None:
+    config = _read_json(folder / "config.json")
+    return {**config, **(config.get("text_config") or {})}.get("vocab_size")
+
+
 def _read_json(file: Path) -> dict[str, Any]:
     """An optional file beside the tokenizer; empty if there is none."""
     if not file.is_file():
@@ -142,7 +148,3 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def _content(token: str | dict[str, Any]) -> str:
     return token if isinstance(token, str) else token["content"]
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

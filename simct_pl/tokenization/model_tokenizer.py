@@ -27,21 +27,27 @@ class ModelTokenizer:
         hf: the fast tokenizer.
         generation_stop_ids: eos ids of the model's generation_config.json.
         name: how errors call it.
+        num_rows: of the model's embeddings, where known; ids beyond them (Gemma-3-1B's image token) have no bytes.
 
     Raises:
         UnsupportedTokenizerError: if its tokens have no exact bytes.
     """
 
     def __init__(
-        self, hf: PreTrainedTokenizerFast, generation_stop_ids: Sequence[int] = (), name: str = "the tokenizer"
+        self,
+        hf: PreTrainedTokenizerFast,
+        generation_stop_ids: Sequence[int] = (),
+        name: str = "the tokenizer",
+        num_rows: int | None = None,
     ) -> None:
         self.hf = hf
         self.name = name
         try:
-            self.table = TokenBytes.from_tokenizer(hf)
+            self.table = TokenBytes.from_tokenizer(hf).up_to(num_rows)
         except UnsupportedTokenizerError as error:
             raise UnsupportedTokenizerError(f"{name}: {error}") from error
-        self.found_stop_ids = find_stop_ids(hf, generation_stop_ids)
+        stop_ids = find_stop_ids(hf, generation_stop_ids)
+        self.found_stop_ids = tuple(token_id for token_id in stop_ids if token_id < len(self.table))
 
     @classmethod
     def from_pretrained(cls, path: str) -> ModelTokenizer:
@@ -50,8 +56,8 @@ class ModelTokenizer:
         Raises:
             MissingFileError, ModelFolderError, UnsupportedTokenizerError: naming the path and the fix.
         """
-        hf, generation_stop_ids = load_tokenizer(path)
-        return cls(hf, generation_stop_ids, name=path)
+        hf, generation_stop_ids, num_rows = load_tokenizer(path)
+        return cls(hf, generation_stop_ids, path, num_rows)
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:

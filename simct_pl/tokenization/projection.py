@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from simct_pl.errors import RecipeError
+from simct_pl.tokenization.bytes import as_text
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer
 from simct_pl.tokenization.pair import TokenizerPair
 from simct_pl.tokenization.shared_vocab import SharedVocab
@@ -25,12 +26,15 @@ class TokenProjection:
     """Entries of W, sorted by source.
 
     source_E, target_E: int64, ids of the student and of the teacher. weight_E: float64 in (0, 1]; a source's weights
-    add up to 1. num_unmapped: source tokens with bytes that have no entry.
+    add up to 1. is_like_E: bool, whether source and target are the two ids of a shared column; a twin of such a source
+    (a byte fallback, a further stop) goes to the same target and is none. num_unmapped: source tokens with bytes that
+    have no entry.
     """
 
     source_E: np.ndarray
     target_E: np.ndarray
     weight_E: np.ndarray
+    is_like_E: np.ndarray
     num_unmapped: int
 
     @classmethod
@@ -51,20 +55,22 @@ class TokenProjection:
         pieces = spell_tokens(shared, spell)
         is_plain_K = shared.student.is_mapped_V & ~shared.student.is_special_V
         num_unmapped = len(set(np.flatnonzero(is_plain_K).tolist()) - pieces.keys())
-        return cls._of_pieces(pieces, decay, num_unmapped)
+        return cls._of_pieces(pieces, decay, shared.student_ids_V, num_unmapped)
 
     @classmethod
-    def _of_pieces(cls, pieces: dict[int, list[int]], decay: float, num_unmapped: int) -> TokenProjection:
-        sources, targets, weights = [], [], []
+    def _of_pieces(
+        cls, pieces: dict[int, list[int]], decay: float, likes: np.ndarray, num_unmapped: int
+    ) -> TokenProjection:
+        sources, targets, weights = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0)]
         for source in sorted(pieces):
             own = decay ** np.arange(len(pieces[source]))
             found, place = np.unique(pieces[source], return_inverse=True)
             sources.append(np.full(len(found), source))
             targets.append(found)
             weights.append(np.bincount(place, own) / own.sum())
-        if not sources:
-            return cls(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0), num_unmapped)
-        return cls(np.concatenate(sources), np.concatenate(targets), np.concatenate(weights), num_unmapped)
+        source_E = np.concatenate(sources)
+        is_like_E = np.isin(source_E, likes)
+        return cls(source_E, np.concatenate(targets), np.concatenate(weights), is_like_E, num_unmapped)
 
 
 def spell_tokens(shared: SharedVocab, spell: Spell) -> dict[int, list[int]]:
@@ -78,17 +84,10 @@ def spell_tokens(shared: SharedVocab, spell: Spell) -> dict[int, list[int]]:
     others = [k for k in range(len(tokens)) if k not in pieces and tokens[k] and not is_special_K[k]]
     twins = {k: column for k in others if (column := shared.column_of.get(tokens[k])) is not None}
     pieces |= {k: [int(shared.teacher_ids_V[column])] for k, column in twins.items()}
-    texts = {k: text for k in others if k not in twins and (text := _text(tokens[k])) is not None}
+    texts = {k: text for k in others if k not in twins and (text := as_text(tokens[k])) is not None}
     spelt = zip(texts, spell(list(texts.values())), strict=True)
     # A tokenizer that rewrites a text has not spelt it.
     return pieces | {k: ids for k, ids in spelt if ids and shared.teacher.join(ids) == tokens[k]}
-
-
-def _text(token: bytes) -> str | None:
-    try:
-        return token.decode()
-    except UnicodeDecodeError:
-        return None
 
 
 def spell_inside(tokenizer: ModelTokenizer, texts: Sequence[str]) -> list[list[int]]:

@@ -51,8 +51,8 @@ class SharedVocab:
         same_stops = set(student_stop_ids) == set(teacher_stop_ids) or not (student_stop_ids and teacher_stop_ids)
         if student.fingerprint == teacher.fingerprint and same_stops:
             return cls._identity(student, teacher, student_stop_ids, teacher_stop_ids)
-        student_id_of = _text_ids(student, student_stop_ids)
-        teacher_id_of = _text_ids(teacher, teacher_stop_ids)
+        student_id_of = student.ids_by_bytes(without=student_stop_ids)
+        teacher_id_of = teacher.ids_by_bytes(without=teacher_stop_ids)
         shared = sorted(student_id_of.keys() & teacher_id_of.keys())  # a set's order differs between processes
         student_ids = [student_id_of[token] for token in shared]
         teacher_ids = [teacher_id_of[token] for token in shared]
@@ -77,9 +77,10 @@ class SharedVocab:
     def _identity(
         cls, student: TokenBytes, teacher: TokenBytes, student_stop_ids: Sequence[int], teacher_stop_ids: Sequence[int]
     ) -> SharedVocab:
-        ids_V = np.arange(len(student))
+        ids_V = np.arange(min(len(student), len(teacher)))  # unequal where one model has fewer rows than ids
+        columns = [np.append(ids_V, np.full(len(table) - len(ids_V), -1)) for table in (student, teacher)]
         stop_column = student_stop_ids[0] if student_stop_ids and teacher_stop_ids else None
-        return cls(student, teacher, ids_V, ids_V, ids_V, ids_V, stop_column, (), ())
+        return cls(student, teacher, ids_V, ids_V, columns[0], columns[1], stop_column, (), ())
 
     def __len__(self) -> int:
         return len(self.student_ids_V)
@@ -87,7 +88,7 @@ class SharedVocab:
     @cached_property
     def column_of(self) -> dict[bytes, int]:
         """Bytes → column, for every shared token that is text."""
-        id_of = _text_ids(self.student, ())
+        id_of = self.student.ids_by_bytes()
         columns = self.student_columns
         return {
             token: int(columns[i]) for token, i in id_of.items() if columns[i] >= 0 and columns[i] != self.stop_column
@@ -119,9 +120,8 @@ class SharedVocab:
 
     def _buckets(self, table: TokenBytes, columns: np.ndarray) -> np.ndarray:
         buckets = columns.copy()
-        is_text_V = (columns < 0) & table.is_mapped_V & ~table.is_special_V
         tokens, column_of = table.tokens, self.column_of
-        for token_id in np.flatnonzero(is_text_V).tolist():
+        for token_id in np.flatnonzero((columns < 0) & table.is_text_V).tolist():
             token = tokens[token_id]
             for length in range(len(token), 0, -1):
                 column = column_of.get(token[:length])
@@ -129,21 +129,6 @@ class SharedVocab:
                     buckets[token_id] = column
                     break
         return buckets
-
-
-def _text_ids(table: TokenBytes, stop_ids: Sequence[int]) -> dict[bytes, int]:
-    """Bytes → the id that means them as text.
-
-    Several ids may have the same bytes: an ordinary token wins over its byte-fallback twin, then the lower id.
-    """
-    is_text_V = table.is_mapped_V & ~table.is_special_V & (table.lengths_V > 0)
-    is_text_V[[token_id for token_id in stop_ids if token_id < len(table)]] = False
-    ordinary = np.flatnonzero(is_text_V & ~table.is_fallback_V)
-    fallback = np.flatnonzero(is_text_V & table.is_fallback_V)
-    tokens = table.tokens
-    # Later entries of a dictionary overwrite earlier ones: worst candidate first.
-    worst_first = np.concatenate([fallback[::-1], ordinary[::-1]]).tolist()
-    return {tokens[token_id]: token_id for token_id in worst_first}
 
 
 def _columns(table: TokenBytes, ids: list[int], stop_ids: Sequence[int], stop_column: int | None) -> np.ndarray:

@@ -200,6 +200,19 @@ def test_an_empty_response(stopped: bool) -> None:
     assert alignment.coverage == float(stopped)
 
 
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_dummy_space_by_itself_spells_nothing(stopped: bool) -> None:
+    """Two models of one tokenizer both read the sampled ids: one token, no bytes of text, no unit but the stop."""
+    tokenizer = ModelTokenizer(small.sentencepiece_bpe(style="prepend"))
+    (space,) = (
+        i for i, token in enumerate(tokenizer.hf.convert_ids_to_tokens(range(len(tokenizer.hf)))) if token == "▁"
+    )
+    pair = TokenizerPair(tokenizer, tokenizer)
+    alignment = align(pair.tokenize([space, *tokenizer.stop_ids[:1] * stopped], stopped))
+    assert alignment.units_U6.tolist() == ([[1, 2, 1, 2, 0, 0]] if stopped else [])
+    assert sum(alignment.lost_counts.values()) == 1
+
+
 def test_ordinary_added_tokens_align_by_bytes() -> None:
     think = STUDENT.hf.convert_tokens_to_ids("<think>")
     alignment = align_response([think, *STUDENT.encode("hello")], stopped=False)

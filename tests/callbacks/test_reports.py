@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -216,6 +217,35 @@ def test_an_export_over_the_models_of_the_run_is_refused_at_the_start(tmp_path: 
         with pytest.raises(ExportError):
             trainer(tmp_path, HFExport(output)).fit(module, datamodule=data())
     assert (tmp_path / "mine").exists()
+
+
+def test_a_stop_that_is_not_graded_is_in_no_row() -> None:
+    """Nor is its name given to the unit before it."""
+    whole = record()
+    cut = replace(whole.alignments[0], supervised_U=np.array([True, True, False]))
+    stats = replace(whole.stats[0], loss_U=whole.stats[0].loss_U[:2])
+    (row,) = sample_rows(replace(whole, alignments=[cut], stats=[stats]), 1)
+    assert row["unit_losses"] == sample_rows(whole, 1)[0]["unit_losses"][:2]
+
+
+def test_samples_come_every_so_many_steps_however_short_an_epoch_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Tracker:
+        run_id = "r"
+
+        def __init__(self) -> None:
+            self.experiment, self.steps = self, list[int]()
+
+        def log_table(self, run_id: str, columns: dict[str, Any], file: str) -> None:
+            self.steps += columns["step"]
+
+    tracker, table, module = Tracker(), SampleTable(every_n_steps=3), distill_module()
+    monkeypatch.setattr("callbacks.sample_table.MLFLOW_LOGGERS", (Tracker,))
+    batch = PromptBatch([])
+    batch.record = record()
+    for step in range(1, 8):
+        run = SimpleNamespace(global_step=step, is_global_zero=True, loggers=[tracker])
+        table.on_train_batch_end(run, module, None, batch, (step - 1) % 2)  # type: ignore[arg-type]
+    assert tracker.steps == [1, 4, 7]
 
 
 def test_every_callback_together_in_a_fit(tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ from simct_pl.errors import RecipeError
 from simct_pl.losses.base import Objective
 from simct_pl.optim import OptimizerConfig
 from simct_pl.parallel import Sharding
-from simct_pl.rollout.engine import SamplingParams
+from simct_pl.rollout.engine import Generation, SamplingParams
 from simct_pl.tasks.arithmetic import chain_is_correct
-from simct_pl.types import Rollout
+from simct_pl.types import Prompt, Rollout
 from tests.tiny import data, trainer, unloaded_module
 
 
@@ -58,6 +58,21 @@ def test_a_response_that_is_cut_has_no_stop(tmp_path: Path) -> None:
     kept, module = fit(tmp_path, CrossEntropyLoss(), max_tokens=5, steps=1)
     assert all(rollout.finish_reason == "length" for rollout in kept.rollouts)
     assert not any(set(rollout.response_ids) & set(module.pair.student.stop_ids) for rollout in kept.rollouts)
+
+
+def test_a_response_that_the_student_has_no_room_for_is_cut() -> None:
+    """The teacher's few tokens may be many of the student's."""
+    module = unloaded_module()
+    prompt = Prompt(0, ({"role": "user", "content": "1+2?"},))
+    prompt_ids = module.pair.student.render_prompt(list(prompt.messages))
+    answer = [*module.pair.teacher.encode("1+2= 3, total 3"), module.pair.teacher.stop_ids[0]]
+    said = Generation(answer, [0.0] * len(answer), "stop")
+    whole = [*module.pair.student.encode("1+2= 3, total 3"), module.pair.student.stop_ids[0]]
+    for room, expected, reason in ((len(whole), whole, "stop"), (len(whole) - 1, whole[:-1], "length")):
+        module.__dict__["student_context"] = len(prompt_ids) + room
+        rollout = TeacherRollout._in_students_tokens(module, prompt, 0, 1, said, 5)
+        assert (rollout.response_ids, rollout.finish_reason) == (expected, reason)
+        assert len(rollout.engine_logprobs) == len(expected)
 
 
 @pytest.mark.parametrize("objective", [CrossEntropyLoss(), SimCTLoss("sum_logprob", "marginal")])

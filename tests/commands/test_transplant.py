@@ -104,6 +104,21 @@ def test_rows_come_from_where_they_should(model_folder: Path, new_folder: Path, 
     torch.testing.assert_close(new_rows[new["<extra>"]], old_rows[: len(old)].mean(dim=0))
 
 
+def test_an_old_token_without_a_row_is_no_source(model_folder: Path, new_folder: Path, tmp_path: Path) -> None:
+    """As Gemma-3-1B's image token, whose id lies one beyond the last row."""
+    run(model_folder, new_folder, tmp_path / "plain")
+    file = model_folder / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.add_special_tokens([AddedToken(f"<image{i}>", special=True) for i in range(7)])  # there are six rows
+    tokenizer.save(str(file))
+    run(model_folder, new_folder, tmp_path / "student")
+    found, expected = tables(tmp_path / "student"), tables(tmp_path / "plain")
+    extra = ids_of(tmp_path / "student")["<extra>"]  # the mean of all rows, of which there are now more
+    for name, old_rows in tables(model_folder).items():
+        torch.testing.assert_close(found[name][extra], old_rows.mean(dim=0))
+        assert torch.equal(found[name][:extra], expected[name][:extra])
+
+
 def test_a_tied_head_stays_tied_and_an_untied_one_apart(model_folder: Path, new_folder: Path, tmp_path: Path) -> None:
     run(model_folder, new_folder, tmp_path / "student")
     is_tied = AutoModelForCausalLM.from_pretrained(model_folder).config.tie_word_embeddings

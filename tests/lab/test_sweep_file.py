@@ -66,6 +66,7 @@ def test_a_cell_with_another_value_or_another_recipe_text_is_another_one(tmp_pat
         ({"sedes": [1]}, "Did you mean 'seeds'"),
         ({"seeds": []}, "at least one whole number"),
         ({"seeds": ["x"]}, "at least one whole number"),
+        ({"seeds": [1, 2, 1]}, "expected each once"),
         ({"seeds": 3}, "seeds is 3; expected a list"),
         ({"methods": {}}, "methods is empty"),
         ({"methods": {"a": {"recipe": "x"}}}, "Did you mean 'recipes'"),

@@ -51,6 +51,11 @@ BASELINES: dict[str, tuple[Objective, UnitReference]] = {
     "dpca": (DPCALoss(), reference.dpca(None)),
     "dpca-clipped": (DPCALoss(clip=0.5), reference.dpca(0.5)),
     "xtoken-pkl": (XTokenPKL(), reference.xtoken_pkl(1.0)),
+    "xtoken-hkl": (XTokenHKL(), reference.gold("first", 0.0, None, reference.best_of_projection(0.6, 0.5))),
+    "xtoken-hkl-most": (
+        XTokenHKL(0.3, 0.9, 0.5, 0.4),
+        reference.gold("first", 0.5, 0.4, reference.best_of_projection(0.3, 0.9)),
+    ),
     "xtoken-pkl-decay": (XTokenPKL(decay=0.5), reference.xtoken_pkl(0.5)),
     "cross-entropy": (CrossEntropyLoss(), reference.cross_entropy()),
     "mixture": (
@@ -64,7 +69,6 @@ OURS: dict[str, Objective] = {
     "simct-mask": SimCTLoss("sum_logprob", "mask"),
     "simct-marginal-rest": SimCTLoss("sum_logprob", "marginal", rest=True),
     "exact": SharedVocabLoss(),
-    "xtoken-hkl": XTokenHKL(),
 }
 ALL = {**{name: objective for name, (objective, _) in BASELINES.items()}, **OURS}
 
@@ -130,6 +134,19 @@ def test_value_and_gradient_equal_the_reference(name: str, dtype: torch.dtype) -
         scale = float(student_SV.grad.abs().max())
         torch.testing.assert_close(gradient.double(), student_SV.grad, rtol=10 * rel, atol=rel * scale)
     assert graded > 20
+
+
+@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_logits_of_half_precision_are_widened_before_anything_else(name: str, dtype: torch.dtype) -> None:
+    """The value is that of the same rounded logits in double precision."""
+    objective, unit_reference = BASELINES[name]
+    for seed in SEEDS:
+        scene = scene_of(seed)
+        rounded = scene.student_logits_SV.to(dtype).double(), scene.teacher_logits_TV.to(dtype).double()
+        expected = response_loss(unit_reference, scene, *rounded)
+        found = measured(objective, seed, dtype)[0].loss_U.detach().double().sum()
+        assert float(found) == pytest.approx(float(expected), rel=1e-5, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -252,6 +269,8 @@ def test_the_first_top_k_fall_short_by_at_most_twice_the_smaller_rest(top_k: int
         (lambda: GOLDLoss(matched_weight=-1.0), "matched_weight is -1"),
         (lambda: ALMLoss("rkl"), "divergence is 'rkl'"),  # type: ignore[arg-type]
         (lambda: ALMLoss(tau=0.0), "tau is 0"),
+        (lambda: DPCALoss(clip=-1.0), "clip is -1"),
+        (lambda: XTokenHKL(threshold=1.5), "threshold is 1.5"),
         (lambda: MixtureLoss([]), "no parts"),
         (lambda: Weighted(ULDLoss(), 0.0), "weight of the mixture is 0"),
     ],

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,12 +36,13 @@ CASES = [(seed, merge, beta) for seed in SEEDS for merge in MERGES for beta in B
 
 
 def scene_without_stop(seed: int) -> Scene:
-    """TRL leaves the stop out."""
+    """TRL leaves the stop out, and knows of no further stops: they are tokens without a name in common."""
     scene = random_scene(seed)
     if scene.units[-1].is_stop:
         cut = scene.student_ids[:-1], scene.teacher_ids[:-1], scene.student_logits_SV[:-1], scene.teacher_logits_TV[:-1]
         scene = Scene(scene.student, scene.teacher, *cut)
-    return scene
+    student, teacher = (replace(side, stop_ids=side.stop_ids[:1]) for side in (scene.student, scene.teacher))
+    return replace(scene, student=student, teacher=teacher)
 
 
 def trl_objective(strategy: str, beta: float, *, skip_stop: bool, tokenizers: tuple[Any, Any] = (None, None)) -> Any:

@@ -101,11 +101,11 @@ def test_the_scenes_show_what_differs() -> None:
 
 @pytest.mark.parametrize("merge", ["observed", "bayesian"])
 def test_what_is_right_is_another_number(merge: str) -> None:
-    scene = random_scene(STOPPED)
+    scene = random_scene(CUT_INSIDE_A_UNIT)
     right = GOLDLoss("first" if merge == "observed" else "last", 0.5)(
         chunk_of(scene, scene.student_logits_SV, scene.teacher_logits_TV)
     )
-    assert float(right.loss_U.mean()) != pytest.approx(ours(scene, merge, 0.5)[0], rel=0.01)
+    assert float(right.loss_U.mean()) != pytest.approx(ours(scene, merge, 0.5)[0], rel=0.1)
 
 
 def test_a_response_of_one_token_is_a_zero_that_runs_backward() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.reference.scenes import Scene
-from tests.reference.vocabulary import STOP, Unit, greedy_ids, shared_candidates
+from tests.reference.vocabulary import Unit, candidate_ids, greedy_ids, shared_candidates
 
 # (scene, unit, probabilities of each student row of the unit, of each teacher row) -> loss, or None if not graded
 UnitReference = Callable[[Scene, Unit, Tensor, Tensor], Tensor | None]
@@ -79,24 +79,54 @@ def alm(divergence: str, tau: float | None) -> UnitReference:
     return reference
 
 
-def gold(merge: str, beta: float, matched_weight: float | None) -> UnitReference:
+# Events of the student and of the teacher that are compared by name: the ids of each
+Match = tuple[list[int], list[int]]
+
+
+def same_bytes(scene: Scene) -> list[Match]:
+    """Tokens of equal bytes, and any stop with any stop."""
+    names = shared_candidates(scene.student, scene.teacher)
+    return [(candidate_ids(scene.student, name), candidate_ids(scene.teacher, name)) for name in names]
+
+
+def best_of_projection(threshold: float, decay: float) -> Callable[[Scene], list[Match]]:
+    """arXiv 2605.21699: each student token wants the teacher token that it gives most, at least the threshold; who
+    gives most has it, of equals the one that stands for its bytes, then the lower id.
+    """
+
+    def matches(scene: Scene) -> list[Match]:
+        chief = {scene.student.stop_ids[0], *scene.student.ids_by_bytes().values()}
+        wishes: dict[int, list[tuple[float, bool, int]]] = {}
+        for source, row in enumerate(projection_of(scene, decay)):
+            weight, target = max(((w, -target) for target, w in row.items()), default=(0.0, 0))
+            if weight >= threshold:
+                wishes.setdefault(-target, []).append((-weight, source not in chief, source))
+        found = [([min(wanting)[2]], [target]) for target, wanting in sorted(wishes.items())]
+        stops = ([scene.student.stop_ids[0]], [scene.teacher.stop_ids[0]])
+        return [(list(scene.student.stop_ids), list(scene.teacher.stop_ids)) if m == stops else m for m in found]
+
+    return matches
+
+
+def gold(
+    merge: str,
+    beta: float,
+    matched_weight: float | None,
+    matches: Callable[[Scene], list[Match]] = same_bytes,
+) -> UnitReference:
     """TRL's description: one position's distribution times the unit's other realised tokens; by name, then by rank."""
 
     def reference(scene: Scene, unit: Unit, student_kV: Tensor, teacher_kV: Tensor) -> Tensor:
-        names = list(shared_candidates(scene.student, scene.teacher))
-        masses, matched = [], []
-        for side, probs_kV, ids in (
-            (scene.student, student_kV, unit.student_ids),
-            (scene.teacher, teacher_kV, unit.teacher_ids),
-        ):
+        names = matches(scene)
+        masses, by_name, by_rank = [], [], []
+        for side, probs_kV, ids in ((0, student_kV, unit.student_ids), (1, teacher_kV, unit.teacher_ids)):
             base = 0 if merge == "first" else len(ids) - 1
             others = [probs_kV[i, token_id] for i, token_id in enumerate(ids) if i != base]
-            masses.append(probs_kV[base] * math.prod(others))
-            matched.append([side.stop_ids[0] if name == STOP else side.ids_by_bytes()[name] for name in names])
-        by_name = [mass[ids].clamp_min(1e-8) for mass, ids in zip(masses, matched, strict=True)]
-        by_rank = [
-            mass[[i for i in range(len(mass)) if i not in ids]] for mass, ids in zip(masses, matched, strict=True)
-        ]
+            mass = probs_kV[base] * math.prod(others)
+            matched = {token_id for match in names for token_id in match[side]}
+            masses.append(mass)
+            by_name.append(torch.stack([mass[match[side]].sum() for match in names]).clamp_min(1e-8))
+            by_rank.append(mass[[i for i in range(len(mass)) if i not in matched]])
         mixture = beta * by_name[1] + (1 - beta) * by_name[0]
         if beta in (0, 1):
             source, target = (by_name[1], by_name[0]) if beta == 0 else (by_name[0], by_name[1])
@@ -147,7 +177,10 @@ def xtoken_pkl(decay: float) -> UnitReference:
             for target, weight in row.items():
                 dense[source, target] = weight
         reached = dense.sum(0) > 0
-        student, teacher = (student_kV.mean(0) @ dense)[reached], teacher_kV.mean(0)[reached]
+        means = teacher_kV.mean(0)
+        stopping = torch.arange(len(means)) == scene.teacher.stop_ids[0]
+        means = torch.where(stopping, means[list(scene.teacher.stop_ids)].sum(), means)  # any stop is the stop
+        student, teacher = (student_kV.mean(0) @ dense)[reached], means[reached]
         student, teacher = student / student.sum(), teacher / teacher.sum()
         return (teacher * (teacher / student).log()).sum()
 

@@ -56,6 +56,13 @@ def test_it_gives_up_and_names_the_step() -> None:
         generate(RetryingEngine(Breaking(1, 2)))
 
 
+def test_a_plan_sees_the_engine_inside() -> None:
+    inside = Breaking()
+    inside.placement, inside.reserved_share = "server", 0.3
+    engine = RetryingEngine(inside)
+    assert (engine.placement, engine.reserved_share) == ("server", 0.3)
+
+
 def test_what_the_user_got_wrong_is_not_tried_again() -> None:
     broken = Breaking(1, error=RolloutError("no"))
     with pytest.raises(RolloutError, match=r"^no$"):

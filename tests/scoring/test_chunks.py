@@ -270,9 +270,19 @@ def test_a_frozen_head_gets_no_gradient_and_a_second_backward_is_refused() -> No
         loss.backward()
 
 
-def test_without_gradients_the_loss_is_the_same() -> None:
+class NoGradients(SimCTLoss):
+    """Refuses logits that have gradients."""
+
+    def __call__(self, chunk: UnitChunk) -> UnitLosses:
+        assert not chunk.student_logits_NK.requires_grad
+        return super().__call__(chunk)
+
+
+@pytest.mark.parametrize("without_gradients", [torch.no_grad, torch.inference_mode])
+def test_without_gradients_the_loss_is_the_same_and_none_are_taken(without_gradients: type) -> None:
+    """As in validation, where the head's weight requires them all the same."""
     loss, stats, _ = run(SimCTLoss(), 4)
-    with torch.no_grad():
+    with without_gradients():
         given = batch()
         shared_vocab = shared_vocab_of(given.scene.student, given.scene.teacher)
         evaluated, evaluated_stats = chunked_loss(
@@ -281,7 +291,7 @@ def test_without_gradients_the_loss_is_the_same() -> None:
             build_unit_rows(given.alignments, shared_vocab),
             student_head=LMHead(given.student_head),
             teacher_head=LMHead(given.teacher_head),
-            objective=SimCTLoss(),
+            objective=NoGradients(),
             tables=PairTables.build(shared_vocab),
             chunk_tokens=4,
         )

@@ -66,6 +66,19 @@ def test_stops_of_the_generation_config(tmp_path: Path) -> None:
         assert ModelTokenizer.from_pretrained(str(folder)).stop_ids == expected
 
 
+@pytest.mark.parametrize("nested", [False, True], ids=["text model", "with a vision part"])
+def test_ids_beyond_the_models_rows_have_no_bytes_and_stop_nothing(nested: bool, tmp_path: Path) -> None:
+    folder = _save(tmp_path, eos_token="<|endoftext|>")
+    whole = ModelTokenizer.from_pretrained(str(folder))
+    (end,) = whole.stop_ids
+    sizes = {"vocab_size": end}
+    (folder / "config.json").write_text(json.dumps({"text_config": sizes} if nested else sizes))
+    tokenizer = ModelTokenizer.from_pretrained(str(folder))
+    assert len(tokenizer.table) == end < len(whole.table)
+    assert tokenizer.table.tokens == whole.table.tokens[:end]
+    assert tokenizer.found_stop_ids == ()
+
+
 def test_truncation_and_padding_of_the_file_are_off(tmp_path: Path) -> None:
     hf = small.byte_level()
     hf.backend_tokenizer.enable_truncation(max_length=2)

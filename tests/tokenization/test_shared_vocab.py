@@ -70,6 +70,16 @@ def test_the_same_tokenizer_shares_every_id() -> None:
     assert shared.student_extra_stop_ids == ()
 
 
+def test_the_same_tokenizer_shares_the_ids_that_both_models_have() -> None:
+    table = TokenBytes.from_list([b"1", b"</s>", b"<image>"], special_ids=[1, 2])
+    for student, teacher in ((table.up_to(2), table), (table, table.up_to(2))):
+        shared = SharedVocab.build(student, teacher, [1], [1])
+        assert shared.student_ids_V.tolist() == shared.teacher_ids_V.tolist() == [0, 1]
+        assert shared.student_columns.tolist() == [0, 1, -1][: len(student)]
+        assert shared.teacher_columns.tolist() == [0, 1, -1][: len(teacher)]
+        assert shared.stop_column == 1
+
+
 def test_the_same_tokenizer_with_other_stops_still_pairs_them() -> None:
     table = TokenBytes.from_list([b"a", b"<s>", b"</s>"], special_ids=[1, 2])
     shared = SharedVocab.build(table, table, [1], [2])
