@@ -61,10 +61,8 @@ class TeacherRollout(RolloutCallback):
         """The same text, and a stop if the teacher stopped; bytes that are no character (a cut one) are left out."""
         student, teacher = module.pair.student, module.pair.teacher
         stopped = generation.finish_reason == "stop"
-        spelled = teacher.table.join(generation.response_ids[: len(generation.response_ids) - stopped])
-        if teacher.table.dummy_prefix:
-            spelled = spelled.removeprefix(b" ")
-        ids = student.encode(spelled.decode(errors="ignore")) + [student.stop_ids[0]] * stopped
+        text = teacher.response_bytes(generation.response_ids).decode(errors="ignore")
+        ids = student.encode(text) + [student.stop_ids[0]] * stopped
         prompt_ids = student.render_prompt(prompt.messages)
         unknown = [math.nan] * len(ids)
         return Rollout(prompt, sample, prompt_ids, ids, unknown, generation.finish_reason, step, seed)

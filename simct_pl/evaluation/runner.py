@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
-import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -160,7 +159,7 @@ class Evaluation:
             return list(pool.map(lambda pair: self._item(benchmark, *pair), zip(requests, generations, strict=True)))
 
     def _item(self, benchmark: Benchmark, request: Request, generation: Generation) -> Item:
-        response = self._text(generation)
+        response = self.tokenizer.response_text(generation.response_ids)
         grade = benchmark.grade(request.problem, response)
         return Item(
             request.problem.id,
@@ -173,13 +172,6 @@ class Evaluation:
             grade.reason,
             grade.detail,
         )
-
-    def _text(self, generation: Generation) -> str:
-        """The response without its stop; a character that it breaks off inside is replaced."""
-        ids = generation.response_ids[:-1] if generation.finish_reason == "stop" else generation.response_ids
-        ids_S = np.array(ids, dtype=np.int64)
-        known_S = ids_S[self.tokenizer.table.known(ids_S)]  # rows of a padded vocabulary have no bytes
-        return self.tokenizer.table.join(known_S).decode(errors="replace")
 
     def _settings(self, benchmark: Benchmark, problems: Sequence[Problem]) -> dict[str, Any]:
         """What a response depends on; num_seeds may grow from one run to the next."""

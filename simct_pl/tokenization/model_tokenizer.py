@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from simct_pl.data.chat import find_stop_ids, render_prompt
 from simct_pl.errors import MissingStopTokenError, UnsupportedTokenizerError
 from simct_pl.tokenization.bytes import TokenBytes
@@ -92,6 +94,17 @@ class ModelTokenizer:
         finally:
             backend.encode_special_tokens = before
         return [encoding.ids for encoding in encodings]
+
+    def response_bytes(self, ids: Sequence[int]) -> bytes:
+        """The bytes of sampled ids. Stops, a dummy prefix and ids without bytes (of a padded embedding) are left out."""
+        stops = set(self.found_stop_ids)
+        ids_S = np.array([token for token in ids if token not in stops], np.int64)
+        spelled = self.table.join(ids_S[self.table.known(ids_S)])
+        return spelled.removeprefix(b" ") if self.table.dummy_prefix else spelled
+
+    def response_text(self, ids: Sequence[int]) -> str:
+        """The same as a text; what a cut character leaves behind becomes U+FFFD."""
+        return self.response_bytes(ids).decode(errors="replace")
 
     def render_prompt(self, messages: Sequence[Message]) -> list[int]:
         """Ids of a prompt in the model's own chat template, ready for its answer (see data/chat.py)."""

@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +87,7 @@ def generate(
         store.tidy()
         return store.report()
     with with_weights(engine, model, dtype, trust_remote_code) as reset:
-        words = partial(text_of, tokenizer)
-        asker = Asker(engine, reset, words, sampling, tokenizer.stop_ids, seed, max_retries)
+        asker = Asker(engine, reset, tokenizer.response_text, sampling, tokenizer.stop_ids, seed, max_retries)
         generating = Generating(store, asker, num_samples)
         generating.run(wanted, batch_size)
     return generating.finish(reader.num_too_long)
@@ -113,13 +111,6 @@ def with_weights(
         yield reset
     finally:
         engine.close()
-
-
-def text_of(tokenizer: ModelTokenizer, generation: Generation) -> str:
-    """A response as text, without the stop. What a cut character leaves behind becomes U+FFFD."""
-    stops = set(tokenizer.stop_ids)
-    ids = [token for token in generation.response_ids if token not in stops]
-    return tokenizer.table.join(ids).decode(errors="replace")
 
 
 @dataclass(frozen=True)
@@ -211,7 +202,7 @@ class Generating:
             messages=list(asked.prompt.messages),
             answer=asked.prompt.answer,
             domain=asked.domain,
-            response=self.asker.text_of(generation) if generation is not None else "",
+            response=self.asker.text_of(ids) if generation is not None else "",
             finish_reason=generation.finish_reason if generation is not None else GIVEN_UP,
             seed=request.seed(self.asker.seed),
             attempt=request.attempt,

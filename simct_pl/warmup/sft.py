@@ -261,9 +261,7 @@ class SFTModule(L.LightningModule):
             sampling=SamplingParams(temperature=0.0, max_tokens=self.max_response_tokens),
             stop_ids=self.tokenizer.stop_ids,
         )
-        stops = set(self.tokenizer.stop_ids)
-        texts = [[i for i in generation.response_ids if i not in stops] for generation in generations]
-        return [self.tokenizer.table.join(ids).decode(errors="replace") for ids in texts]
+        return [self.tokenizer.response_text(generation.response_ids) for generation in generations]
 
     def _mean(self, name: str) -> MeanMetric:
         mean = self.means[name]
