@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from simct_pl.data.fingerprint import FileFingerprint
 from simct_pl.errors import MissingFileError, ModelFolderError
 from simct_pl.losses.divergences import require_choice
 
@@ -59,6 +61,13 @@ def load_config(role: str, path: str, trust_remote_code: bool = False) -> Pretra
 def context_length(config: PretrainedConfig) -> int | None:
     """Longest sequence the model was made for, or None when its configuration does not say."""
     return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def weights_id(model: str) -> str:
+    """Names the weights in a model folder, so that responses of others are not gone on with; empty for a hub name."""
+    files = sorted(Path(model).glob("*.safetensors"))
+    digests = "".join(FileFingerprint.of(file).sha256 for file in files)
+    return hashlib.sha256(digests.encode()).hexdigest()[:16] if files else ""
 
 
 def load_causal_lm(role: str, path: str, dtype: DtypeName, trust_remote_code: bool = False) -> PreTrainedModel:

@@ -53,6 +53,23 @@ def write_json(path: Path, content: Any) -> None:
         raise ExportError(f"{str(path)!r} cannot be written: {error}.") from error
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """An object that write_json wrote.
+
+    Raises:
+        MissingFileError, PromptDataError: if there is no such file, or it holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{str(path)!r} does not exist.") from error
+    except ValueError as error:
+        raise PromptDataError(f"{str(path)!r} cannot be read as JSON: {error}. Remove its folder.") from error
+    if not isinstance(content, dict):
+        raise PromptDataError(f"{str(path)!r} holds {content!r:.80}; expected an object. Remove its folder.")
+    return content
+
+
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
     """The rows of a file, or only some of their columns.
 

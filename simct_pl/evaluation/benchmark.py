@@ -61,6 +61,10 @@ class Benchmark(ABC):
     def grade(self, problem: Problem, response: str) -> Grade:
         """Whether the response is right. Called from several threads."""
 
+    def grading(self) -> dict[str, Any]:
+        """What a grade depends on beside problem and response; plain values."""
+        return {}
+
     def check(self) -> None:  # noqa: B027 - most need nothing
         """Refuse what cannot be graded on this machine, before anything is generated.
 
@@ -85,6 +89,9 @@ class MathBenchmark(Benchmark):
     def grade(self, problem: Problem, response: str) -> Grade:
         verdict = self.verify(problem.gold, response)
         return Grade(float(verdict.right), verdict.reason, verdict.answer or "")
+
+    def grading(self) -> dict[str, Any]:
+        return {"time_limit": self.verify.time_limit}
 
     def close(self) -> None:
         self.verify.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from dataclasses import asdict
@@ -10,13 +9,12 @@ from pathlib import Path
 
 import torch
 
-from simct_pl.data.fingerprint import FileFingerprint
 from simct_pl.errors import RecipeError
 from simct_pl.evaluation.benchmark import Benchmark
 from simct_pl.evaluation.report import log_results, print_results, write_summary
 from simct_pl.evaluation.runner import Evaluation, Protocol
 from simct_pl.evaluation.scores import BenchmarkResult, summarise
-from simct_pl.models import DtypeName, check_model_path, context_length, load_causal_lm, load_config
+from simct_pl.models import DtypeName, check_model_path, context_length, load_causal_lm, load_config, weights_id
 from simct_pl.rollout.engine import RolloutEngine, StudentSource
 from simct_pl.rollout.hf import HFEngine
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer
@@ -58,7 +56,8 @@ def evaluate(
     context = context_length(load_config("model", model, trust_remote_code))
     tokenizer = ModelTokenizer.from_pretrained(model)
     folder = Path(output or Path("runs/evaluation") / Path(model).name).expanduser()
-    evaluation = Evaluation(f"{model} {weights_id(model)}".strip(), tokenizer, context, engine, protocol, folder)
+    name = " ".join(filter(None, (model, weights_id(model), dtype)))
+    evaluation = Evaluation(name, tokenizer, context, engine, protocol, folder)
     engine.check(StudentSource(model, context, trust_remote_code, num_ranks=1))
     for benchmark in benchmarks:
         evaluation.check(benchmark)
@@ -76,10 +75,3 @@ def evaluate(
         logger = RunLogger(str(folder / "tracking"), tracking_uri, run_name=f"evaluate {Path(model).name}")
         log_results(logger, results, folder, json.dumps({"model": model, "dtype": dtype, **asdict(protocol)}))
     return results
-
-
-def weights_id(model: str) -> str:
-    """Names the weights in a model folder, so that responses of others are not gone on with; empty for a hub name."""
-    files = sorted(Path(model).glob("*.safetensors"))
-    digests = "".join(FileFingerprint.of(file).sha256 for file in files)
-    return hashlib.sha256(digests.encode()).hexdigest()[:16] if files else ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from simct_pl.data.source import PromptSource
 from simct_pl.errors import PromptDataError, RecipeError
 from simct_pl.evaluation.benchmark import Benchmark, Grade, Problem
@@ -34,6 +36,9 @@ class GradedPrompts(Benchmark):
 
     def grade(self, problem: Problem, response: str) -> Grade:
         return graded(self.grader, problem, response)
+
+    def grading(self) -> dict[str, Any]:
+        return {"grader": type(self.grader).__name__}
 
     def _problem(self, prompt: Prompt) -> Problem:
         if len(prompt.messages) != 1:

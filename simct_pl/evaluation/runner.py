@@ -6,6 +6,7 @@ disk at once, and is not done again when the evaluation is started anew.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import zlib
 from collections.abc import Iterator, Sequence
@@ -174,11 +175,17 @@ class Evaluation:
         )
 
     def _settings(self, benchmark: Benchmark, problems: Sequence[Problem]) -> dict[str, Any]:
-        """What a response depends on; num_seeds may grow from one run to the next."""
+        """What responses and grades depend on; num_seeds may grow from one run to the next."""
+        digest = hashlib.blake2b(digest_size=16)
+        for problem in problems:  # a row number is not all that names one
+            digest.update(repr(problem).encode(errors="surrogatepass"))
         return {
             "model": self.model,
             "benchmark": benchmark.name,
             "problems": [problem.id for problem in problems],
+            "problems_digest": digest.hexdigest(),
+            "tokenizer": self.tokenizer.fingerprint,
+            "grading": benchmark.grading(),
             "sampling": asdict(self.protocol.sampling(benchmark)),
             "seed": self.protocol.seed,
             "policy_version": self.engine.policy_version,

@@ -6,6 +6,8 @@ unchanged: AutoTokenizer rebuilds pipelines and gives other ids on some texts. l
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -69,6 +71,12 @@ class ModelTokenizer:
             )
         return self.found_stop_ids
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Names the ids, the chat template and the stops: what a prompt and a response are in tokens."""
+        parts = [self.table.fingerprint, self.hf.chat_template, self.found_stop_ids]
+        return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+
     def is_canonical(self, text: str, ids: Sequence[int]) -> bool:
         """Whether ids are how this tokenizer spells a text, alone or as the continuation of a line before it.
 
@@ -96,7 +104,7 @@ class ModelTokenizer:
         return [encoding.ids for encoding in encodings]
 
     def response_bytes(self, ids: Sequence[int]) -> bytes:
-        """The bytes of sampled ids. Stops, a dummy prefix and ids without bytes (of a padded embedding) are left out."""
+        """The bytes of sampled ids, without stops, a dummy prefix and ids that have none (of a padded embedding)."""
         stops = set(self.found_stop_ids)
         ids_S = np.array([token for token in ids if token not in stops], np.int64)
         spelled = self.table.join(ids_S[self.table.known(ids_S)])

@@ -38,8 +38,9 @@ class Asker:
 
     Args:
         engine: with its weights. reset: gives it its weights again after a failure.
-        text_of: a response's text, from its ids. max_retries: attempts after the first one, of a batch that fails and of a request
-            whose response is empty. wait_seconds: before the first of them; doubled for each further one.
+        text_of: a response's text, from its ids.
+        max_retries: attempts after the first one, of a batch that fails and of a request whose response is empty.
+            wait_seconds: before the first of them; doubled for each further one.
 
     counts: by reason: "failed_batches", "empty", "given_up_empty", "given_up_failed".
 

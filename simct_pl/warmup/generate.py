@@ -19,7 +19,7 @@ from simct_pl.data.chat import with_system_prompt
 from simct_pl.data.fingerprint import FileFingerprint
 from simct_pl.data.source import PromptSource
 from simct_pl.errors import PromptDataError, RecipeError
-from simct_pl.models import DtypeName, check_model_path, context_length, load_causal_lm, load_config
+from simct_pl.models import DtypeName, check_model_path, context_length, load_causal_lm, load_config, weights_id
 from simct_pl.progress import progress
 from simct_pl.rollout.engine import Generation, RolloutEngine, SamplingParams, StudentSource
 from simct_pl.rollout.hf import HFEngine
@@ -80,7 +80,8 @@ def generate(
     reader = PromptReader(prompts, tokenizer, domain_field, system_prompt, context, sampling.max_tokens)
     wanted = reader.read()
     asked = {"num_samples": num_samples, "batch_size": batch_size, "max_retries": max_retries, "seed": seed}
-    read = {"model": model, "dtype": dtype, "domain_field": domain_field, "system_prompt": system_prompt}
+    read = {"model": model, "weights": weights_id(model), "tokenizer": tokenizer.fingerprint, "dtype": dtype}
+    read |= {"domain_field": domain_field, "system_prompt": system_prompt}
     settings = {**read, **asked, "prompts": _identity(prompts), "sampling": asdict(sampling)}
     store = ResponseStore(Path(output).expanduser(), settings)
     if store.finished:

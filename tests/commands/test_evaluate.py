@@ -47,7 +47,7 @@ def options(tmp_path: Path, **changes: str) -> list[str]:
     return [f"--{name}={value}" for name, value in {**values, **changes}.items()]
 
 
-def test_evaluate_scores_a_folder_and_goes_on_where_it_was(folder: Path) -> None:
+def test_evaluate_scores_a_folder_and_goes_on_where_it_was(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done = command(folder, "evaluate", *options(folder))
     assert done.returncode == 0, done.stderr
     results = folder / "runs/evaluation/student"
@@ -69,6 +69,9 @@ def test_evaluate_scores_a_folder_and_goes_on_where_it_was(folder: Path) -> None
 
     before = (results / "arithmetic/items-0.jsonl").read_bytes()
     assert main(["evaluate", *options(folder)]) == 0
+    assert (results / "arithmetic/items-0.jsonl").read_bytes() == before
+    assert main(["evaluate", *options(folder, dtype="bfloat16")]) == 2
+    assert "bfloat16'. Give another output folder" in capsys.readouterr().err.replace("\n", " ")
     assert (results / "arithmetic/items-0.jsonl").read_bytes() == before
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -155,10 +156,22 @@ def test_no_room_for_any_response_is_an_error(tmp_path: Path) -> None:
 
 def test_other_settings_do_not_mix(tmp_path: Path) -> None:
     run(tmp_path, engine=ScriptedEngine())
-    with pytest.raises(ResponseError, match="seed = 0, and this recipe has 1"):
+    with pytest.raises(ResponseError, match="seed = 0; this run has 1"):
         run(tmp_path, engine=ScriptedEngine(), seed=1)
     with pytest.raises(ResponseError, match="prompts"):
         run(tmp_path, engine=ScriptedEngine(), prompts=questions(tmp_path / "prompts.jsonl", 9))
+
+
+def test_other_weights_under_the_same_path_do_not_mix(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(TEACHER, model)
+    run(tmp_path, engine=ScriptedEngine(), model=str(model))
+    weights = model / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ResponseError, match="weights = "):
+        run(tmp_path, engine=ScriptedEngine(), model=str(model))
 
 
 def test_a_field_that_is_not_there_is_refused_before_weights_load(tmp_path: Path) -> None:
