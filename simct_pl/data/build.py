@@ -107,8 +107,7 @@ def _refuse_or_warn(missing: Mapping[str, str], go_on: bool) -> None:
 
 
 def _identity(source: PromptSource) -> dict[str, str | None]:
-    sha256 = FileFingerprint.of(source.path).sha256 if source.is_local else None
-    return {"path": source.path, "split": source.split, "sha256": sha256}
+    return {"path": source.path, "split": source.split, "sha256": source.sha256()}
 
 
 def print_mixture(reports: Mapping[str, SourceReport], folder: Path, num_rows: int) -> None:

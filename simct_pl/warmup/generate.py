@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from simct_pl.data.chat import with_system_prompt
-from simct_pl.data.fingerprint import FileFingerprint
 from simct_pl.data.source import PromptSource
 from simct_pl.errors import PromptDataError, RecipeError
 from simct_pl.models import DtypeName, check_model_path, context_length, load_causal_lm, load_config, weights_id
@@ -82,7 +81,12 @@ def generate(
     asked = {"num_samples": num_samples, "batch_size": batch_size, "max_retries": max_retries, "seed": seed}
     read = {"model": model, "weights": weights_id(model), "tokenizer": tokenizer.fingerprint, "dtype": dtype}
     read |= {"domain_field": domain_field, "system_prompt": system_prompt}
-    settings = {**read, **asked, "prompts": _identity(prompts), "sampling": asdict(sampling)}
+    settings = {
+        **read,
+        **asked,
+        "prompts": {**asdict(prompts), "sha256": prompts.sha256()},
+        "sampling": asdict(sampling),
+    }
     store = ResponseStore(Path(output).expanduser(), settings)
     if store.finished:
         store.tidy()
@@ -165,9 +169,8 @@ class PromptReader:
             domain = None if self.domain_field is None else str(row[self.domain_field])
             messages = with_system_prompt(prompt.messages, self.system_prompt)
             prompt_ids = self.tokenizer.render_prompt(messages)
-            limit = self.source.max_prompt_chars
-            too_long = limit is not None and sum(len(message["content"]) for message in prompt.messages) > limit
-            if too_long or (self.context is not None and len(prompt_ids) + self.max_tokens > self.context):
+            no_room = self.context is not None and len(prompt_ids) + self.max_tokens > self.context
+            if no_room or self.source.is_too_long(prompt):
                 self.num_too_long += 1
                 continue
             yield Asked(prompt, domain, prompt_ids)
@@ -233,8 +236,3 @@ class Generating:
         }
         self.store.finish(report)
         return report
-
-
-def _identity(prompts: PromptSource) -> dict[str, Any]:
-    sha256 = FileFingerprint.of(prompts.path).sha256 if prompts.is_local and Path(prompts.path).is_file() else None
-    return {**asdict(prompts), "sha256": sha256}
