@@ -8,7 +8,6 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
-from simct_pl.errors import ExportError
 from simct_pl.export import check_output, export_model
 from simct_pl.module import DistillModule
 from simct_pl.parallel import full_state_dict
@@ -29,10 +28,7 @@ class HFExport(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse an unfit output hours before it is needed."""
         assert isinstance(pl_module, DistillModule)
-        output = check_output(self.output)
-        for path in (pl_module.student_path, pl_module.teacher_path):
-            if output == Path(path).absolute():
-                raise ExportError(f"{output} is a model that the run starts from. Choose another output folder.")
+        check_output(self.output, (pl_module.student_path, pl_module.teacher_path))
 
     @override
     def on_train_batch_end(

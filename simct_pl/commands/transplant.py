@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from simct_pl.commands.output import folder_size, report, require_new, set_special_ids
+from simct_pl.commands.output import folder_size, report, require_new, set_special_ids, user_path
 from simct_pl.errors import MissingStopTokenError
 
 if TYPE_CHECKING:
@@ -31,11 +31,15 @@ def main(argv: Sequence[str]) -> int:
         description="Put a model's body on another family's tokenizer. Each new embedding row (and row of an untied "
         "head) is the mean of the old rows of the pieces that the old tokenizer makes of the new token's bytes.",
     )
-    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="the model, with its own tokenizer")
+    parser.add_argument(
+        "--model", type=user_path, required=True, metavar="DIR", help="the model, with its own tokenizer"
+    )
     parser.add_argument(
         "--tokenizer", required=True, metavar="PATH", help="the new one: a folder, its tokenizer.json, or a hub name"
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder to write; must not exist")
+    parser.add_argument(
+        "--output", type=user_path, required=True, metavar="DIR", help="the folder to write; must not exist"
+    )
     parser.add_argument("--stop", metavar="TOKEN", help="the new token that ends a turn (default: its eos_token)")
     arguments = parser.parse_args(argv)
     transplant(arguments.model, arguments.tokenizer, arguments.output, arguments.stop)

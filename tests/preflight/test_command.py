@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from simct_pl.commands.preflight import main
+from simct_pl.errors import ExportError, RecipeError
 from simct_pl.lightning_cli import open_recipes
 from simct_pl.planning.dry_run import PlannedRun, PlanningCLI, plan_run
 from simct_pl.planning.section import Section
@@ -47,6 +48,15 @@ def test_the_command_prints_and_writes_a_page(
         assert expected in printed
     assert "&lt;user&gt;1+2+3?&lt;/turn&gt;&lt;assistant&gt;" in page  # the student's template, escaped
     assert "http" not in page  # nothing is fetched
+
+
+def test_options_that_make_no_sense_are_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("num_prompts", "num_scored"):
+        with pytest.raises(RecipeError, match=f"--{name} 0"):
+            main(["--recipe", "quickstart", f"--{name}", "0"])
+    with pytest.raises(ExportError, match="is a folder"):
+        main(["--recipe", "quickstart", "--output", str(tmp_path)])
 
 
 def test_an_unfit_pair_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
