@@ -12,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from simct_pl.cli import main
-from simct_pl.lightning_cli import PACKAGE
+from simct_pl.recipes import PACKAGE
 from tests.evaluation.samples import write_jsonl
 from tests.tiny import ASSETS
 
@@ -79,6 +79,8 @@ def test_evaluate_scores_a_folder_and_goes_on_where_it_was(folder: Path, capsys:
     ("changes", "message"),
     [
         ({"model": "nowhere/at/all"}, "does not exist"),
+        ({"model": "${asset:quickstart/nobody}"}, "quickstart/nobody' does not exist"),
+        ({"model": "${oc.env:NOT_SET_ANYWHERE}"}, "A value cannot be interpolated"),
         ({"benchmarks": "[GSM8k]"}, "GSM8k"),
         ({"benchmarks": "[{class_path: GSM8K, init_args: {path: nothing.jsonl}}]"}, "nothing.jsonl"),
         ({"protocol.max_tokens": "120"}, "Lower max_tokens"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from simct_pl.lightning_cli import PACKAGE
+from simct_pl.recipes import PACKAGE
 
 NUM_STEPS = 3
 GLOBAL_BATCH = 12
