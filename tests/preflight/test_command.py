@@ -90,8 +90,10 @@ def test_memory_and_lengths_are_judged(planned: PlannedRun) -> None:
         item = replace(plan.memory[0], bytes=share * plan.layout.memory, when="always")
         (finding,) = memory_findings(replace(planned, plan=replace(plan, memory=[item])))
         assert finding.severity == expected
-    long_prompts = replace(planned, lengths=replace(planned.lengths, longest_prompt=100))
+    long_prompts = replace(planned, lengths=replace(planned.lengths, student_prompt=100, teacher_prompt=100))
     assert [finding.severity for finding in length_findings(long_prompts)] == [Verdict.STOP, Verdict.CARE]
+    longer_for_the_teacher = replace(planned, lengths=replace(planned.lengths, teacher_prompt=100))
+    assert [finding.severity for finding in length_findings(longer_for_the_teacher)] == [Verdict.CARE]
 
 
 def test_a_page_leads_with_the_worst() -> None:
