@@ -8,8 +8,8 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
+from callbacks.distilled import distilled
 from simct_pl.export import check_output, export_model
-from simct_pl.module import DistillModule
 from simct_pl.parallel import full_state_dict
 from simct_pl.types import PromptBatch
 
@@ -27,8 +27,8 @@ class HFExport(L.Callback):
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse an unfit output hours before it is needed."""
-        assert isinstance(pl_module, DistillModule)
-        check_output(self.output, (pl_module.student_path, pl_module.teacher_path))
+        module = distilled(self, pl_module)
+        check_output(self.output, (module.student_path, module.teacher_path))
 
     @override
     def on_train_batch_end(
@@ -42,9 +42,9 @@ class HFExport(L.Callback):
         self._export(trainer, pl_module, self.output)
 
     def _export(self, trainer: L.Trainer, pl_module: L.LightningModule, output: Path) -> None:
-        assert isinstance(pl_module, DistillModule)
-        weights = full_state_dict(pl_module.student, keep=trainer.is_global_zero)  # ranks gather together
+        module = distilled(self, pl_module)
+        weights = full_state_dict(module.student, keep=trainer.is_global_zero)  # ranks gather together
         if not trainer.is_global_zero:
             return
-        folder = export_model(pl_module.student, pl_module.pair.student.hf, output, pl_module.student_path, weights)
+        folder = export_model(module.student, module.pair.student.hf, output, module.student_path, weights)
         rank_zero_info(f"Exported the student to {folder}")
