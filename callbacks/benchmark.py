@@ -122,7 +122,7 @@ class BenchmarkCallback(BenchmarkProvider):
 
     def _evaluation(self, trainer: L.Trainer, module: DistillModule, protocol: Protocol) -> Evaluation:
         return Evaluation(
-            module.student_path,
+            {"model": module.student_path},
             module.pair.student,
             module.student_context,
             self.engine or _rollout_engine(trainer),

@@ -6,22 +6,18 @@ come out as without the interruption, because a seed depends on nothing but the 
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from simct_pl.data.chat import with_system_prompt
 from simct_pl.data.source import PromptSource
 from simct_pl.errors import PromptDataError, RecipeError
-from simct_pl.models import DtypeName, check_model_path, context_length, load_causal_lm, load_config, weights_id
+from simct_pl.models import DtypeName
 from simct_pl.progress import progress
-from simct_pl.rollout.engine import Generation, RolloutEngine, SamplingParams, StudentSource
-from simct_pl.rollout.hf import HFEngine
+from simct_pl.rollout.asked_model import AskedModel
+from simct_pl.rollout.engine import Generation, RolloutEngine, SamplingParams
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer
 from simct_pl.types import Prompt
 from simct_pl.warmup.asking import Asker, Request
@@ -71,51 +67,25 @@ def generate(
     """
     if num_samples < 1 or batch_size < 1:
         raise RecipeError(f"num_samples={num_samples}, batch_size={batch_size}; expected at least 1.")
-    model, engine = os.path.expanduser(model), engine or HFEngine()
-    check_model_path("model", model)
-    context = context_length(load_config("model", model, trust_remote_code))
-    tokenizer = ModelTokenizer.from_pretrained(model)
-    engine.check(StudentSource(model, context, trust_remote_code, num_ranks=1))
-    reader = PromptReader(prompts, tokenizer, domain_field, system_prompt, context, sampling.max_tokens)
+    asked = AskedModel.check(model, engine, dtype, trust_remote_code)
+    reader = PromptReader(prompts, asked.tokenizer, domain_field, system_prompt, asked.context, sampling.max_tokens)
     wanted = reader.read()
-    asked = {"num_samples": num_samples, "batch_size": batch_size, "max_retries": max_retries, "seed": seed}
-    read = {"model": model, "weights": weights_id(model), "tokenizer": tokenizer.fingerprint, "dtype": dtype}
-    read |= {"domain_field": domain_field, "system_prompt": system_prompt}
     settings = {
-        **read,
-        **asked,
+        **asked.identity,
+        **{"num_samples": num_samples, "batch_size": batch_size, "max_retries": max_retries, "seed": seed},
+        **{"domain_field": domain_field, "system_prompt": system_prompt, "sampling": asdict(sampling)},
         "prompts": {**asdict(prompts), "sha256": prompts.sha256()},
-        "sampling": asdict(sampling),
     }
     store = ResponseStore(Path(output).expanduser(), settings)
     if store.finished:
         store.tidy()
         return store.report()
-    with with_weights(engine, model, dtype, trust_remote_code) as reset:
-        asker = Asker(engine, reset, tokenizer.response_text, sampling, tokenizer.stop_ids, seed, max_retries)
+    with asked.loaded() as reset:
+        stop_ids = asked.tokenizer.stop_ids
+        asker = Asker(asked.engine, reset, asked.tokenizer.response_text, sampling, stop_ids, seed, max_retries)
         generating = Generating(store, asker, num_samples)
         generating.run(wanted, batch_size)
     return generating.finish(reader.num_too_long)
-
-
-@contextmanager
-def with_weights(
-    engine: RolloutEngine, model: str, dtype: DtypeName, trust_remote_code: bool
-) -> Iterator[Callable[[], None]]:
-    """Load a model and hand it to an engine, which is closed in the end; gives what starts the engine anew."""
-    lm = load_causal_lm("model", model, dtype, trust_remote_code).eval()
-    if isinstance(engine, HFEngine) and torch.cuda.is_available():
-        lm = lm.to("cuda")
-
-    def reset() -> None:
-        engine.close()
-        engine.refresh(lm, 0)
-
-    engine.refresh(lm, 0)
-    try:
-        yield reset
-    finally:
-        engine.close()
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def test_evaluate_scores_a_folder_and_goes_on_where_it_was(folder: Path, capsys:
     assert main(["evaluate", *options(folder)]) == 0
     assert (results / "arithmetic/items-0.jsonl").read_bytes() == before
     assert main(["evaluate", *options(folder, dtype="bfloat16")]) == 2
-    assert "bfloat16'. Give another output folder" in capsys.readouterr().err.replace("\n", " ")
+    assert "dtype = 'float32'; this run has 'bfloat16'" in capsys.readouterr().err.replace("\n", " ")
     assert (results / "arithmetic/items-0.jsonl").read_bytes() == before
 
 

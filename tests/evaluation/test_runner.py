@@ -72,7 +72,7 @@ def evaluation(
     ranks: int = 1,
 ) -> Evaluation:
     protocol = protocol or Protocol(num_seeds=2, batch_size=2)
-    return Evaluation("student", tokenizer, 128, engine, protocol, folder, rank, ranks)
+    return Evaluation({"model": "student"}, tokenizer, 128, engine, protocol, folder, rank, ranks)
 
 
 def test_every_problem_is_answered_once_a_seed(tokenizer: ModelTokenizer, tmp_path: Path) -> None:
