@@ -67,9 +67,15 @@ def write_folder(output: Path, write: Callable[[Path], None]) -> Path:
         fresh = staging / "new"
         fresh.mkdir()
         write(fresh)
-        if output.exists():
+        replaced = output.exists()
+        if replaced:
             output.rename(staging / "old")
-        fresh.rename(output)
+        try:
+            fresh.rename(output)
+        except OSError:
+            if replaced:
+                (staging / "old").rename(output)  # or it would go with the staging folder
+            raise
     except (OSError, SafetensorError) as error:
         raise ExportError(f"{output} cannot be written: {error}. What was there before is untouched.") from error
     finally:
