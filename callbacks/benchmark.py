@@ -57,6 +57,7 @@ class BenchmarkCallback(BenchmarkProvider):
         self.protocol, self.test_protocol = protocol, test_protocol
         self.engine, self.folder = engine, folder
         self.results: list[BenchmarkResult] = []
+        self._scored_at: int | None = None
         self.evaluation: Evaluation | None = None  # of this fit or test; the problems are read once, when it is set up
 
     @override
@@ -72,6 +73,7 @@ class BenchmarkCallback(BenchmarkProvider):
             self.evaluation = self._evaluation(
                 trainer, module, self.test_protocol if stage == "test" else self.protocol
             )
+            self._scored_at = None
             for benchmark in self.benchmarks:
                 self.evaluation.check(benchmark)
 
@@ -79,15 +81,16 @@ class BenchmarkCallback(BenchmarkProvider):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if self.every_n_steps is not None and trainer.global_step == 0:
+        if self.every_n_steps is not None and trainer.global_step == 0 and self._scored_at is None:
             self._log(trainer, pl_module, "step-00000000")
 
     @override
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0:
-            self._log(trainer, pl_module, f"step-{trainer.global_step:08d}")
+        step = trainer.global_step
+        if self.every_n_steps is not None and step % self.every_n_steps == 0 and step != self._scored_at:
+            self._log(trainer, pl_module, f"step-{step:08d}")
 
     @override
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -109,6 +112,7 @@ class BenchmarkCallback(BenchmarkProvider):
         for benchmark in self.benchmarks:
             items = chain.from_iterable(objects_of_ranks(evaluation.run(benchmark)))
             self.results.append(summarise(benchmark.name, list(items)))
+        self._scored_at = trainer.global_step  # it stays that when a step is skipped
         if trainer.is_global_zero:
             write_summary(evaluation.folder, self.results)
         metrics = {name: value for result in self.results for name, value in result.metrics().items()}

@@ -23,6 +23,7 @@ class HFExport(L.Callback):
 
     def __init__(self, output: str, every_n_steps: int | None = None) -> None:
         self.output, self.every_n_steps = Path(output), every_n_steps
+        self._exported_at = 0
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -34,8 +35,10 @@ class HFExport(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: PromptBatch, batch_idx: int
     ) -> None:
-        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
-            self._export(trainer, pl_module, self.output.with_name(f"{self.output.name}-step{trainer.global_step}"))
+        step = trainer.global_step
+        if self.every_n_steps and step % self.every_n_steps == 0 and step != self._exported_at:  # else it was skipped
+            self._export(trainer, pl_module, self.output.with_name(f"{self.output.name}-step{step}"))
+            self._exported_at = step
 
     @override
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

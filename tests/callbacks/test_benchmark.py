@@ -21,6 +21,7 @@ from simct_pl.evaluation.runner import Protocol
 from simct_pl.rollout.hf import HFEngine
 from simct_pl.tasks.benchmark import ArithmeticBenchmark
 from tests.callbacks.test_checkpoint import Memory
+from tests.callbacks.test_reports import NanInChunk
 from tests.tiny import data, distill_module, trainer
 
 NUM_STEPS = 6
@@ -98,6 +99,18 @@ def test_a_test_after_a_fit_scores_the_weights_that_are_there_now(tmp_path: Path
     engine.refresh = lambda model, version: refreshed.append(version)  # type: ignore[method-assign]
     run.test(module, dataloaders=DataLoader([0]))
     assert refreshed == [3]
+
+
+def test_a_skipped_step_is_neither_scored_nor_exported_again(tmp_path: Path) -> None:
+    benchmarks = BenchmarkCallback([ArithmeticBenchmark(2)], every_n_steps=1, protocol=Protocol(num_seeds=1))
+    module, memory = distill_module(objective=NanInChunk(1)), Memory()
+    export = HFExport(str(tmp_path / "student"), every_n_steps=1)
+    run = trainer(tmp_path, benchmarks, export, max_steps=2, limit_val_batches=0, logger=memory, log_every_n_steps=1)
+    run.fit(module, datamodule=data(num_train_batches=3))
+    assert module.guarded_step.num_skipped == 1
+    scored = [values for (_, key), values in memory.values.items() if key == "eval/arithmetic/accuracy"]
+    assert [len(values) for values in scored] == [1, 1, 1]  # of steps 0, 1 and 2
+    assert sorted(path.name for path in tmp_path.glob("student*")) == ["student", "student-step1", "student-step2"]
 
 
 def test_a_callback_that_needs_distillation_says_so(tmp_path: Path) -> None:
