@@ -54,10 +54,8 @@ def transplant(model_folder: Path, tokenizer_path: str, output: Path, stop: str 
         MissingStopTokenError: if either tokenizer has no token that ends a turn.
         RecipeError: if `output` exists.
     """
-    from transformers import AutoModelForCausalLM
-
     from simct_pl.export import export_model
-    from simct_pl.models import check_model_path
+    from simct_pl.models import check_model_path, load_causal_lm
     from simct_pl.tokenization.bytes import TokenBytes
     from simct_pl.tokenization.loading import load_tokenizer
     from simct_pl.transplant import plan_rows, replace_vocabulary
@@ -72,7 +70,7 @@ def transplant(model_folder: Path, tokenizer_path: str, output: Path, stop: str 
             raise MissingStopTokenError(f"--stop {stop!r} is not a token of {tokenizer_path!r}")
         new.eos_token = stop
     roles = matching_roles(old, new, old_stop_ids)
-    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype="auto", use_safetensors=True)
+    model = load_causal_lm("model", str(model_folder), None)
     old_table = TokenBytes.from_tokenizer(old)
     report(f"finding the old pieces of {len(new)} tokens")
     plan = plan_rows(TokenBytes.from_tokenizer(new), old_table, encoder(old), roles)
