@@ -100,7 +100,7 @@ def is_finished(cell: Cell) -> bool:
     path = cell.folder / "result.json"
     try:
         return bool(json.loads(path.read_text(encoding="utf-8"))["key"] == cell.key)
-    except (FileNotFoundError, ValueError, KeyError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return False
 
 
