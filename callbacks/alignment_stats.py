@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from typing_extensions import override
 
+from callbacks.distilled import distilled
 from simct_pl.module import DistillModule
 from simct_pl.types import LostReason, PromptBatch, StepRecord, UnitAlignment
 
@@ -36,13 +37,13 @@ class AlignmentStats(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: PromptBatch, batch_idx: int
     ) -> None:
-        assert isinstance(pl_module, DistillModule)
+        module = distilled(self, pl_module)
         assert batch.record is not None
         record = batch.record
         metrics = {
             **alignment_metrics(record.alignments),
             **unit_metrics(record),
-            "align/non_canonical": _non_canonical_share(pl_module, record),
+            "align/non_canonical": _non_canonical_share(module, record),
             "rollout/response_tokens": _mean([len(r.response_ids) for r in record.rollouts]),
             "rollout/truncation_rate": _mean([not r.stopped for r in record.rollouts]),
         }

@@ -14,6 +14,7 @@ from typing import Any
 import lightning as L
 from typing_extensions import override
 
+from callbacks.distilled import distilled
 from simct_pl.errors import RecipeError
 from simct_pl.evaluation.benchmark import Benchmark
 from simct_pl.evaluation.report import print_results, write_summary
@@ -56,53 +57,62 @@ class BenchmarkCallback(BenchmarkProvider):
         self.protocol, self.test_protocol = protocol, test_protocol
         self.engine, self.folder = engine, folder
         self.results: list[BenchmarkResult] = []
+        self._scored_at: int | None = None
+        self.evaluation: Evaluation | None = None  # of this fit or test; the problems are read once, when it is set up
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Read the problems and try the sandbox before any weights load."""
         if stage == "test" or (stage == "fit" and self.every_n_steps is not None):
-            module = _distill_module(pl_module)
+            module = distilled(self, pl_module)
             module.check_models()
             if self.engine is not None:
                 trusted = "student" in module.trust_remote_code
                 source = StudentSource(module.student_path, module.student_context, trusted, trainer.world_size)
                 self.engine.check(source)
-            evaluation = self._evaluation(trainer, module, stage)
+            self.evaluation = self._evaluation(
+                trainer, module, self.test_protocol if stage == "test" else self.protocol
+            )
+            self._scored_at = None
             for benchmark in self.benchmarks:
-                evaluation.check(benchmark)
+                self.evaluation.check(benchmark)
 
     @override
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if self.every_n_steps is not None and trainer.global_step == 0:
+        if self.every_n_steps is not None and trainer.global_step == 0 and self._scored_at is None:
             self._log(trainer, pl_module, "step-00000000")
 
     @override
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0:
-            self._log(trainer, pl_module, f"step-{trainer.global_step:08d}")
+        step = trainer.global_step
+        if self.every_n_steps is not None and step % self.every_n_steps == 0 and step != self._scored_at:
+            self._log(trainer, pl_module, f"step-{step:08d}")
 
     @override
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._log(trainer, pl_module, "test")
         if trainer.is_global_zero:
-            print_results(self.results, f"{_distill_module(pl_module).student_path}, {self.test_protocol}")
+            print_results(self.results, f"{distilled(self, pl_module).student_path}, {self.test_protocol}")
 
     def _log(self, trainer: L.Trainer, pl_module: L.LightningModule, name: str) -> None:
-        module = _distill_module(pl_module)
-        evaluation = self._evaluation(trainer, module, name)
+        evaluation, module = self.evaluation, distilled(self, pl_module)
+        assert evaluation is not None
+        evaluation.folder = self._folder(trainer) / name
         if trainer.is_global_zero:  # responses of an earlier run's weights
             shutil.rmtree(evaluation.folder, ignore_errors=True)
         trainer.strategy.barrier()
-        if evaluation.engine.policy_version != trainer.global_step:
+        # Weights of another checkpoint may have been loaded for a test, at the same step.
+        if name == "test" or evaluation.engine.policy_version != trainer.global_step:
             evaluation.engine.refresh(module.student, trainer.global_step)
         self.results = []
         for benchmark in self.benchmarks:
             items = chain.from_iterable(objects_of_ranks(evaluation.run(benchmark)))
             self.results.append(summarise(benchmark.name, list(items)))
+        self._scored_at = trainer.global_step  # it stays that when a step is skipped
         if trainer.is_global_zero:
             write_summary(evaluation.folder, self.results)
         metrics = {name: value for result in self.results for name, value in result.metrics().items()}
@@ -111,15 +121,17 @@ class BenchmarkCallback(BenchmarkProvider):
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
 
-    def _evaluation(self, trainer: L.Trainer, module: DistillModule, name: str) -> Evaluation:
-        root = Path(self.folder).expanduser() if self.folder else Path(trainer.default_root_dir) / "benchmarks"
+    def _folder(self, trainer: L.Trainer) -> Path:
+        return Path(self.folder).expanduser() if self.folder else Path(trainer.default_root_dir) / "benchmarks"
+
+    def _evaluation(self, trainer: L.Trainer, module: DistillModule, protocol: Protocol) -> Evaluation:
         return Evaluation(
-            module.student_path,
+            {"model": module.student_path},
             module.pair.student,
             module.student_context,
             self.engine or _rollout_engine(trainer),
-            self.test_protocol if name == "test" else self.protocol,
-            root / name,
+            protocol,
+            self._folder(trainer),
             trainer.global_rank,
             trainer.world_size,
         )
@@ -132,9 +144,3 @@ def _rollout_engine(trainer: L.Trainer) -> RolloutEngine:
         raise RecipeError("BenchmarkCallback has no engine, and no rollout callback has one; set its engine.")
     engine: RolloutEngine = engines[0]
     return engine
-
-
-def _distill_module(pl_module: L.LightningModule) -> DistillModule:
-    if not isinstance(pl_module, DistillModule):
-        raise RecipeError(f"BenchmarkCallback needs a DistillModule; the recipe's is {type(pl_module).__name__}.")
-    return pl_module

@@ -7,6 +7,7 @@ from typing import get_args
 import lightning as L
 from typing_extensions import override
 
+from callbacks.distilled import distilled
 from simct_pl.errors import RecipeError
 from simct_pl.module import DistillModule
 from simct_pl.phases import Side
@@ -29,10 +30,10 @@ class ContinuationStats(L.Callback):
         """Raises:
         RecipeError: if the objective has no continuations.
         """
-        assert isinstance(pl_module, DistillModule)
-        if pl_module.objective.continuations is None:
+        objective = distilled(self, pl_module).objective
+        if objective.continuations is None:
             raise RecipeError(
-                f"ContinuationStats with objective {type(pl_module.objective).__name__}: it has no continuations. "
+                f"ContinuationStats with objective {type(objective).__name__}: it has no continuations. "
                 "Leave the callback out, or use simct_pl.ContinuationLoss with student_k or teacher_k above 0."
             )
 

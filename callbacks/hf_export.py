@@ -8,9 +8,8 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
-from simct_pl.errors import ExportError
+from callbacks.distilled import distilled
 from simct_pl.export import check_output, export_model
-from simct_pl.module import DistillModule
 from simct_pl.parallel import full_state_dict
 from simct_pl.types import PromptBatch
 
@@ -24,31 +23,31 @@ class HFExport(L.Callback):
 
     def __init__(self, output: str, every_n_steps: int | None = None) -> None:
         self.output, self.every_n_steps = Path(output), every_n_steps
+        self._exported_at = 0
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse an unfit output hours before it is needed."""
-        assert isinstance(pl_module, DistillModule)
-        output = check_output(self.output)
-        for path in (pl_module.student_path, pl_module.teacher_path):
-            if output == Path(path).absolute():
-                raise ExportError(f"{output} is a model that the run starts from. Choose another output folder.")
+        module = distilled(self, pl_module)
+        check_output(self.output, (module.student_path, module.teacher_path))
 
     @override
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: PromptBatch, batch_idx: int
     ) -> None:
-        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
-            self._export(trainer, pl_module, self.output.with_name(f"{self.output.name}-step{trainer.global_step}"))
+        step = trainer.global_step
+        if self.every_n_steps and step % self.every_n_steps == 0 and step != self._exported_at:  # else it was skipped
+            self._export(trainer, pl_module, self.output.with_name(f"{self.output.name}-step{step}"))
+            self._exported_at = step
 
     @override
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._export(trainer, pl_module, self.output)
 
     def _export(self, trainer: L.Trainer, pl_module: L.LightningModule, output: Path) -> None:
-        assert isinstance(pl_module, DistillModule)
-        weights = full_state_dict(pl_module.student, keep=trainer.is_global_zero)  # ranks gather together
+        module = distilled(self, pl_module)
+        weights = full_state_dict(module.student, keep=trainer.is_global_zero)  # ranks gather together
         if not trainer.is_global_zero:
             return
-        folder = export_model(pl_module.student, pl_module.pair.student.hf, output, pl_module.student_path, weights)
+        folder = export_model(module.student, module.pair.student.hf, output, module.student_path, weights)
         rank_zero_info(f"Exported the student to {folder}")

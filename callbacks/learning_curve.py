@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 from typing_extensions import override
 
-from simct_pl.export import check_parent
+from simct_pl.export import check_file
 from simct_pl.tracking import MLFLOW_LOGGERS
 
 PANELS = (
@@ -34,7 +34,7 @@ class LearningCurve(L.Callback):
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        check_parent(self.output)  # hours before it is needed
+        self.output = check_file(self.output)  # hours before it is needed
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import lightning as L
 from typing_extensions import override
 
-from simct_pl.module import DistillModule
+from callbacks.distilled import distilled
 from simct_pl.tracking import MLFLOW_LOGGERS
 
 
@@ -20,8 +20,8 @@ class RecipeLog(L.Callback):
 
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, DistillModule)
-        info = pl_module.run_info
+        module = distilled(self, pl_module)
+        info = module.run_info
         if info is None or not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir)
@@ -29,8 +29,8 @@ class RecipeLog(L.Callback):
         (folder / "recipe.yaml").write_text(info.recipe, encoding="utf-8")
         parameters = {f"version/{package}": number for package, number in info.versions.items()}
         parameters["commit"] = info.commit or "unknown"
-        parameters |= {f"variant/{name}": str(value) for name, value in pl_module.objective.describe().items()}
-        parameters["variant/aligner"] = type(pl_module.aligner).__name__
+        parameters |= {f"variant/{name}": str(value) for name, value in module.objective.describe().items()}
+        parameters["variant/aligner"] = type(module.aligner).__name__
         for logger in trainer.loggers:
             logger.log_hyperparams(parameters)
             if isinstance(logger, MLFLOW_LOGGERS):

@@ -11,6 +11,7 @@ from itertools import islice
 import lightning as L
 from typing_extensions import override
 
+from callbacks.distilled import distilled
 from simct_pl.errors import PromptDataError, RecipeError
 from simct_pl.module import DistillModule
 from simct_pl.rollout.engine import RolloutEngine, RolloutProvider, SamplingParams, StudentSource, sample_seed
@@ -52,7 +53,7 @@ class RolloutCallback(RolloutProvider):
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Check the first prompts against the student's context, before any weights load."""
-        module = _distill_module(pl_module)
+        module = distilled(self, pl_module)
         module.check_models()  # a wrong path explains more than a prompt that cannot be rendered
         trusted = "student" in module.trust_remote_code
         self.engine.check(StudentSource(module.student_path, module.student_context, trusted, trainer.world_size))
@@ -74,14 +75,14 @@ class RolloutCallback(RolloutProvider):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: PromptBatch, batch_idx: int
     ) -> None:
-        module = _distill_module(pl_module)
+        module = distilled(self, pl_module)
         self._refresh(module, trainer.global_step)
         batch.rollouts = self._generate(module, batch, self.sampling, self.num_samples, trainer.global_step)
 
     @override
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Here, because a sharded student takes all ranks, and one of them may have no held-out prompts.
-        self._refresh(_distill_module(pl_module), trainer.global_step)
+        self._refresh(distilled(self, pl_module), trainer.global_step)
 
     @override
     def on_validation_batch_start(
@@ -92,7 +93,7 @@ class RolloutCallback(RolloutProvider):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        batch.rollouts = self._generate(_distill_module(pl_module), batch, self.val_sampling, 1, step=-1)
+        batch.rollouts = self._generate(distilled(self, pl_module), batch, self.val_sampling, 1, step=-1)
 
     def _refresh(self, module: DistillModule, step: int) -> None:
         if self.engine.policy_version != step:
@@ -143,9 +144,3 @@ class RolloutCallback(RolloutProvider):
                 f"{module.teacher_context}. "
                 "Leave long prompts out (max_prompt_chars), or shorten teacher_system_prompt."
             )
-
-
-def _distill_module(pl_module: L.LightningModule) -> DistillModule:
-    if not isinstance(pl_module, DistillModule):
-        raise RecipeError(f"RolloutCallback needs a DistillModule; the recipe's model is {type(pl_module).__name__}.")
-    return pl_module

@@ -9,6 +9,7 @@ import math
 import lightning as L
 from typing_extensions import override
 
+from callbacks.distilled import distilled
 from callbacks.rollout import RolloutCallback
 from simct_pl.errors import RecipeError
 from simct_pl.module import DistillModule
@@ -36,13 +37,13 @@ class TeacherRollout(RolloutCallback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: PromptBatch, batch_idx: int
     ) -> None:
-        assert isinstance(pl_module, DistillModule)
+        module = distilled(self, pl_module)
         asked = [(prompt, sample) for prompt in batch.prompts for sample in range(self.num_samples)]
         seeds = [sample_seed(self.seed, trainer.global_step, prompt.index, sample) for prompt, sample in asked]
-        with pl_module.phases("rollout"):
-            generations = self._ask_teacher(pl_module, [prompt for prompt, _ in asked], seeds)
+        with module.phases("rollout"):
+            generations = self._ask_teacher(module, [prompt for prompt, _ in asked], seeds)
         batch.rollouts = [
-            self._in_students_tokens(pl_module, prompt, sample, seed, generation, trainer.global_step)
+            self._in_students_tokens(module, prompt, sample, seed, generation, trainer.global_step)
             for (prompt, sample), seed, generation in zip(asked, seeds, generations, strict=True)
         ]
 
@@ -63,10 +64,8 @@ class TeacherRollout(RolloutCallback):
         """
         student, teacher = module.pair.student, module.pair.teacher
         stopped = generation.finish_reason == "stop"
-        spelled = teacher.table.join(generation.response_ids[: len(generation.response_ids) - stopped])
-        if teacher.table.dummy_prefix:
-            spelled = spelled.removeprefix(b" ")
-        ids = student.encode(spelled.decode(errors="ignore")) + [student.stop_ids[0]] * stopped
+        text = teacher.response_bytes(generation.response_ids).decode(errors="ignore")
+        ids = student.encode(text) + [student.stop_ids[0]] * stopped
         prompt_ids = student.render_prompt(prompt.messages)
         room, reason = (module.student_context or math.inf) - len(prompt_ids), generation.finish_reason
         if len(ids) > room:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from typing_extensions import override
 
-from simct_pl.module import DistillModule
+from callbacks.distilled import distilled
 from simct_pl.phases import PHASES, Lap
 from simct_pl.types import PromptBatch
 
@@ -40,22 +40,22 @@ class TimingCallback(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.total, self.num_steps, self.num_response_tokens, self.peak_memory_gib = None, 0, 0, 0.0
         peak_memory_bytes(pl_module.device)  # on CUDA: what came before the first step is no step's peak
-        _distill_module(pl_module).phases.start(pl_module.device)
+        distilled(self, pl_module).phases.start(pl_module.device)
 
     @override
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        _distill_module(pl_module).phases.pause()
+        distilled(self, pl_module).phases.pause()
 
     @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        _distill_module(pl_module).phases.resume()
+        distilled(self, pl_module).phases.resume()
 
     @override
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: PromptBatch, batch_idx: int
     ) -> None:
         assert batch.record is not None
-        lap = _distill_module(pl_module).phases.lap()
+        lap = distilled(self, pl_module).phases.lap()
         metrics = lap_metrics(lap) | {"timing/peak_memory_gib": peak_memory_bytes(pl_module.device) / 2**30}
         metrics = _over_ranks(pl_module, metrics)
         metrics["timing/tokens_per_second"] = batch.record.num_global_tokens / metrics["timing/step_seconds"]
@@ -67,11 +67,11 @@ class TimingCallback(L.Callback):
 
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        _distill_module(pl_module).phases.stop()
+        distilled(self, pl_module).phases.stop()
 
     @override
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        _distill_module(pl_module).phases.stop()
+        distilled(self, pl_module).phases.stop()
 
     @override
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -126,8 +126,3 @@ def _over_ranks(module: L.LightningModule, metrics: dict[str, float]) -> dict[st
     ranks_RM = gathered.reshape(-1, len(metrics))
     means, worst = ranks_RM.mean(0).tolist(), ranks_RM.amax(0).tolist()
     return {name: worst[i] if name in WORST_RANK else means[i] for i, name in enumerate(metrics)}
-
-
-def _distill_module(pl_module: L.LightningModule) -> DistillModule:
-    assert isinstance(pl_module, DistillModule)
-    return pl_module

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -87,15 +87,33 @@ def _put_in_place(fresh: Path, output: Path, old: Path) -> None:
         raise
 
 
-def check_output(output: Path) -> Path:
+def check_output(output: Path, sources: Sequence[str] = ()) -> Path:
     """The absolute path of a folder that can be made or replaced; its parent exists afterwards.
 
+    sources: models that a run starts from, which its output must not replace.
+
     Raises:
-        ExportError: if something else than a model is there, or the parent cannot be made or written to.
+        ExportError: if one of these or something else than a model is there, or the parent cannot be made or written
+            to.
     """
     output = output.expanduser().absolute()
+    if output.resolve() in [Path(source).expanduser().resolve() for source in sources]:
+        raise ExportError(f"{output} is a model that the run starts from. Choose another output folder.")
     if output.exists() and not (output.is_dir() and _is_replaceable(output)):
         raise ExportError(f"{output} exists and is no model folder; it is left alone. Choose another output folder.")
+    check_parent(output)
+    return output
+
+
+def check_file(output: Path) -> Path:
+    """The absolute path of a file that can be made or replaced; its parent exists afterwards.
+
+    Raises:
+        ExportError: if a folder is there, or the parent cannot be made or written to.
+    """
+    output = output.expanduser().absolute()
+    if output.is_dir():
+        raise ExportError(f"{output} is a folder; expected the path of a file. Choose another output.")
     check_parent(output)
     return output
 

@@ -22,8 +22,6 @@ import yaml
 from jsonargparse import ActionConfigFile
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
@@ -32,8 +30,8 @@ from simct_pl.errors import CheckpointError, RecipeError, SimctError
 from simct_pl.evaluation.runner import BenchmarkProvider
 from simct_pl.export import check_parent
 from simct_pl.module import DistillModule
-from simct_pl.recipe_parser import RecipeParser
-from simct_pl.recipes import PACKAGE, check_yaml, resolve_recipes
+from simct_pl.recipe_parser import RecipeParser, interpolation
+from simct_pl.recipes import check_yaml, resolve_recipes
 from simct_pl.resume import AUTO, NEVER, check_same_run, choose_checkpoint
 from simct_pl.run_info import RunInfo, installed_versions, project_commit
 from simct_pl.summary import TRACKING_URI, print_summary
@@ -66,14 +64,11 @@ def open_recipes(arguments: list[str], kind: type[CLI], resume: str = NEVER) -> 
     """
     recipes = resolve_recipes(arguments)
     quiet_libraries()
-    if not OmegaConf.has_resolver("asset"):
-        OmegaConf.register_resolver("asset", lambda name: str(PACKAGE / "assets" / name))
     for recipe in recipes:
         check_yaml(recipe)
     try:
-        return kind(recipe_names=[Path(recipe).stem for recipe in recipes], args=arguments, resume=resume)
-    except OmegaConfBaseException as error:
-        raise RecipeError(f"A value cannot be interpolated: {error}") from error
+        with interpolation():
+            return kind(recipe_names=[Path(recipe).stem for recipe in recipes], args=arguments, resume=resume)
     except (MisconfigurationException, ValueError) as error:
         if isinstance(error, SimctError) or not _raised_by_lightning(error):
             raise

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from simct_pl.data.fingerprint import FileFingerprint
 from simct_pl.errors import MissingFileError, ModelFolderError, first_line
 from simct_pl.losses.divergences import require_choice
 
@@ -61,17 +64,27 @@ def context_length(config: PretrainedConfig) -> int | None:
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
-def load_causal_lm(role: str, path: str, dtype: DtypeName, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The weights, from safetensors only.
+def weights_id(model: str) -> str:
+    """Names the weights in a model folder, so that responses of others are not gone on with; empty for a hub name."""
+    files = sorted(Path(model).glob("*.safetensors"))
+    digests = "".join(FileFingerprint.of(file).sha256 for file in files)
+    return hashlib.sha256(digests.encode()).hexdigest()[:16] if files else ""
+
+
+def load_causal_lm(role: str, path: str, dtype: DtypeName | None, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The weights, from safetensors only. dtype: None leaves that of the files.
 
     Raises:
         ModelFolderError: if the folder's architecture has no causal language model, or its weights cannot be read.
     """
     try:
         return AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch_dtype(dtype), trust_remote_code=trust_remote_code, use_safetensors=True
+            path,
+            dtype="auto" if dtype is None else torch_dtype(dtype),
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:  # the last of a file that is not whole
         raise ModelFolderError(
             f"{role} {path!r} cannot be loaded as a causal language model: {first_line(error)}"
         ) from error

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+Item = TypeVar("Item")
 
 
 class Bar:
@@ -25,8 +36,17 @@ class Bar:
 
 
 @contextmanager
-def progress(description: str, total: int | None) -> Iterator[Bar]:
-    """A bar of `total` steps; without a total, a count."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as display:
+def progress(description: str, total: int | None, shown: bool = True) -> Iterator[Bar]:
+    """A bar of `total` steps; without a total, a count. shown: False on all ranks but one."""
+    clocks = TimeElapsedColumn(), TimeRemainingColumn()
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *clocks
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not shown) as display:
         yield Bar(display, display.add_task(description, total=total))
+
+
+def follow(items: Sequence[Item], description: str) -> Iterator[Item]:
+    """The items, with a bar that counts those that are done."""
+    with progress(description, len(items)) as bar:
+        for item in items:
+            yield item
+            bar.advance()

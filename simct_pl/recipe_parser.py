@@ -4,16 +4,36 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from typing_extensions import override
 
 from simct_pl.errors import RecipeError
+from simct_pl.recipes import PACKAGE
 
 NOISE = re.compile(r"Union subtypes|^\s*Subtypes:|<class 'NoneType'>|^\s*Given value")
 UNKNOWN_KEY = re.compile(r"[Oo]ption '([\w.]+)'|[Uu]nrecognized arguments: --([\w.]+)")
 BAD_CHOICE = re.compile(r"Literal\[(.+)\]\. Got value: (\S+)")
+
+
+@contextmanager
+def interpolation() -> Iterator[None]:
+    """Let recipes say `${asset:quickstart/teacher}` for a folder that ships with the package.
+
+    Raises:
+        RecipeError: for a `${…}` that leads nowhere.
+    """
+    if not OmegaConf.has_resolver("asset"):
+        OmegaConf.register_resolver("asset", lambda name: str(PACKAGE / "assets" / name))
+    try:
+        yield
+    except OmegaConfBaseException as error:
+        raise RecipeError(f"A value cannot be interpolated: {error}") from error
 
 
 class RecipeParser(LightningArgumentParser):

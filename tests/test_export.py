@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from simct_pl.errors import ExportError
-from simct_pl.export import write_folder
+from simct_pl.export import check_file, check_output, write_folder
 
 
 def test_a_folder_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -29,21 +29,37 @@ def test_a_failed_write_leaves_the_old_folder(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rename_that_fails_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_folder(tmp_path / "out", lambda folder: (folder / "config.json").write_text("old") and None)
     rename = Path.rename
 
-    def failing(path: Path, target: Path) -> Path:
-        if path.name == "new":
+    def refuse_new(self: Path, target: Path) -> Path:
+        if self.name == "new":
             raise OSError(5, "Input/output error")
-        return rename(path, target)
+        return rename(self, target)
 
-    monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(ExportError, match="before is untouched"):
+    monkeypatch.setattr(Path, "rename", refuse_new)
+    with pytest.raises(ExportError, match="What was there before is untouched"):
         write_folder(tmp_path / "out", lambda folder: (folder / "config.json").write_text("new") and None)
     assert (tmp_path / "out" / "config.json").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_run_does_not_replace_what_it_starts_from(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}")
+    (tmp_path / "link").symlink_to(tmp_path / "model")
+    for output in (tmp_path / "model", tmp_path / "other/../model", tmp_path / "link"):
+        with pytest.raises(ExportError, match="is a model that the run starts from"):
+            check_output(output, (str(tmp_path / "model"),))
+    check_output(tmp_path / "model", ("org/model",))
+
+
+def test_a_file_is_made_at_home_and_never_where_a_folder_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert check_file(Path("~/pages/page.html")) == tmp_path / "pages/page.html"
+    with pytest.raises(ExportError, match="is a folder; expected the path of a file"):
+        check_file(tmp_path / "pages")
 
 
 def test_what_is_no_model_is_never_replaced(tmp_path: Path) -> None:

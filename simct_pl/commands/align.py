@@ -13,13 +13,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
 from simct_pl.alignment import Aligner, AnchorMergedAligner, CommonBoundaryAligner, OneToOneAligner
 from simct_pl.alignment.one_to_one import is_one_to_one
 from simct_pl.errors import MissingFileError, PromptDataError
+from simct_pl.progress import follow
 from simct_pl.tokenization.pair import TokenizerPair
 from simct_pl.types import BYTE_END, BYTE_START, UnitAlignment
 
@@ -52,10 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(texts) == 1:
         _print_alignment(console, aligner.align(pair.tokenize_text(texts[0])), len(pair.shared_vocab))
         return 0
-    progress = Console(stderr=True)
-    alignments = [
-        aligner.align(pair.tokenize_text(text)) for text in track(texts, "Aligning", console=progress, transient=True)
-    ]
+    alignments = [aligner.align(pair.tokenize_text(text)) for text in follow(texts, "Aligning")]
     _print_table(console, alignments, len(pair.shared_vocab))
     return 0
 

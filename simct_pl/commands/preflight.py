@@ -10,6 +10,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from simct_pl.commands.output import user_path
+from simct_pl.errors import RecipeError
+
 if TYPE_CHECKING:
     from simct_pl.planning.dry_run import PlannedRun
     from simct_pl.preflight.score import ScoreReport
@@ -26,10 +29,14 @@ def main(argv: list[str]) -> int:
         SimctError: for a recipe, a model or data that cannot be read.
     """
     own, rest = _parser().parse_known_args(argv)
+    if own.num_prompts < 1 or own.num_scored < 1:
+        raise RecipeError(
+            f"--num_prompts {own.num_prompts} --num_scored {own.num_scored}; expected at least 1 of each."
+        )
     from rich.console import Console
     from rich.text import Text
 
-    from simct_pl.export import check_parent
+    from simct_pl.export import check_file
     from simct_pl.lightning_cli import open_recipes
     from simct_pl.planning.dry_run import PlanningCLI, plan_run
     from simct_pl.planning.section import print_sections
@@ -38,8 +45,7 @@ def main(argv: list[str]) -> int:
 
     console = Console()
     cli = open_recipes(["fit", *rest], PlanningCLI)
-    page = own.output or Path("runs") / cli.run_name / "preflight.html"
-    check_parent(page)
+    page = check_file(own.output or Path("runs") / cli.run_name / "preflight.html")
     with console.status("reading tokenizers, configurations and prompts"):
         run = plan_run(cli, own.hardware, own.num_prompts, own.domain_field)
     scored, why_not = _score(run, own.score, own.num_scored)
@@ -48,7 +54,6 @@ def main(argv: list[str]) -> int:
     console.print(Text(f"Verdict: {preflight.verdict.words}", style="bold"))
     for reason in preflight.reasons:
         console.print(Text(f"  {reason}"))
-    page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(html(preflight), encoding="utf-8")
     console.print(Text(f"{page}"), soft_wrap=True)
     return STOPPED if preflight.verdict.words == "stop" else 0
@@ -82,5 +87,5 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--num_scored", type=int, default=64, help="responses to score (default: %(default)s)")
     parser.add_argument("--hardware", help="h100, h200 or a100: plan for that GPU (default: the one here, or h100)")
-    parser.add_argument("--output", type=Path, help="HTML page (default: runs/NAME/preflight.html)")
+    parser.add_argument("--output", type=user_path, help="HTML page (default: runs/NAME/preflight.html)")
     return parser

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from simct_pl.commands.output import user_path
+
 if TYPE_CHECKING:
     from simct_pl.lab.compare import Comparison
     from simct_pl.lab.results import SweepResults
@@ -34,7 +36,7 @@ def main(argv: list[str]) -> int:
         help="which way is better (default: by the name; lower for losses, bits, cut responses and seconds)",
     )
     parser.add_argument("--tracking-uri", help="of the server or database (default: the local runs')")
-    parser.add_argument("--output", type=Path, help="folder (default: runs/sweeps/NAME/report)")
+    parser.add_argument("--output", type=user_path, help="folder (default: runs/sweeps/NAME/report)")
     arguments = parser.parse_args(argv)
     return _write(arguments, arguments.output or Path("runs/sweeps") / arguments.sweep / "report")
 
@@ -57,10 +59,9 @@ def _write(arguments: argparse.Namespace, folder: Path) -> int:
     with console.status(f"reading {arguments.sweep}"):
         results = load_results(arguments.sweep, arguments.tracking_uri or TRACKING_URI, arguments.metric)
         compared = compare(results, arguments.baseline, arguments.upper, arguments.lower_is_better)
-    check_parent(folder)
+    check_parent(folder / "report.html")
     with console.status("drawing"):
         pictures = draw_all(results, compared)
-    folder.mkdir(parents=True, exist_ok=True)
     for name, data in pictures.items():
         (folder / f"{name}.png").write_bytes(data)
     (folder / "report.md").write_text(markdown(results, compared), encoding="utf-8")

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from simct_pl.commands.output import user_path
 from simct_pl.errors import RecipeError, SweepError
 from simct_pl.recipes import find_recipe
 
@@ -35,7 +36,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--recipe", required=True, help="sweep file: a path, or the name of a shipped one")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="cells at a time (default: cores)")
     parser.add_argument("--threads", type=int, default=1, help="of torch in each cell (default 1)")
-    parser.add_argument("--output", type=Path, default=Path("runs/sweeps"), help="folder that holds one folder a sweep")
+    parser.add_argument(
+        "--output", type=user_path, default=Path("runs/sweeps"), help="folder that holds one folder a sweep"
+    )
     parser.add_argument("--list", action="store_true", help="say which cells there are, and run none")
     arguments = parser.parse_args(argv)
     if arguments.jobs < 1 or arguments.threads < 1:
@@ -97,7 +100,7 @@ def is_finished(cell: Cell) -> bool:
     path = cell.folder / "result.json"
     try:
         return bool(json.loads(path.read_text(encoding="utf-8"))["key"] == cell.key)
-    except (FileNotFoundError, ValueError, KeyError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return False
 
 

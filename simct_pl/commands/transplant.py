@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from simct_pl.commands.output import folder_size, report, require_new, set_special_ids
+from simct_pl.commands.output import folder_size, report, require_new, set_special_ids, user_path
 from simct_pl.errors import MissingStopTokenError
 
 if TYPE_CHECKING:
@@ -31,11 +31,15 @@ def main(argv: Sequence[str]) -> int:
         description="Put a model's body on another family's tokenizer. Each new embedding row (and row of an untied "
         "head) is the mean of the old rows of the pieces that the old tokenizer makes of the new token's bytes.",
     )
-    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="the model, with its own tokenizer")
+    parser.add_argument(
+        "--model", type=user_path, required=True, metavar="DIR", help="the model, with its own tokenizer"
+    )
     parser.add_argument(
         "--tokenizer", required=True, metavar="PATH", help="the new one: a folder, its tokenizer.json, or a hub name"
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder to write; must not exist")
+    parser.add_argument(
+        "--output", type=user_path, required=True, metavar="DIR", help="the folder to write; must not exist"
+    )
     parser.add_argument("--stop", metavar="TOKEN", help="the new token that ends a turn (default: its eos_token)")
     arguments = parser.parse_args(argv)
     transplant(arguments.model, arguments.tokenizer, arguments.output, arguments.stop)
@@ -50,10 +54,8 @@ def transplant(model_folder: Path, tokenizer_path: str, output: Path, stop: str 
         MissingStopTokenError: if either tokenizer has no token that ends a turn.
         RecipeError: if `output` exists.
     """
-    from transformers import AutoModelForCausalLM
-
     from simct_pl.export import export_model
-    from simct_pl.models import check_model_path
+    from simct_pl.models import check_model_path, load_causal_lm
     from simct_pl.tokenization.bytes import TokenBytes
     from simct_pl.tokenization.loading import load_tokenizer
     from simct_pl.transplant import plan_rows, replace_vocabulary
@@ -68,7 +70,7 @@ def transplant(model_folder: Path, tokenizer_path: str, output: Path, stop: str 
             raise MissingStopTokenError(f"--stop {stop!r} is not a token of {tokenizer_path!r}")
         new.eos_token = stop
     roles = matching_roles(old, new, old_stop_ids)
-    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype="auto", use_safetensors=True)
+    model = load_causal_lm("model", str(model_folder), None)
     old_table = TokenBytes.from_tokenizer(old).up_to(num_rows)
     report(f"finding the old pieces of {len(new)} tokens")
     plan = plan_rows(TokenBytes.from_tokenizer(new), old_table, encoder(old), roles)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 from contextlib import closing
-from pathlib import Path
 
-from simct_pl.commands.output import report
+from simct_pl.commands.output import report, user_path
 from simct_pl.errors import MissingFileError, TrackingError
 
 
@@ -21,7 +20,7 @@ def main(argv: list[str]) -> int:
         description="Send metrics and artifacts that were logged while the tracking server could not be reached. "
         "Do this when the run is over; what the server has is not sent again.",
     )
-    parser.add_argument("run_folder", type=Path, help="such as runs/quickstart")
+    parser.add_argument("run_folder", type=user_path, help="such as runs/quickstart")
     options = parser.parse_args(argv)
     paths = sorted((options.run_folder / "tracking").glob("*.jsonl"))
     if not paths:

@@ -56,11 +56,11 @@ def build_mixture(
     if not sources:
         raise RecipeError("sources are empty; name at least one.")
     folder = Path(output).expanduser()
-    check_parent(folder)
     there, missing = available(sources)
     there_tests, missing_tests = available(tests)
     if missing_all := {**missing, **{f"{name} (test prompts)": why for name, why in missing_tests.items()}}:
         _refuse_or_warn(missing_all, allow_missing and bool(there))
+    check_parent(folder / MIXTURE)
     with progress("rows read", total=None) as bar:
         test_index = index_of_tests(there_tests, decontaminate_words, mask_numbers)
         builder = MixtureBuilder(test_index, duplicate_words, seed, bar.advance)
@@ -107,8 +107,7 @@ def _refuse_or_warn(missing: Mapping[str, str], go_on: bool) -> None:
 
 
 def _identity(source: PromptSource) -> dict[str, str | None]:
-    sha256 = FileFingerprint.of(source.path).sha256 if source.is_local else None
-    return {"path": source.path, "split": source.split, "sha256": sha256}
+    return {"path": source.path, "split": source.split, "sha256": source.sha256()}
 
 
 def print_mixture(reports: Mapping[str, SourceReport], folder: Path, num_rows: int) -> None:

@@ -18,7 +18,6 @@ import pyarrow as pa
 
 from simct_pl.data.draw import Draw
 from simct_pl.data.filters import RowFilter, text_of
-from simct_pl.data.fingerprint import FileFingerprint
 from simct_pl.data.overlap import OverlapIndex
 from simct_pl.data.source import PromptSource
 from simct_pl.data.table import MESSAGES, write_parquet
@@ -137,9 +136,7 @@ class MixtureBuilder:
         Raises:
             PromptDataError: if none of its rows can be read as the recipe says.
         """
-        report = SourceReport(source.rows.path, source.count)
-        if source.rows.is_local:
-            report.sha256 = FileFingerprint.of(source.rows.path).sha256
+        report = SourceReport(source.rows.path, source.count, sha256=source.rows.sha256())
         draws, dropped = source.draws(f"{self.seed}/{name}"), Counter[str]()
         for index, row in source.rows.rows():
             report.num_rows += 1
@@ -170,6 +167,8 @@ class MixtureBuilder:
         except PromptDataError as error:
             report.unreadable += [str(error)] if len(report.unreadable) < NUM_EXAMPLES else []
             return "unreadable"
+        if source.rows.is_too_long(prompt):
+            return "too_long"
         for keeps in source.filters:
             if not keeps(row, prompt):
                 return keeps.reason

@@ -14,7 +14,6 @@ from typing import Any
 import lightning as L
 from datasets import IterableDataset
 from datasets.distributed import split_dataset_by_node
-from datasets.exceptions import DatasetsError
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 from torch.utils.data import IterableDataset as TorchIterableDataset
@@ -75,25 +74,23 @@ class PromptStream(TorchIterableDataset[Prompt]):
         self.epoch += 1
         for row in self._readable(rows):
             prompt = self._with_system_prompts(self.source.prompt(row.pop("_index"), row))
-            limit = self.source.max_prompt_chars
-            if limit is not None and sum(len(message["content"]) for message in prompt.messages) > limit:
+            if self.source.is_too_long(prompt):
                 self.num_too_long += 1
                 continue
             yield prompt
         if self.num_too_long:
-            rank_zero_info(f"{self.source.path}: {self.num_too_long} prompts left out, longer than {limit} characters.")
+            rank_zero_info(
+                f"{self.source.path}: {self.num_too_long} prompts left out, longer than "
+                f"{self.source.max_prompt_chars} characters."
+            )
 
     def _readable(self, rows: IterableDataset) -> Iterator[dict[str, Any]]:
-        """The rows; what the reader finds broken in the file becomes an error that names it."""
-        try:
+        """The rows, while their file stays what it was."""
+        with self.source.reading():
             for row in rows:
                 if self.file is not None:
                     self.file.check()
                 yield row
-        except (OSError, ValueError, DatasetsError) as error:
-            if isinstance(error, PromptDataError):
-                raise
-            raise PromptDataError(f"Prompts {self.source.path!r} cannot be read: {error}") from error
 
     def _with_system_prompts(self, prompt: Prompt) -> Prompt:
         if self.system_prompt is None and self.teacher_system_prompt is None:

@@ -6,8 +6,10 @@ Only JSON and Parquet are read: formats that hold data and no code.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 from datasets import IterableDataset, load_dataset, load_dataset_builder
 from datasets.exceptions import DatasetsError
 
+from simct_pl.data.fingerprint import FileFingerprint
 from simct_pl.errors import MissingFileError, PromptDataError, RecipeError, SimctError
 from simct_pl.types import Prompt
 
@@ -34,6 +37,9 @@ class PromptSource:
         expression whose first group is the answer inside it.
     skip, limit: rows left out at the beginning, and at most so many taken after them.
     max_prompt_chars: longer prompts are left out, counted and reported.
+
+    Raises:
+        RecipeError: for a negative skip, a limit below 1, or an answer_pattern without a group.
     """
 
     path: str
@@ -48,6 +54,11 @@ class PromptSource:
     max_prompt_chars: int | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "path", os.path.expanduser(self.path))
+        for name, least in (("skip", 0), ("limit", 1), ("max_prompt_chars", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise RecipeError(f"{name} of {self.path!r} is {value}; expected at least {least}.")
         if self.answer_pattern is None:
             return
         try:
@@ -91,13 +102,23 @@ class PromptSource:
         Raises:
             MissingFileError, PromptDataError: if the path cannot be opened, or the reader finds it broken.
         """
-        try:
-            end = None if self.limit is None else self.skip + self.limit
+        end = None if self.limit is None else self.skip + self.limit
+        with self.reading():
             yield from islice(enumerate(self.open()), self.skip, end)
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """What the reader finds broken in the file becomes an error that names it.
+
+        Raises:
+            PromptDataError: that one.
+        """
+        try:
+            yield
         except (OSError, ValueError, DatasetsError) as error:
             if isinstance(error, SimctError):
                 raise
-            raise PromptDataError(f"{self.path!r} cannot be read: {error}") from error
+            raise PromptDataError(f"Prompts {self.path!r} cannot be read: {error}") from error
 
     def _from_the_hub(self) -> IterableDataset:
         """Formats that can hold pickles (WebDataset, say) are refused before a row is read."""
@@ -111,6 +132,15 @@ class PromptSource:
     def is_local(self) -> bool:
         """Whether the prompts are in a file, not on the hub."""
         return _builder(self.path)[1]
+
+    def sha256(self) -> str | None:
+        """Of a local file, 64 hexadecimal digits; None for a hub name."""
+        return FileFingerprint.of(self.path).sha256 if self.is_local else None
+
+    def is_too_long(self, prompt: Prompt) -> bool:
+        """Whether a prompt is to be left out by max_prompt_chars."""
+        limit = self.max_prompt_chars
+        return limit is not None and sum(len(message["content"]) for message in prompt.messages) > limit
 
     def prompt(self, index: int, row: Mapping[str, Any]) -> Prompt:
         """One row as a Prompt.

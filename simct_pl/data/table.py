@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +22,26 @@ def write_parquet(path: Path, schema: pa.Schema, batches: Iterable[Sequence[dict
     """Write batches of rows into a file that appears when it is complete and on the disk; returns the number of rows.
 
     Raises:
-        ExportError: if it cannot be written.
+        ExportError: if it cannot be written; what the batches raise comes through as it is.
     """
     part, num_rows = _part(path), 0
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with pq.ParquetWriter(part, schema) as writer:
-            for rows in batches:
-                writer.write_table(pa.Table.from_pylist(list(rows), schema))
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            writer = pq.ParquetWriter(part, schema)
+        try:
+            for rows in batches:  # what goes wrong in there is no trouble of this file
+                with _writing(path):
+                    writer.write_table(pa.Table.from_pylist(list(rows), schema))
                 num_rows += len(rows)
-        _put(part, path)
-    except (OSError, pa.ArrowException) as error:
-        raise ExportError(f"{str(path)!r} cannot be written: {error}.") from error
+        finally:
+            with _writing(path):
+                writer.close()
+        with _writing(path):
+            _put(part, path)
     finally:
-        part.unlink(missing_ok=True)  # whatever stopped it, and whoever makes the rows
+        with suppress(OSError):
+            part.unlink(missing_ok=True)  # whatever stopped it, and whoever makes the rows
     return num_rows
 
 
@@ -45,12 +52,27 @@ def write_json(path: Path, content: Any) -> None:
         ExportError: if it cannot be written.
     """
     part = _part(path)
-    try:
+    with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         _put(part, path)
-    except OSError as error:
-        raise ExportError(f"{str(path)!r} cannot be written: {error}.") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object that write_json wrote.
+
+    Raises:
+        MissingFileError, PromptDataError: if there is no such file, or it holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{str(path)!r} does not exist.") from error
+    except ValueError as error:
+        raise PromptDataError(f"{str(path)!r} cannot be read as JSON: {error}. Remove its folder.") from error
+    if not isinstance(content, dict):
+        raise PromptDataError(f"{str(path)!r} holds {content!r:.80}; expected an object. Remove its folder.")
+    return content
 
 
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
@@ -81,6 +103,14 @@ def schema_of(path: Path) -> pa.Schema:
         return pq.read_schema(path)
     except (OSError, pa.ArrowException) as error:
         raise PromptDataError(f"{str(path)!r} cannot be read as Parquet: {error}.") from error
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise ExportError(f"{str(path)!r} cannot be written: {error}.") from error
 
 
 def _part(path: Path) -> Path:

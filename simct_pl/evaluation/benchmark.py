@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from simct_pl.data.source import PromptSource
-from simct_pl.errors import EvaluationError
+from simct_pl.errors import EvaluationError, SimctError
 from simct_pl.evaluation.maths import MathVerifier
 
 
@@ -61,6 +61,10 @@ class Benchmark(ABC):
     def grade(self, problem: Problem, response: str) -> Grade:
         """Whether the response is right. Called from several threads."""
 
+    def grading(self) -> dict[str, Any]:
+        """What a grade depends on beside problem and response; plain values."""
+        return {}
+
     def check(self) -> None:  # noqa: B027 - most need nothing
         """Refuse what cannot be graded on this machine, before anything is generated.
 
@@ -86,6 +90,9 @@ class MathBenchmark(Benchmark):
         verdict = self.verify(problem.gold, response)
         return Grade(float(verdict.right), verdict.reason, verdict.answer or "")
 
+    def grading(self) -> dict[str, Any]:
+        return {"time_limit": self.verify.time_limit}
+
     def close(self) -> None:
         self.verify.close()
 
@@ -108,20 +115,32 @@ class Rows:
     def __post_init__(self) -> None:
         object.__setattr__(self, "source", PromptSource(self.path, name=self.name, split=self.split))
 
-    def __iter__(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        """Rows with their numbers.
+    def problems(self, make: Callable[[int, Mapping[str, Any]], Problem | None]) -> list[Problem]:
+        """What `make` reads in each row, given its number; None leaves the row out.
 
         Raises:
-            EvaluationError: naming the row that lacks a field.
+            MissingFileError, PromptDataError: if the file cannot be read.
+            EvaluationError: naming the row that lacks a field, or holds something else in it than expected.
         """
-        for index, row in enumerate(self.source.open()):
+        found = []
+        for index, row in self.source.rows():
             missing = [name for name in self.fields if row.get(name) is None]
             if missing:
                 raise EvaluationError(
                     f"Row {index} of {self.path!r} has no {', '.join(missing)}; its fields are "
                     f"{', '.join(sorted(row))}. Is it the right data set?"
                 )
-            yield index, row
+            try:
+                problem = make(index, row)
+            except (AttributeError, LookupError, SyntaxError, TypeError, ValueError) as error:
+                if isinstance(error, SimctError):
+                    raise
+                raise EvaluationError(
+                    f"Row {index} of {self.path!r} cannot be read as a problem ({type(error).__name__}: {error}). "
+                    "Is it the right data set?"
+                ) from error
+            found += [problem] if problem is not None else []
+        return found
 
 
 def subset(problems: list[Problem], limit: int | None) -> list[Problem]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
+from typing import Any
 
 from simct_pl.evaluation.benchmark import Benchmark, Grade, Problem
 from simct_pl.evaluation.sandbox import Sandbox
@@ -35,6 +37,9 @@ class CodeBenchmark(Benchmark):
 
     def __init__(self, sandbox: Sandbox) -> None:
         self.sandbox = sandbox
+
+    def grading(self) -> dict[str, Any]:
+        return {"sandbox": asdict(self.sandbox)}
 
     def check(self) -> None:
         self.sandbox.check()

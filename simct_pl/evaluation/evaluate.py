@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
-from simct_pl.data.fingerprint import FileFingerprint
 from simct_pl.errors import RecipeError
 from simct_pl.evaluation.benchmark import Benchmark
 from simct_pl.evaluation.report import log_results, print_results, write_summary
 from simct_pl.evaluation.runner import Evaluation, Protocol
 from simct_pl.evaluation.scores import BenchmarkResult, summarise
-from simct_pl.models import DtypeName, check_model_path, context_length, load_causal_lm, load_config
-from simct_pl.rollout.engine import RolloutEngine, StudentSource
-from simct_pl.rollout.hf import HFEngine
-from simct_pl.tokenization.model_tokenizer import ModelTokenizer
+from simct_pl.models import DtypeName
+from simct_pl.rollout.asked_model import AskedModel
+from simct_pl.rollout.engine import RolloutEngine
 from simct_pl.tracking import RunLogger
 
 TRACKING_URI = "sqlite:///runs/mlflow.db"
@@ -50,36 +44,19 @@ def evaluate(
     Raises:
         SimctError: before any weights load, if a model, a data set or the sandbox is not as it should be.
     """
-    model, engine = os.path.expanduser(model), engine or HFEngine()
     names = [benchmark.name for benchmark in benchmarks]
     if not names or len(set(names)) != len(names):
         raise RecipeError(f"benchmarks are {names}; expected at least one, and none twice.")
-    check_model_path("model", model)
-    context = context_length(load_config("model", model, trust_remote_code))
-    tokenizer = ModelTokenizer.from_pretrained(model)
-    folder = Path(output or Path("runs/evaluation") / Path(model).name).expanduser()
-    evaluation = Evaluation(f"{model} {weights_id(model)}".strip(), tokenizer, context, engine, protocol, folder)
-    engine.check(StudentSource(model, context, trust_remote_code, num_ranks=1))
+    asked = AskedModel.check(model, engine, dtype, trust_remote_code)
+    folder = Path(output or Path("runs/evaluation") / Path(asked.path).name).expanduser()
+    evaluation = Evaluation(asked.identity, asked.tokenizer, asked.context, asked.engine, protocol, folder)
     for benchmark in benchmarks:
         evaluation.check(benchmark)
-    lm = load_causal_lm("model", model, dtype, trust_remote_code).eval()
-    if isinstance(engine, HFEngine) and torch.cuda.is_available():
-        lm = lm.to("cuda")
-    engine.refresh(lm, 0)
-    try:
+    with asked.loaded():
         results = [summarise(benchmark.name, evaluation.run(benchmark)) for benchmark in benchmarks]
-    finally:
-        engine.close()
     write_summary(folder, results)
-    print_results(results, f"{model}, {protocol.num_seeds} seeds, temperature {protocol.temperature}")
+    print_results(results, f"{asked.path}, {protocol.num_seeds} seeds, temperature {protocol.temperature}")
     if tracking_uri is not None:
-        logger = RunLogger(str(folder / "tracking"), tracking_uri, run_name=f"evaluate {Path(model).name}")
-        log_results(logger, results, folder, json.dumps({"model": model, "dtype": dtype, **asdict(protocol)}))
+        logger = RunLogger(str(folder / "tracking"), tracking_uri, run_name=f"evaluate {Path(asked.path).name}")
+        log_results(logger, results, folder, json.dumps({"model": asked.path, "dtype": dtype, **asdict(protocol)}))
     return results
-
-
-def weights_id(model: str) -> str:
-    """Names the weights in a model folder, so that responses of others are not gone on with; empty for a hub name."""
-    files = sorted(Path(model).glob("*.safetensors"))
-    digests = "".join(FileFingerprint.of(file).sha256 for file in files)
-    return hashlib.sha256(digests.encode()).hexdigest()[:16] if files else ""

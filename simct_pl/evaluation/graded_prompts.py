@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+from typing import Any
+
 from simct_pl.data.source import PromptSource
 from simct_pl.errors import PromptDataError, RecipeError
 from simct_pl.evaluation.benchmark import Benchmark, Grade, Problem
 from simct_pl.evaluation.grader import Grader
 from simct_pl.types import Prompt
+
+logger = logging.getLogger(__name__)
 
 
 class GradedPrompts(Benchmark):
@@ -21,19 +26,23 @@ class GradedPrompts(Benchmark):
     """
 
     def __init__(self, name: str, source: PromptSource, grader: Grader, max_tokens: int = 4096) -> None:
-        if not name or "/" in name:
+        if name in ("", ".", "..") or "/" in name:
             raise RecipeError(f"name is {name!r}; expected one that can be a folder's.")
         self.name, self.max_tokens = name, max_tokens
         self.source, self.grader = source, grader
 
     def problems(self) -> list[Problem]:
-        rows = self.source.open().skip(self.source.skip)
-        if self.source.limit is not None:
-            rows = rows.take(self.source.limit)
-        return [self._problem(self.source.prompt(index, row)) for index, row in enumerate(rows, self.source.skip)]
+        prompts = [self.source.prompt(index, row) for index, row in self.source.rows()]
+        found = [self._problem(prompt) for prompt in prompts if not self.source.is_too_long(prompt)]
+        if len(found) < len(prompts):
+            logger.warning("%s: %d prompts are left out as too long.", self.name, len(prompts) - len(found))
+        return found
 
     def grade(self, problem: Problem, response: str) -> Grade:
         return graded(self.grader, problem, response)
+
+    def grading(self) -> dict[str, Any]:
+        return {"grader": type(self.grader).__name__}
 
     def _problem(self, prompt: Prompt) -> Problem:
         if len(prompt.messages) != 1:
@@ -44,7 +53,7 @@ class GradedPrompts(Benchmark):
 
 
 def graded(grader: Grader, problem: Problem, response: str) -> Grade:
-    """A grader's score as a grade."""
+    """A grader's score as a grade: right from one half on, so that what is counted is what is averaged."""
     prompt = Prompt(0, ({"role": "user", "content": problem.prompt},), answer=problem.gold or None)
-    score = grader(prompt, response)
-    return Grade(score, "right" if score >= 0.5 else "wrong")
+    right = grader(prompt, response) >= 0.5
+    return Grade(float(right), "right" if right else "wrong")

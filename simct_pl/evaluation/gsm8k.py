@@ -21,7 +21,7 @@ class GSM8K(MathBenchmark):
 
     def problems(self) -> list[Problem]:
         rows = Rows(self.path, ("question", "answer"), name="main")
-        return [Problem(str(i), self.ask(row["question"]), gold=self._gold(i, row["answer"])) for i, row in rows]
+        return rows.problems(lambda i, row: Problem(str(i), self.ask(row["question"]), self._gold(i, row["answer"])))
 
     def _gold(self, index: int, answer: str) -> str:
         _, mark, gold = answer.rpartition("####")

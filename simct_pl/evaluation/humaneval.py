@@ -31,10 +31,9 @@ class HumanEval(CodeBenchmark):
         self.path = path or packaged_file()
 
     def problems(self) -> list[Problem]:
-        return [
-            _problem(row["task_id"], row["prompt"], row["entry_point"], row["test"])
-            for _, row in Rows(self.path, FIELDS)
-        ]
+        return Rows(self.path, FIELDS).problems(
+            lambda _, row: _problem(row["task_id"], row["prompt"], row["entry_point"], row["test"])
+        )
 
 
 def packaged_file() -> str:

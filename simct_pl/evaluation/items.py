@@ -13,7 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from simct_pl.errors import EvaluationError, ExportError
+from simct_pl.data.kept import keep_settings
+from simct_pl.errors import EvaluationError
 from simct_pl.evaluation.scores import Item
 
 
@@ -31,28 +32,7 @@ class ItemStore:
     def __init__(self, folder: Path, benchmark: str, settings: dict[str, Any], rank: int = 0) -> None:
         self.folder = folder / benchmark
         self.path = self.folder / f"items-{rank}.jsonl"
-        settings = json.loads(json.dumps(settings))
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._check(settings)
-        except OSError as error:
-            raise ExportError(f"Results cannot be written into {str(self.folder)!r}: {error}.") from error
-
-    def _check(self, settings: dict[str, Any]) -> None:
-        path = self.folder / "settings.json"
-        if not path.exists():
-            part = path.with_suffix(f".part-{os.getpid()}")
-            part.write_text(json.dumps(settings, indent=1, ensure_ascii=False), encoding="utf-8")
-            part.replace(path)
-            return
-        found = json.loads(path.read_text(encoding="utf-8"))
-        differing = {key for key in found.keys() | settings.keys() if found.get(key) != settings.get(key)}
-        if differing:
-            key = min(differing)
-            raise EvaluationError(
-                f"{str(self.folder)!r} holds responses with {key} = {found.get(key)!r}; this evaluation has "
-                f"{settings.get(key)!r}. Give another output folder, or remove that one."
-            )
+        keep_settings(self.folder, settings, EvaluationError)
 
     def read(self) -> list[Item]:
         """All items so far; a last line that was cut short is taken out of its file, so that it is done again."""

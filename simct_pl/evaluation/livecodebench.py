@@ -57,7 +57,7 @@ class LiveCodeBench(CodeBenchmark):
         self.name = f"livecodebench_{release}"
 
     def problems(self) -> list[Problem]:
-        return [_problem(row) for _, row in Rows(self.path, FIELDS)]
+        return Rows(self.path, FIELDS).problems(lambda _, row: _problem(row))
 
     def grade(self, problem: Problem, response: str) -> Grade:
         if problem.tests:

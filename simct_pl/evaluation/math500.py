@@ -19,5 +19,6 @@ class MATH500(MathBenchmark):
         self.path = path
 
     def problems(self) -> list[Problem]:
-        rows = Rows(self.path, ("problem", "answer"))
-        return [Problem(str(row.get("unique_id", i)), self.ask(row["problem"]), gold=row["answer"]) for i, row in rows]
+        return Rows(self.path, ("problem", "answer")).problems(
+            lambda i, row: Problem(str(row.get("unique_id", i)), self.ask(row["problem"]), gold=row["answer"])
+        )

@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -96,23 +97,25 @@ class MathVerifier:
 
     def close(self) -> None:
         """End the process; the next comparison starts another."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            for pipe in (self._process.stdin, self._process.stdout):
-                assert pipe is not None
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            assert pipe is not None
+            with suppress(BrokenPipeError):  # a question that it did not live to read
                 pipe.close()
-            self._process = None
 
     def _ask(self, gold: str, answer: str) -> str:
+        if self._process is not None and self._process.poll() is not None:
+            self.close()  # it died of something else than this comparison
         process = self._process or self._start()
         assert process.stdin is not None
         assert process.stdout is not None
-        try:
+        with suppress(BrokenPipeError):  # it has died, and the empty answer says so
             process.stdin.write(json.dumps({"gold": gold, "answer": answer}) + "\n")
             process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has died, and the empty answer says so
         found = _line_within(process, process.stdout, self.time_limit)
         if not found:
             self.close()

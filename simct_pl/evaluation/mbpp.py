@@ -55,11 +55,13 @@ class MBPP(CodeBenchmark):
         text, setup = ("text", "test_setup_code") if self.subset == "full" else ("prompt", "test_imports")
         rows = Rows(self.path, ("task_id", text, setup, "test_list"), name=self.subset, split=self.split)
         first, last = IDS[self.split]
-        return [
-            _problem(row["task_id"], row[text], row[setup], row["test_list"])
-            for _, row in rows
-            if first <= row["task_id"] <= last
-        ]
+        return rows.problems(
+            lambda _, row: (
+                _problem(row["task_id"], row[text], row[setup], row["test_list"])
+                if first <= row["task_id"] <= last
+                else None
+            )
+        )
 
 
 def _problem(task_id: int, text: str, setup: str | list[str], tests: list[str]) -> Problem:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from simct_pl.data.table import write_json
 from simct_pl.evaluation.scores import BenchmarkResult
 from simct_pl.tracking import RunLogger
 
@@ -45,11 +45,13 @@ def print_results(results: Sequence[BenchmarkResult], title: str) -> None:
 
 
 def write_summary(folder: Path, results: Sequence[BenchmarkResult]) -> Path:
-    """Write summary.json; its path."""
+    """Write summary.json; its path.
+
+    Raises:
+        ExportError: if it cannot be written.
+    """
     path = folder / SUMMARY
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps([asdict(result) for result in results], indent=1), encoding="utf-8")
-    part.replace(path)
+    write_json(path, [asdict(result) for result in results])
     return path
 
 

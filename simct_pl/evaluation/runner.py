@@ -6,24 +6,23 @@ disk at once, and is not done again when the evaluation is started anew.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
-import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from simct_pl.errors import EvaluationError, PromptDataError, RecipeError
 from simct_pl.evaluation.benchmark import Benchmark, Problem, subset
 from simct_pl.evaluation.items import ItemStore
 from simct_pl.evaluation.scores import Item
+from simct_pl.progress import progress
 from simct_pl.rollout.engine import Generation, RolloutEngine, SamplingParams, sample_seed
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer
 
@@ -76,14 +75,15 @@ class Evaluation:
     """Runs benchmarks on one model.
 
     Args:
-        model: what the results are called by. tokenizer, context: the model's; context in tokens, None if unknown.
+        model: what names the model and its weights, plain values. tokenizer, context: the model's; context in tokens,
+            None if unknown.
         engine: generates with the model's weights, which it has already. protocol: see there.
         folder: of the results. rank, num_ranks: this process does its share of the problems.
     """
 
     def __init__(
         self,
-        model: str,
+        model: dict[str, Any],
         tokenizer: ModelTokenizer,
         context: int | None,
         engine: RolloutEngine,
@@ -120,13 +120,13 @@ class Evaluation:
         wanted = {(request.problem.id, request.seed_index) for request in requests}
         done = {(item.problem, item.seed_index): item for item in store.read()}
         left = [request for request in requests if (request.problem.id, request.seed_index) not in done]
-        with closing(benchmark), _progress(benchmark.name, len(requests), self.rank) as advance:
-            advance(len(requests) - len(left))
+        with closing(benchmark), progress(benchmark.name, len(requests), self.rank == 0) as bar:
+            bar.advance(len(requests) - len(left))
             for start in range(0, len(left), self.protocol.batch_size):
                 items = self._answer(benchmark, left[start : start + self.protocol.batch_size])
                 store.add(items)
                 done |= {(item.problem, item.seed_index): item for item in items}
-                advance(len(items))
+                bar.advance(len(items))
         return [item for key, item in done.items() if key in wanted]
 
     def requests(self, benchmark: Benchmark, problems: Sequence[Problem]) -> list[Request]:
@@ -160,7 +160,7 @@ class Evaluation:
             return list(pool.map(lambda pair: self._item(benchmark, *pair), zip(requests, generations, strict=True)))
 
     def _item(self, benchmark: Benchmark, request: Request, generation: Generation) -> Item:
-        response = self._text(generation)
+        response = self.tokenizer.response_text(generation.response_ids)
         grade = benchmark.grade(request.problem, response)
         return Item(
             request.problem.id,
@@ -174,19 +174,18 @@ class Evaluation:
             grade.detail,
         )
 
-    def _text(self, generation: Generation) -> str:
-        """The response without its stop; a character that it breaks off inside is replaced."""
-        ids = generation.response_ids[:-1] if generation.finish_reason == "stop" else generation.response_ids
-        ids_S = np.array(ids, dtype=np.int64)
-        known_S = ids_S[self.tokenizer.table.known(ids_S)]  # rows of a padded vocabulary have no bytes
-        return self.tokenizer.table.join(known_S).decode(errors="replace")
-
     def _settings(self, benchmark: Benchmark, problems: Sequence[Problem]) -> dict[str, Any]:
-        """What a response depends on; num_seeds may grow from one run to the next."""
+        """What responses and grades depend on; num_seeds may grow from one run to the next."""
+        digest = hashlib.blake2b(digest_size=16)
+        for problem in problems:  # a row number is not all that names one
+            digest.update(repr(problem).encode(errors="surrogatepass"))
         return {
-            "model": self.model,
+            **self.model,
             "benchmark": benchmark.name,
             "problems": [problem.id for problem in problems],
+            "problems_digest": digest.hexdigest(),
+            "tokenizer": self.tokenizer.fingerprint,
+            "grading": benchmark.grading(),
             "sampling": asdict(self.protocol.sampling(benchmark)),
             "seed": self.protocol.seed,
             "policy_version": self.engine.policy_version,
@@ -211,11 +210,3 @@ def load(benchmark: Benchmark, limit: int | None) -> list[Problem]:
 def _number_of(benchmark: Benchmark, problem: Problem) -> int:
     """Names one problem of one benchmark for its seeds, however many others are evaluated."""
     return zlib.crc32(f"{benchmark.name}/{problem.id}".encode())
-
-
-@contextmanager
-def _progress(name: str, total: int, rank: int) -> Iterator[Any]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=rank > 0) as progress:
-        task = progress.add_task(name, total=total)
-        yield lambda count: progress.advance(task, count)

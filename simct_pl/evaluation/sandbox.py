@@ -13,7 +13,7 @@ import secrets
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import IO, Any
@@ -95,14 +95,16 @@ class Sandbox:
         seconds = (len(tests) + 2) * self.time_limit
         limits = f"{self.memory_mb}, {round(seconds) + 1}, {self.file_mb}"
         requests, answers = os.pipe(), os.pipe()
-        with _memory_file(json.dumps(job).encode()) as job_file, _memory_file() as verdict_file:
-            candidate = self._start(f"candidate.functions({limits})", requests[0], answers[1])
-            examine = f"examiner.examine({requests[1]}, {answers[0]}, {EXAMINER_MB}, {round(seconds) + 1})"
-            examiner = self._start(examine, job_file, verdict_file, pass_fds=(requests[1], answers[0]))
-            for descriptor in (*requests, *answers):
-                os.close(descriptor)
+        with _memory_file(json.dumps(job).encode()) as job_file, _memory_file() as verdict_file, ExitStack() as ended:
+            try:
+                candidate = self._start(f"candidate.functions({limits})", requests[0], answers[1])
+                ended.callback(_finish, candidate, 0)
+                examine = f"examiner.examine({requests[1]}, {answers[0]}, {EXAMINER_MB}, {round(seconds) + 1})"
+                examiner = self._start(examine, job_file, verdict_file, pass_fds=(requests[1], answers[0]))
+            finally:
+                for descriptor in (*requests, *answers):
+                    os.close(descriptor)
             _finish(examiner, seconds + START_SECONDS)
-            _finish(candidate, 0)
             return _verdict(_content(verdict_file), secret)
 
     def run_program(self, code: str, stdin: bytes) -> ProgramRun:
@@ -146,14 +148,16 @@ def _verdict(content: bytes, secret: str) -> Verdict:
 
 
 def _finish(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    """Wait so long, then end it and all it started; whether it ended by itself."""
+    """Wait so long, or until somebody interrupts; then end it and all it started. Whether it ended by itself."""
     try:
         process.wait(seconds)
+        return True
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
         return False
-    return True
+    finally:
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from simct_pl.progress import follow
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
@@ -51,11 +53,9 @@ def _query(tracking_uri: str, run_ids: Sequence[str], metrics: Sequence[str]) ->
 
 
 def _ask(client: MlflowClient, run_ids: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
-    from rich.progress import track
-
     points = [
         (run_id, metric, point.step, point.timestamp, point.value)
-        for run_id in track(run_ids, description="reading runs", transient=True)
+        for run_id in follow(run_ids, "reading runs")
         for metric in metrics
         for point in client.get_metric_history(run_id, metric)
     ]

@@ -71,7 +71,9 @@ def plan_run(cli: PlanningCLI, gpu: str | None, num_prompts: int = NUM_PROMPTS, 
     if not isinstance(module, DistillModule):
         raise RecipeError(f"Only a DistillModule can be planned; the recipe's model is {type(module).__name__}.")
     layout = Layout.of(cli.settings, gpu)
-    providers = [one for one in cli.settings["callbacks"] or [] if isinstance(one, RolloutProvider)]
+    callbacks = cli.settings["callbacks"] or []
+    callbacks = callbacks if isinstance(callbacks, list) else [callbacks]  # a trainer takes a single one, too
+    providers = [one for one in callbacks if isinstance(one, RolloutProvider)]
     if not providers:
         raise RolloutError(NO_ROLLOUTS)
     module.check_models()
@@ -104,7 +106,7 @@ def check_context(run: PlannedRun) -> None:
     Raises:
         PromptDataError: naming the three numbers.
     """
-    context, longest = run.module.student_context, run.lengths.longest_prompt
+    context, longest = run.module.student_context, run.lengths.student_prompt
     if context is not None and longest + run.rollouts.sampling.max_tokens > context:
         raise PromptDataError(
             f"A prompt has {longest} tokens, and max_tokens={run.rollouts.sampling.max_tokens}; together they exceed "

@@ -115,14 +115,19 @@ def compute_bytes(layout: Layout, sharding: Sharding | None, weights: Literal[2,
 
 
 def _num_devices(devices: int | str | list[int], on_cpu: bool) -> int:
-    """Of one node; `auto` and -1 are all GPUs here, or one."""
-    if isinstance(devices, list):
-        return len(devices)
-    if isinstance(devices, str) and "," in devices:
-        return len([part for part in devices.split(",") if part.strip()])
+    """Of one node; `auto` and -1 are all GPUs here, or one.
+
+    Raises:
+        RecipeError: for what is no number of devices, nor a list of them.
+    """
     if devices in ("auto", -1, "-1"):
         return 1 if on_cpu else max(torch.cuda.device_count(), 1)
-    return int(devices)
+    if isinstance(devices, str) and "," in devices:
+        devices = [int(part) for part in devices.split(",") if part.strip().isdecimal()]
+    number = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdecimal() else 0
+    if number < 1:
+        raise RecipeError(f"trainer.devices is {devices!r}; expected how many, a list of GPUs, -1 or auto.")
+    return number
 
 
 def _gpu_here() -> str | None:

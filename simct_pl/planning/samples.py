@@ -31,13 +31,19 @@ class Sample:
 class Lengths:
     """Tokens, of the student's unless said otherwise.
 
-    longest_prompt: of the samples, of either side. response: mean of the reference responses, None without any.
-    teacher_share: the teacher's tokens for one of the student's, on the same text.
+    student_prompt, teacher_prompt: the longest of the samples, as either side reads it. response: mean of the reference
+    responses, None without any. teacher_share: the teacher's tokens for one of the student's, on the same text.
     """
 
-    longest_prompt: int
+    student_prompt: int
+    teacher_prompt: int
     response: float | None
     teacher_share: float
+
+    @property
+    def longest_prompt(self) -> int:
+        """Of either side."""
+        return max(self.student_prompt, self.teacher_prompt)
 
 
 def read_samples(datamodule: L.LightningDataModule, num: int, domain_field: str = "domain") -> list[Sample]:
@@ -83,14 +89,10 @@ def _from_loaders(datamodule: L.LightningDataModule) -> Iterator[Prompt]:
 def measure_lengths(pair: TokenizerPair, samples: Sequence[Sample]) -> Lengths:
     """Lengths of some prompts, and of their reference responses where there are any (else of the prompts' words)."""
     prompts = [sample.prompt for sample in samples]
-    longest = max(
-        max(
-            len(pair.student.render_prompt(prompt.messages)),
-            len(pair.teacher.render_prompt(prompt.teacher_messages or prompt.messages)),
-        )
-        for prompt in prompts
-    )
+    student_prompt = max(len(pair.student.render_prompt(prompt.messages)) for prompt in prompts)
+    teacher_prompt = max(len(pair.teacher.render_prompt(p.teacher_messages or p.messages)) for p in prompts)
     responses = [prompt.response for prompt in prompts if prompt.response]
     texts = responses or [prompt.messages[-1]["content"] for prompt in prompts]
     student, teacher = (sum(map(len, side.encode_batch(texts))) for side in (pair.student, pair.teacher))
-    return Lengths(longest, student / len(responses) if responses else None, teacher / max(student, 1))
+    mean = student / len(responses) if responses else None
+    return Lengths(student_prompt, teacher_prompt, mean, teacher / max(student, 1))

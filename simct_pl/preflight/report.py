@@ -96,13 +96,13 @@ def span_findings(run: PlannedRun, domains: Sequence[DomainReport]) -> list[Find
 def length_findings(run: PlannedRun) -> list[Finding]:
     """Prompts and responses against contexts and max_tokens."""
     module, max_tokens = run.module, run.rollouts.sampling.max_tokens
-    found, longest = [], run.lengths.longest_prompt
+    found, longest = [], run.lengths.student_prompt
     if module.student_context is not None and longest + max_tokens > module.student_context:
         text = f"A prompt of {longest} tokens and max_tokens={max_tokens} exceed the student's context of "
         found.append(Finding(Verdict.STOP, f"{text}{module.student_context}. Lower max_tokens or max_prompt_chars."))
-    read = longest + round(max_tokens * run.lengths.teacher_share)
+    read = run.lengths.teacher_prompt + round(max_tokens * run.lengths.teacher_share)
     if module.teacher_context is not None and read > module.teacher_context:
-        text = f"The longest responses would take {read} tokens of the teacher, whose context is "
+        text = f"With its prompt the longest response would take {read} tokens of the teacher, whose context is "
         found.append(Finding(Verdict.CARE, f"{text}{module.teacher_context}. Lower max_tokens."))
     responses = [sample.prompt.response for sample in run.samples if sample.prompt.response]
     cut = sum(len(ids) >= max_tokens for ids in module.pair.student.encode_batch(responses)) / max(len(responses), 1)

@@ -13,14 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import track
 
 from simct_pl.evaluation.bits import reference_bits
 from simct_pl.models import load_causal_lm
 from simct_pl.module import DistillModule
 from simct_pl.planning.samples import Sample
 from simct_pl.preflight.findings import Finding, Verdict
+from simct_pl.progress import follow
 from simct_pl.types import Prompt
 
 CLEARLY = 2.0  # standard errors
@@ -104,8 +103,7 @@ def _bits(module: DistillModule, role: str, prompts: Sequence[Prompt]) -> list[f
     tokenizer = module.pair.student if on_student else module.pair.teacher
     model = load_causal_lm(role, path, dtype, role in module.trust_remote_code).eval()
     model = model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    shown = track(prompts, f"scoring the {role}", console=Console(stderr=True), transient=True)
-    bits = [reference_bits(model, tokenizer, [prompt]) for prompt in shown]
+    bits = [reference_bits(model, tokenizer, [prompt]) for prompt in follow(prompts, f"scoring the {role}")]
     del model
     gc.collect()
     return bits

@@ -10,13 +10,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich.console import Console
-from rich.progress import track
-
 from simct_pl.alignment import Aligner, CommonBoundaryAligner
 from simct_pl.alignment.one_to_one import is_one_to_one
 from simct_pl.planning.samples import Sample
 from simct_pl.preflight.findings import Finding, Verdict
+from simct_pl.progress import follow
 from simct_pl.tokenization.pair import TokenizerPair
 from simct_pl.types import UnitAlignment
 
@@ -32,7 +30,6 @@ class DomainReport:
 
     domain: str
     num_texts: int
-    num_bytes: int
     student_tokens: int
     teacher_tokens: int
     num_units: int
@@ -83,19 +80,17 @@ def domain_reports(pair: TokenizerPair, aligner: Aligner, samples: Sequence[Samp
 
 def _report(pair: TokenizerPair, aligner: Aligner, domain: str, texts: Sequence[str]) -> DomainReport:
     minimal = CommonBoundaryAligner()
-    num_bytes = units = one_to_one = 0
+    units = one_to_one = 0
     aligned: list[UnitAlignment] = []
-    for text in track(texts, f"aligning {domain}", console=Console(stderr=True), transient=True):
+    for text in follow(texts, f"aligning {domain}"):
         # As a rollout would come: the student's ids, which the teacher then reads as text.
         tokens = pair.tokenize(pair.student.encode(text), stopped=False)
         units_U6 = minimal.align(tokens).units_U6
         units, one_to_one = units + len(units_U6), one_to_one + int(is_one_to_one(units_U6).sum())
-        num_bytes += len(text.encode())
         aligned.append(aligner.align(tokens))
     return DomainReport(
         domain,
         len(texts),
-        num_bytes,
         sum(one.num_student_tokens for one in aligned),
         sum(one.num_teacher_tokens for one in aligned),
         units,

@@ -6,9 +6,13 @@ unchanged: AutoTokenizer rebuilds pipelines and gives other ids on some texts. l
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from simct_pl.data.chat import find_stop_ids, render_prompt
 from simct_pl.errors import MissingStopTokenError, UnsupportedTokenizerError
@@ -73,6 +77,12 @@ class ModelTokenizer:
             )
         return self.found_stop_ids
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Names the ids, the chat template and the stops: what a prompt and a response are in tokens."""
+        parts = [self.table.fingerprint, self.hf.chat_template, self.found_stop_ids]
+        return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+
     def is_canonical(self, text: str, ids: Sequence[int]) -> bool:
         """Whether ids are how this tokenizer spells a text, alone or as the continuation of a line before it.
 
@@ -98,6 +108,17 @@ class ModelTokenizer:
         finally:
             backend.encode_special_tokens = before
         return [encoding.ids for encoding in encodings]
+
+    def response_bytes(self, ids: Sequence[int]) -> bytes:
+        """The bytes of sampled ids, without stops, a dummy prefix and ids that have none (of a padded embedding)."""
+        stops = set(self.found_stop_ids)
+        ids_S = np.array([token for token in ids if token not in stops], np.int64)
+        spelled = self.table.join(ids_S[self.table.known(ids_S)])
+        return spelled.removeprefix(b" ") if self.table.dummy_prefix else spelled
+
+    def response_text(self, ids: Sequence[int]) -> str:
+        """The same as a text; what a cut character leaves behind becomes U+FFFD."""
+        return self.response_bytes(ids).decode(errors="replace")
 
     def render_prompt(self, messages: Sequence[Message]) -> list[int]:
         """Ids of a prompt in the model's own chat template, ready for its answer (see data/chat.py)."""

@@ -38,8 +38,9 @@ class Asker:
 
     Args:
         engine: with its weights. reset: gives it its weights again after a failure.
-        text_of: a generation's text. max_retries: attempts after the first one, of a batch that fails and of a request
-            whose response is empty. wait_seconds: before the first of them; doubled for each further one.
+        text_of: a response's text, from its ids.
+        max_retries: attempts after the first one, of a batch that fails and of a request whose response is empty.
+            wait_seconds: before the first of them; doubled for each further one.
 
     counts: by reason: "failed_batches", "empty", "given_up_empty", "given_up_failed".
 
@@ -51,7 +52,7 @@ class Asker:
         self,
         engine: RolloutEngine,
         reset: Callable[[], None],
-        text_of: Callable[[Generation], str],
+        text_of: Callable[[list[int]], str],
         sampling: SamplingParams,
         stop_ids: tuple[int, ...],
         seed: int,
@@ -89,7 +90,7 @@ class Asker:
         return results
 
     def _has_text(self, generation: Generation | None) -> bool:
-        return generation is not None and bool(self.text_of(generation).strip())
+        return generation is not None and bool(self.text_of(generation.response_ids).strip())
 
     def _together(self, requests: list[Request]) -> list[Generation | None]:
         """All in one batch; when that keeps failing, one by one: a bad request must not take the others along."""

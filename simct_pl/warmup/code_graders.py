@@ -61,7 +61,8 @@ def tests_of(prompt: Prompt) -> tuple[str, list[str]]:
     """(setup, statements) of a prompt's tests.
 
     Raises:
-        PromptDataError: if its answer is neither a JSON list of statements nor Python with test functions.
+        PromptDataError: if its answer is neither a JSON list of statements nor Python with test functions, or if these
+            need pytest, which is not in the sandbox: right code would be graded wrong.
     """
     answer = prompt.answer or ""
     if answer.lstrip().startswith("["):
@@ -73,12 +74,14 @@ def tests_of(prompt: Prompt) -> tuple[str, list[str]]:
         module = ast.parse(answer)
     except (SyntaxError, ValueError) as error:
         raise _unfit(prompt, "a JSON list of statements, or Python with functions named test_…") from error
-    names = [node.name for node in module.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test")]
-    if not names:
+    found = [node for node in module.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test")]
+    if not found:
         raise _unfit(prompt, "functions named test_…")
-    # The solution is not a module there: what its tests import from it is found by name.
-    module.body = [node for node in module.body if not _imports_solution(node)]
-    return ast.unparse(module), [f"{name}()" for name in names]
+    # The solution is not a module there: what its tests import from it is found by name. Nor is pytest.
+    module.body = [node for node in module.body if not _is_left_out(node)]
+    if _needs_pytest(module) or any(len(node.args.args) > len(node.args.defaults) for node in found):
+        raise _unfit(prompt, "functions that need neither pytest nor its fixtures")
+    return ast.unparse(module), [f"{node.name}()" for node in found]
 
 
 def pairs_of(prompt: Prompt) -> list[tuple[str, str]]:
@@ -108,8 +111,22 @@ def _text(value: Any) -> str:
     return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _imports_solution(node: ast.stmt) -> bool:
-    return isinstance(node, ast.ImportFrom) and node.module == "solution"
+def _is_left_out(node: ast.stmt) -> bool:
+    """An import of the solution's names, or of pytest by its own."""
+    if isinstance(node, ast.ImportFrom):
+        return node.module == "solution"
+    return isinstance(node, ast.Import) and [(name.name, name.asname) for name in node.names] == [("pytest", None)]
+
+
+def _needs_pytest(module: ast.Module) -> bool:
+    """Whether what is left of a module of tests uses pytest."""
+    for node in ast.walk(module):
+        imported = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        imported += [name.name for name in node.names] if isinstance(node, ast.Import) else []
+        imported += [node.id] if isinstance(node, ast.Name) else []
+        if any(name.partition(".")[0] == "pytest" for name in imported):
+            return True
+    return False
 
 
 def _unfit(prompt: Prompt, expected: str) -> PromptDataError:

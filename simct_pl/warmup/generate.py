@@ -6,24 +6,18 @@ come out as without the interruption, because a seed depends on nothing but the 
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from simct_pl.data.chat import with_system_prompt
-from simct_pl.data.fingerprint import FileFingerprint
 from simct_pl.data.source import PromptSource
 from simct_pl.errors import PromptDataError, RecipeError
-from simct_pl.models import DtypeName, check_model_path, context_length, load_causal_lm, load_config
+from simct_pl.models import DtypeName
 from simct_pl.progress import progress
-from simct_pl.rollout.engine import Generation, RolloutEngine, SamplingParams, StudentSource
-from simct_pl.rollout.hf import HFEngine
+from simct_pl.rollout.asked_model import AskedModel
+from simct_pl.rollout.engine import Generation, RolloutEngine, SamplingParams
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer
 from simct_pl.types import Prompt
 from simct_pl.warmup.asking import Asker, Request
@@ -73,53 +67,25 @@ def generate(
     """
     if num_samples < 1 or batch_size < 1:
         raise RecipeError(f"num_samples={num_samples}, batch_size={batch_size}; expected at least 1.")
-    model, engine = os.path.expanduser(model), engine or HFEngine()
-    check_model_path("model", model)
-    context = context_length(load_config("model", model, trust_remote_code))
-    tokenizer = ModelTokenizer.from_pretrained(model)
-    engine.check(StudentSource(model, context, trust_remote_code, num_ranks=1))
-    reader = PromptReader(prompts, tokenizer, domain_field, system_prompt, context, sampling.max_tokens)
+    asked = AskedModel.check(model, engine, dtype, trust_remote_code)
+    reader = PromptReader(prompts, asked.tokenizer, domain_field, system_prompt, asked.context, sampling.max_tokens)
     wanted = reader.read()
-    asked = {"num_samples": num_samples, "batch_size": batch_size, "max_retries": max_retries, "seed": seed}
-    read = {"model": model, "dtype": dtype, "domain_field": domain_field, "system_prompt": system_prompt}
-    settings = {**read, **asked, "prompts": _identity(prompts), "sampling": asdict(sampling)}
+    settings = {
+        **asked.identity,
+        **{"num_samples": num_samples, "batch_size": batch_size, "max_retries": max_retries, "seed": seed},
+        **{"domain_field": domain_field, "system_prompt": system_prompt, "sampling": asdict(sampling)},
+        "prompts": {**asdict(prompts), "sha256": prompts.sha256()},
+    }
     store = ResponseStore(Path(output).expanduser(), settings)
     if store.finished:
         store.tidy()
         return store.report()
-    with with_weights(engine, model, dtype, trust_remote_code) as reset:
-        words = partial(text_of, tokenizer)
-        asker = Asker(engine, reset, words, sampling, tokenizer.stop_ids, seed, max_retries)
+    with asked.loaded() as reset:
+        stop_ids = asked.tokenizer.stop_ids
+        asker = Asker(asked.engine, reset, asked.tokenizer.response_text, sampling, stop_ids, seed, max_retries)
         generating = Generating(store, asker, num_samples)
         generating.run(wanted, batch_size)
     return generating.finish(reader.num_too_long)
-
-
-@contextmanager
-def with_weights(
-    engine: RolloutEngine, model: str, dtype: DtypeName, trust_remote_code: bool
-) -> Iterator[Callable[[], None]]:
-    """Load a model and hand it to an engine, which is closed in the end; gives what starts the engine anew."""
-    lm = load_causal_lm("model", model, dtype, trust_remote_code).eval()
-    if isinstance(engine, HFEngine) and torch.cuda.is_available():
-        lm = lm.to("cuda")
-
-    def reset() -> None:
-        engine.close()
-        engine.refresh(lm, 0)
-
-    engine.refresh(lm, 0)
-    try:
-        yield reset
-    finally:
-        engine.close()
-
-
-def text_of(tokenizer: ModelTokenizer, generation: Generation) -> str:
-    """A response as text, without the stop. What a cut character leaves behind becomes U+FFFD."""
-    stops = set(tokenizer.stop_ids)
-    ids = [token for token in generation.response_ids if token not in stops]
-    return tokenizer.table.join(ids).decode(errors="replace")
 
 
 @dataclass(frozen=True)
@@ -173,9 +139,8 @@ class PromptReader:
             domain = None if self.domain_field is None else str(row[self.domain_field])
             messages = with_system_prompt(prompt.messages, self.system_prompt)
             prompt_ids = self.tokenizer.render_prompt(messages)
-            limit = self.source.max_prompt_chars
-            too_long = limit is not None and sum(len(message["content"]) for message in prompt.messages) > limit
-            if too_long or (self.context is not None and len(prompt_ids) + self.max_tokens > self.context):
+            no_room = self.context is not None and len(prompt_ids) + self.max_tokens > self.context
+            if no_room or self.source.is_too_long(prompt):
                 self.num_too_long += 1
                 continue
             yield Asked(prompt, domain, prompt_ids)
@@ -211,7 +176,7 @@ class Generating:
             messages=list(asked.prompt.messages),
             answer=asked.prompt.answer,
             domain=asked.domain,
-            response=self.asker.text_of(generation) if generation is not None else "",
+            response=self.asker.text_of(ids) if generation is not None else "",
             finish_reason=generation.finish_reason if generation is not None else GIVEN_UP,
             seed=request.seed(self.asker.seed),
             attempt=request.attempt,
@@ -241,8 +206,3 @@ class Generating:
         }
         self.store.finish(report)
         return report
-
-
-def _identity(prompts: PromptSource) -> dict[str, Any]:
-    sha256 = FileFingerprint.of(prompts.path).sha256 if prompts.is_local and Path(prompts.path).is_file() else None
-    return {**asdict(prompts), "sha256": sha256}

@@ -8,7 +8,6 @@ folder/report.json             how many there are, and what was given up
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -17,9 +16,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from simct_pl.data.table import MESSAGES, read_parquet, write_json, write_parquet
+from simct_pl.data.kept import keep_settings
+from simct_pl.data.table import MESSAGES, read_json, read_parquet, write_json, write_parquet
 from simct_pl.errors import ResponseError
-from simct_pl.export import check_parent
 
 SCHEMA = pa.schema(
     [
@@ -74,20 +73,7 @@ class ResponseStore:
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self.folder, self.parts = folder, folder / "parts"
         self.path = folder / "responses.parquet"
-        check_parent(folder / "settings.json")
-        settings = json.loads(json.dumps(settings))
-        known = folder / "settings.json"
-        if not known.exists():
-            write_json(known, settings)
-            return
-        found = json.loads(known.read_text(encoding="utf-8"))
-        differing = sorted(key for key in found.keys() | settings.keys() if found.get(key) != settings.get(key))
-        if differing:
-            key = differing[0]
-            raise ResponseError(
-                f"{str(folder)!r} holds responses with {key} = {found.get(key)!r}, and this recipe has "
-                f"{settings.get(key)!r}. Give another output folder, or remove that one."
-            )
+        keep_settings(folder, settings, ResponseError)
 
     @property
     def finished(self) -> bool:
@@ -117,8 +103,7 @@ class ResponseStore:
 
     def report(self) -> dict[str, Any]:
         """The report of a finished generation."""
-        report: dict[str, Any] = json.loads((self.folder / "report.json").read_text(encoding="utf-8"))
-        return report
+        return read_json(self.folder / "report.json")
 
     def tidy(self) -> None:
         """Remove the parts of a finished generation."""

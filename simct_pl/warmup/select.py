@@ -60,6 +60,8 @@ def select(
         raise RecipeError(f"per_prompt={per_prompt}, num_workers={num_workers}; expected at least 1.")
     path, folder = _responses_file(responses), Path(output).expanduser()
     check_parent(folder / "selected.parquet")
+    if path.parent.resolve() == folder.resolve():
+        raise RecipeError(f"output {output!r} is the folder of the responses, whose report would be replaced.")
     judges = (
         filters if filters is not None else [NotTruncated(), LengthBetween(), NotRepetitive(), NoReplacementCharacter()]
     )

@@ -122,7 +122,7 @@ class SFTModule(L.LightningModule):
             check_model_path("model", self.model_path)
         load_config("model", self.model_path)
         if self.output is not None:
-            check_output(Path(self.output))
+            check_output(Path(self.output), () if self.from_scratch else (self.model_path,))
 
     @override
     def configure_model(self) -> None:
@@ -202,7 +202,7 @@ class SFTModule(L.LightningModule):
             if not prompt.response:
                 raise PromptDataError(
                     f"Prompt {prompt.index} has no response to learn from. "
-                    "Set data.train.response_field to the field that holds it."
+                    "Set response_field of data.train (and of data.val) to the field that holds it."
                 )
         responses_ids = self.tokenizer.encode_batch([prompt.response or "" for prompt in prompts])
         stop = self.tokenizer.stop_ids[0]
@@ -215,7 +215,7 @@ class SFTModule(L.LightningModule):
             if self.context is not None and length > self.context:
                 raise PromptDataError(
                     f"Prompt {prompt.index} has {length} tokens with its response; the model's context is "
-                    f"{self.context}. Leave long ones out: --max_tokens of `select`, or max_prompt_chars."
+                    f"{self.context}. Leave long ones out: the filter LengthBetween of `select`, or max_prompt_chars."
                 )
         return examples
 
@@ -261,9 +261,7 @@ class SFTModule(L.LightningModule):
             sampling=SamplingParams(temperature=0.0, max_tokens=self.max_response_tokens),
             stop_ids=self.tokenizer.stop_ids,
         )
-        stops = set(self.tokenizer.stop_ids)
-        texts = [[i for i in generation.response_ids if i not in stops] for generation in generations]
-        return [self.tokenizer.table.join(ids).decode(errors="replace") for ids in texts]
+        return [self.tokenizer.response_text(generation.response_ids) for generation in generations]
 
     def _mean(self, name: str) -> MeanMetric:
         mean = self.means[name]

@@ -10,15 +10,18 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
-from callbacks import BenchmarkCallback, Checkpoint
+from callbacks import BenchmarkCallback, Checkpoint, HFExport
 from simct_pl import DistillModule
 from simct_pl.checkpoints import CheckpointFolder, SavedCheckpoint
 from simct_pl.errors import RecipeError
 from simct_pl.evaluation.benchmark import Grade, Problem
 from simct_pl.evaluation.runner import Protocol
+from simct_pl.rollout.hf import HFEngine
 from simct_pl.tasks.benchmark import ArithmeticBenchmark
 from tests.callbacks.test_checkpoint import Memory
+from tests.callbacks.test_reports import NanInChunk
 from tests.tiny import data, distill_module, trainer
 
 NUM_STEPS = 6
@@ -66,6 +69,54 @@ def test_a_fit_is_scored_every_so_many_steps_and_trains_the_same(tmp_path: Path)
     alone, _ = fit(tmp_path / "alone")
     for name, weight in alone.student.state_dict().items():
         assert torch.equal(weight, module.student.state_dict()[name]), name
+
+
+class ReadOnce(ArithmeticBenchmark):
+    """Counts how often its problems are read, as from the hub."""
+
+    def __init__(self) -> None:
+        super().__init__(num_problems=2)
+        self.num_read = 0
+
+    def problems(self) -> list[Problem]:
+        self.num_read += 1
+        return super().problems()
+
+
+def test_a_fit_reads_the_problems_once(tmp_path: Path) -> None:
+    benchmark = ReadOnce()
+    _, memory = fit(tmp_path, BenchmarkCallback([benchmark], every_n_steps=2, protocol=Protocol(num_seeds=1)))
+    assert len(logged(memory, "eval/arithmetic/accuracy")) == 4
+    assert benchmark.num_read == 1
+
+
+def test_a_test_after_a_fit_scores_the_weights_that_are_there_now(tmp_path: Path) -> None:
+    engine = HFEngine()
+    benchmarks = BenchmarkCallback([ArithmeticBenchmark(2)], 3, Protocol(num_seeds=1), Protocol(num_seeds=1), engine)
+    module, run = distill_module(), trainer(tmp_path, benchmarks, max_steps=3, limit_val_batches=0)
+    run.fit(module, datamodule=data(num_train_batches=3))
+    refreshed: list[int] = []
+    engine.refresh = lambda model, version: refreshed.append(version)  # type: ignore[method-assign]
+    run.test(module, dataloaders=DataLoader([0]))
+    assert refreshed == [3]
+
+
+def test_a_skipped_step_is_neither_scored_nor_exported_again(tmp_path: Path) -> None:
+    benchmarks = BenchmarkCallback([ArithmeticBenchmark(2)], every_n_steps=1, protocol=Protocol(num_seeds=1))
+    module, memory = distill_module(objective=NanInChunk(1)), Memory()
+    export = HFExport(str(tmp_path / "student"), every_n_steps=1)
+    run = trainer(tmp_path, benchmarks, export, max_steps=2, limit_val_batches=0, logger=memory, log_every_n_steps=1)
+    run.fit(module, datamodule=data(num_train_batches=3))
+    assert module.guarded_step.num_skipped == 1
+    scored = [values for (_, key), values in memory.values.items() if key == "eval/arithmetic/accuracy"]
+    assert [len(values) for values in scored] == [1, 1, 1]  # of steps 0, 1 and 2
+    assert sorted(path.name for path in tmp_path.glob("student*")) == ["student", "student-step1", "student-step2"]
+
+
+def test_a_callback_that_needs_distillation_says_so(tmp_path: Path) -> None:
+    export = HFExport(str(tmp_path / "student"))
+    with pytest.raises(RecipeError, match="HFExport needs a DistillModule; the recipe's model is LightningModule"):
+        export.setup(trainer(tmp_path, export), L.LightningModule(), "fit")
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,16 @@ TENSOR_NAMES = {
 }
 
 
+def test_an_existing_folder_is_left_alone_also_behind_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    with pytest.raises(RecipeError, match="model' exists"):
+        main(["--gguf=~/a.gguf", "--output=~/model"])
+    with pytest.raises(ModelFolderError, match=r"a\.gguf"):
+        main(["--gguf=~/a.gguf", "--output=~/new"])
+
+
 @pytest.fixture(scope="module")
 def original() -> LlamaForCausalLM:
     torch.manual_seed(0)

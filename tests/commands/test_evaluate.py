@@ -12,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from simct_pl.cli import main
-from simct_pl.lightning_cli import PACKAGE
+from simct_pl.recipes import PACKAGE
 from tests.evaluation.samples import write_jsonl
 from tests.tiny import ASSETS
 
@@ -47,7 +47,7 @@ def options(tmp_path: Path, **changes: str) -> list[str]:
     return [f"--{name}={value}" for name, value in {**values, **changes}.items()]
 
 
-def test_evaluate_scores_a_folder_and_goes_on_where_it_was(folder: Path) -> None:
+def test_evaluate_scores_a_folder_and_goes_on_where_it_was(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done = command(folder, "evaluate", *options(folder))
     assert done.returncode == 0, done.stderr
     results = folder / "runs/evaluation/student"
@@ -70,12 +70,17 @@ def test_evaluate_scores_a_folder_and_goes_on_where_it_was(folder: Path) -> None
     before = (results / "arithmetic/items-0.jsonl").read_bytes()
     assert main(["evaluate", *options(folder)]) == 0
     assert (results / "arithmetic/items-0.jsonl").read_bytes() == before
+    assert main(["evaluate", *options(folder, dtype="bfloat16")]) == 2
+    assert "dtype = 'float32'; this run has 'bfloat16'" in capsys.readouterr().err.replace("\n", " ")
+    assert (results / "arithmetic/items-0.jsonl").read_bytes() == before
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"model": "nowhere/at/all"}, "does not exist"),
+        ({"model": "${asset:quickstart/nobody}"}, "quickstart/nobody' does not exist"),
+        ({"model": "${oc.env:NOT_SET_ANYWHERE}"}, "A value cannot be interpolated"),
         ({"benchmarks": "[GSM8k]"}, "GSM8k"),
         ({"benchmarks": "[{class_path: GSM8K, init_args: {path: nothing.jsonl}}]"}, "nothing.jsonl"),
         ({"protocol.max_tokens": "120"}, "Lower max_tokens"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from simct_pl.data.mixture import MixtureSource, Strata
 from simct_pl.data.prompts import PromptDataModule
 from simct_pl.data.source import PromptSource
 from simct_pl.data.table import read_parquet
-from simct_pl.errors import MissingFileError, PromptDataError, RecipeError
+from simct_pl.errors import ExportError, MissingFileError, PromptDataError, RecipeError
 from simct_pl.types import Prompt
 
 
@@ -54,6 +55,20 @@ def test_a_mixture_has_the_counts_and_says_where_each_row_is_from(tmp_path: Path
         assert (row["domain"], row["answer"]) == (domain, str(2 * number + 1))
         assert manifest["sources"][row["source"]]["rows"][str(number)] == row["digest"]
     assert [row["source"] for row in rows[:20]].count("eggs") not in (0, 20)  # shuffled
+
+
+def test_an_output_that_is_a_file_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("x")
+    with pytest.raises(ExportError, match="out cannot be made"):
+        build_mixture({"eggs": MixtureSource(source(tmp_path / "a.jsonl", [{"text": ""}]))}, str(tmp_path / "out"))
+
+
+def test_prompts_that_their_source_calls_too_long_stay_out(tmp_path: Path) -> None:
+    eggs = numbered(tmp_path / "a.jsonl", 12)
+    limited = replace(eggs, max_prompt_chars=len("How many eggs are 8 and 9?"))
+    manifest, rows = built(tmp_path / "out", sources={"eggs": MixtureSource(limited)})
+    assert sorted(row["row"] for row in rows) == list(range(9))
+    assert manifest["sources"]["eggs"]["dropped"] == {"too_long": 3}
 
 
 def test_the_same_seed_gives_the_same_file(tmp_path: Path) -> None:

@@ -130,6 +130,20 @@ def test_unfit_files_are_refused_at_setup(
         PromptDataModule(PromptSource(name)).setup("fit")
 
 
+@pytest.mark.parametrize("values", [{"skip": -1}, {"limit": -1}, {"limit": 0}, {"max_prompt_chars": 0}])
+def test_counts_that_leave_no_row_are_refused_at_once(values: dict[str, int]) -> None:
+    [(name, value)] = values.items()
+    with pytest.raises(RecipeError, match=f"{name} of 'a.jsonl' is {value}; expected at least"):
+        PromptSource("a.jsonl", **values)
+
+
+def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    numbered(tmp_path / "a.jsonl", 3)
+    assert len(list(PromptSource("~/a.jsonl").rows())) == 3
+    assert len(PromptSource("~/a.jsonl").sha256() or "") == 64
+
+
 @pytest.mark.parametrize("pattern", ["(open", "no group"])
 def test_answer_patterns_are_checked_at_once(pattern: str) -> None:
     with pytest.raises(RecipeError, match="answer_pattern"):

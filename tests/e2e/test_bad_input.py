@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from simct_pl import models as simct_models
 from simct_pl.cli import main
-from simct_pl.lightning_cli import PACKAGE
+from simct_pl.recipes import PACKAGE
 
 OBJECTIVE = "model: {init_args: {objective: {class_path: simct_pl.SimCTLoss, init_args: {%s}}}}"
 ROLLOUTS = "trainer: {callbacks: [{class_path: callbacks.RolloutCallback, init_args: {sampling: {max_tokens: %d}}}]}"

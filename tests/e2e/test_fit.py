@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from simct_pl.lightning_cli import PACKAGE
+from simct_pl.recipes import PACKAGE
 
 NUM_STEPS = 4
 

@@ -11,15 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from simct_pl.errors import EvaluationError, MissingFileError, RecipeError
-from simct_pl.evaluation.benchmark import Benchmark, Problem, subset
+from simct_pl.data.source import PromptSource
+from simct_pl.errors import EvaluationError, MissingFileError, PromptDataError, RecipeError
+from simct_pl.evaluation import humaneval, livecodebench
+from simct_pl.evaluation.benchmark import Benchmark, Grade, Problem, subset
 from simct_pl.evaluation.code_benchmark import code_of
+from simct_pl.evaluation.graded_prompts import GradedPrompts
+from simct_pl.evaluation.grader import Grader
 from simct_pl.evaluation.gsm8k import GSM8K
 from simct_pl.evaluation.humaneval import HumanEval, without_function
 from simct_pl.evaluation.livecodebench import LiveCodeBench, hidden_tests, same_output
 from simct_pl.evaluation.math500 import MATH500
 from simct_pl.evaluation.mbpp import MBPP, entry_of
 from simct_pl.evaluation.sandbox import Sandbox
+from simct_pl.types import Prompt
 from tests.evaluation import samples
 from tests.evaluation.machine import bubblewrap_works
 from tests.evaluation.samples import fenced, write_jsonl
@@ -47,6 +52,46 @@ def test_gsm8k_refuses_a_row_without_a_gold(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "g.jsonl", [{"question": "q", "answer": "about #### seven"}])
     with pytest.raises(EvaluationError, match=r"Row 0 of .*expected #### and an integer"):
         GSM8K(path).problems()
+
+
+def test_rows_of_another_data_set_are_named(tmp_path: Path) -> None:
+    gsm8k = write_jsonl(tmp_path / "g.jsonl", [*samples.GSM8K[:1], {"question": "q", "answer": 5}])
+    with pytest.raises(EvaluationError, match=r"Row 1 of .*g.jsonl' cannot be read as a problem \(AttributeError"):
+        GSM8K(gsm8k).problems()
+    mbpp = write_jsonl(tmp_path / "m.jsonl", [{"task_id": 11, "text": "t", "test_setup_code": "", "test_list": []}])
+    with pytest.raises(EvaluationError, match=r"Row 0 of .*m.jsonl' .*IndexError"):
+        MBPP(path=mbpp).problems()
+    texts = dict.fromkeys(livecodebench.FIELDS, "nonsense")
+    with pytest.raises(EvaluationError, match=r"Row 0 of .*JSONDecodeError"):
+        LiveCodeBench(write_jsonl(tmp_path / "l.jsonl", [texts])).problems()
+    texts = dict.fromkeys(humaneval.FIELDS, "no python")
+    with pytest.raises(EvaluationError, match=r"Row 0 of .*SyntaxError"):
+        HumanEval(write_jsonl(tmp_path / "h.jsonl", [texts])).problems()
+    (tmp_path / "broken.jsonl").write_text('{"question": "a", "answer": "#### 1"}\n{"question": \n')
+    with pytest.raises(PromptDataError, match=r"broken.jsonl' cannot be read"):
+        GSM8K(str(tmp_path / "broken.jsonl")).problems()
+
+
+class Half(Grader):
+    """Half right, or as much as the prompt says."""
+
+    def __call__(self, prompt: Prompt, response: str) -> float:
+        return float(prompt.answer or 0.5)
+
+
+def test_prompts_of_ones_own_are_right_or_wrong_and_long_ones_stay_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"prompt": text, "gold": gold} for text, gold in (("a", 0.4), ("bb", 0.5), ("much longer", 1.0))]
+    source = PromptSource(write_jsonl(tmp_path / "p.jsonl", rows), answer_field="gold", max_prompt_chars=4)
+    benchmark = GradedPrompts("own", source, Half())
+    problems = benchmark.problems()
+    assert [problem.id for problem in problems] == ["0", "1"]
+    assert "own: 1 prompts are left out as too long" in caplog.text
+    grades = [benchmark.grade(problem, "") for problem in problems]
+    assert grades == [Grade(0.0, "wrong"), Grade(1.0, "right")]
+    with pytest.raises(RecipeError, match="can be a folder's"):
+        GradedPrompts("..", source, Half())
 
 
 def test_math500(tmp_path: Path) -> None:

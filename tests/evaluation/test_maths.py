@@ -67,6 +67,19 @@ def test_a_gold_that_cannot_be_read_is_an_error(verify: MathVerifier) -> None:
         verify("", r"\boxed{3}")
 
 
+def test_a_process_that_was_killed_between_two_comparisons_costs_no_verdict() -> None:
+    verify = MathVerifier()
+    try:
+        assert verify("3", r"\boxed{3}").right
+        process = verify._process
+        assert process is not None
+        process.kill()
+        process.wait()
+        assert verify("3", r"\boxed{3}").right
+    finally:
+        verify.close()
+
+
 def test_a_comparison_that_hangs_is_killed_and_the_next_one_works(monkeypatch: pytest.MonkeyPatch) -> None:
     verify = MathVerifier(time_limit=1.0)
     try:

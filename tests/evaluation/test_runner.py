@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,7 +72,7 @@ def evaluation(
     ranks: int = 1,
 ) -> Evaluation:
     protocol = protocol or Protocol(num_seeds=2, batch_size=2)
-    return Evaluation("student", tokenizer, 128, engine, protocol, folder, rank, ranks)
+    return Evaluation({"model": "student"}, tokenizer, 128, engine, protocol, folder, rank, ranks)
 
 
 def test_every_problem_is_answered_once_a_seed(tokenizer: ModelTokenizer, tmp_path: Path) -> None:
@@ -101,8 +103,35 @@ def test_an_evaluation_that_is_cut_off_goes_on(tokenizer: ModelTokenizer, tmp_pa
     more = Scripted(tokenizer)
     assert len(evaluation(tokenizer, more, tmp_path / "cut", Protocol(num_seeds=3)).run(Totals())) == 9
     assert len(more.asked) == 3
-    with pytest.raises(EvaluationError, match="seed = 0; this evaluation has 1"):
+    with pytest.raises(EvaluationError, match="seed = 0; this run has 1"):
         evaluation(tokenizer, engine, tmp_path / "cut", Protocol(seed=1)).run(Totals())
+
+
+def test_problems_or_a_tokenizer_of_another_content_do_not_mix(tokenizer: ModelTokenizer, tmp_path: Path) -> None:
+    class OtherGold(Totals):
+        def problems(self) -> list[Problem]:
+            return [replace(problem, gold="7") for problem in super().problems()]
+
+    class OtherGrading(Totals):
+        def grading(self) -> dict[str, Any]:
+            return {"time_limit": 1.0}
+
+    evaluation(tokenizer, Scripted(tokenizer), tmp_path).run(Totals())
+    with pytest.raises(EvaluationError, match="problems_digest"):
+        evaluation(tokenizer, Scripted(tokenizer), tmp_path).run(OtherGold())
+    with pytest.raises(EvaluationError, match=r"grading = {}; this run has {'time_limit': 1.0}"):
+        evaluation(tokenizer, Scripted(tokenizer), tmp_path).run(OtherGrading())
+    teacher = ModelTokenizer.from_pretrained(str(ASSETS / "teacher"))
+    with pytest.raises(EvaluationError, match="tokenizer = "):
+        evaluation(teacher, Scripted(teacher), tmp_path).run(Totals())
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{"])
+def test_settings_that_are_no_settings_are_named(tokenizer: ModelTokenizer, tmp_path: Path, content: str) -> None:
+    (tmp_path / "totals").mkdir()
+    (tmp_path / "totals/settings.json").write_text(content)
+    with pytest.raises(PromptDataError, match=r"totals/settings\.json"):
+        evaluation(tokenizer, Scripted(tokenizer), tmp_path).run(Totals())
 
 
 def test_ranks_share_the_problems(tokenizer: ModelTokenizer, tmp_path: Path) -> None:

@@ -7,10 +7,13 @@ want of a sandbox.
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import subprocess
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -291,6 +294,46 @@ def test_a_bubblewrap_that_does_not_work_is_reported(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(bwrap.shutil, "which", lambda name: str(broken))
     with pytest.raises(SandboxError, match="No permissions to create new namespace"):
         Sandbox().check()
+
+
+class SecondRefused:
+    """Starts a first process, and none after it: the machine has no more."""
+
+    def __init__(self) -> None:
+        self.started: list[subprocess.Popen[bytes]] = []
+        self.start = subprocess.Popen
+
+    def __call__(self, *arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        if self.started:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        self.started.append(self.start(*arguments, **options))
+        return self.started[0]
+
+
+def test_a_suite_that_cannot_start_leaves_no_process_and_no_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert SANDBOX.run_tests(HONEST, TESTS).passed
+    processes, before = SecondRefused(), os.listdir("/proc/self/fd")
+    monkeypatch.setattr("simct_pl.evaluation.sandbox.subprocess.Popen", processes)
+    with pytest.raises(BlockingIOError):
+        SANDBOX.run_tests(HONEST, TESTS)
+    assert os.listdir("/proc/self/fd") == before
+    assert [process.returncode is not None for process in processes.started] == [True]
+
+
+def test_an_interrupted_wait_ends_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    wait = subprocess.Popen.wait
+
+    def interrupted(process: subprocess.Popen[bytes], timeout: float | None = None) -> int:
+        started.append(process)
+        if len(started) == 1:
+            raise KeyboardInterrupt
+        return wait(process, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        SANDBOX.run_program("while True: pass", b"")
+    assert started[0].returncode == -signal.SIGKILL
 
 
 def test_limits_must_be_positive() -> None:

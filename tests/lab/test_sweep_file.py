@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import yaml
 
+from simct_pl.commands.sweep import is_finished
 from simct_pl.errors import MissingFileError, RecipeError
-from simct_pl.lab.sweep_file import SweepFile, nested
+from simct_pl.lab.sweep_file import Cell, SweepFile, nested
 from simct_pl.recipes import recipe_folder
 
 CONTENT = {
@@ -96,3 +99,12 @@ def test_every_shipped_sweep_loads() -> None:
     assert len(sweeps) >= 3
     for path in sweeps:
         assert SweepFile.load(path).cells(Path("runs"))
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", "null", '{"key": "another"}'])
+def test_a_result_that_says_nothing_of_the_cell_is_run_again(tmp_path: Path, content: str) -> None:
+    cell = cast("Cell", SimpleNamespace(folder=tmp_path, key="k"))
+    (tmp_path / "result.json").write_text(content)
+    assert not is_finished(cell)
+    (tmp_path / "result.json").write_text('{"key": "k"}')
+    assert is_finished(cell)

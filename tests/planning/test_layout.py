@@ -32,6 +32,12 @@ def test_devices_are_counted(devices: int | str | list[int], expected: int) -> N
     assert layout.num_ranks == 2 * expected
 
 
+@pytest.mark.parametrize("devices", ["abc", "", 0, "0", -2, [], ","])
+def test_devices_that_are_none_are_refused(devices: int | str | list[int]) -> None:
+    with pytest.raises(RecipeError, match=r"trainer\.devices is"):
+        Layout.of(settings(devices=devices))
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about a machine without GPUs")
 def test_without_a_gpu_here_one_is_assumed_and_said() -> None:
     layout = Layout.of(settings())

@@ -11,7 +11,7 @@ from callbacks import RolloutCallback
 from simct_pl.data.prompts import PromptDataModule
 from simct_pl.data.source import PromptSource
 from simct_pl.errors import PromptDataError, RecipeError, RolloutError
-from simct_pl.lightning_cli import run
+from simct_pl.lightning_cli import open_recipes, run
 from simct_pl.models import load_config
 from simct_pl.parallel import ShardedStrategy, Sharding
 from simct_pl.planning import dry_run
@@ -26,7 +26,7 @@ from simct_pl.rollout.vllm import VLLMEngine
 from tests.planning.test_layout import settings
 from tests.tiny import ASSETS, data, unloaded_module
 
-LENGTHS = Lengths(longest_prompt=20, response=32.0, teacher_share=1.25)
+LENGTHS = Lengths(student_prompt=20, teacher_prompt=18, response=32.0, teacher_share=1.25)
 
 
 def test_a_plan_is_the_cost_models_of_the_recipe() -> None:
@@ -118,7 +118,32 @@ def test_lengths_are_counted_in_tokens(file: Path) -> None:
     assert lengths.response == student
     assert lengths.teacher_share == teacher / student
     messages = [{"role": "user", "content": "1+2+3?"}]
-    assert lengths.longest_prompt == max(len(side.render_prompt(messages)) for side in (pair.student, pair.teacher))
+    assert lengths.student_prompt == len(pair.student.render_prompt(messages))
+    assert lengths.teacher_prompt == len(pair.teacher.render_prompt(messages))
+    assert lengths.longest_prompt == max(lengths.student_prompt, lengths.teacher_prompt)
+
+
+def test_a_long_prompt_of_the_teachers_is_no_trouble_of_the_student(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The student has a context of 128 tokens; only the teacher reads the system prompt."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.jsonl").write_text('{"prompt": "1+2+3?"}\n')
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        "data:\n  class_path: simct_pl.PromptDataModule\n  init_args:\n    batch_size: 1\n"
+        f"    train: {{path: {tmp_path / 'p.jsonl'}}}\n    teacher_system_prompt: {'1 2 ' * 30}\n"
+    )
+    arguments = ["fit", "--recipe", "quickstart", "--recipe", str(recipe)]
+    planned = dry_run.plan_run(open_recipes(arguments, dry_run.PlanningCLI), None)
+    assert planned.lengths.student_prompt < 20 < 60 < planned.lengths.teacher_prompt
+    assert planned.lengths.teacher_prompt + planned.rollouts.sampling.max_tokens > 128
+    dry_run.check_context(planned)
+    context = planned.module.student_context
+    assert context == 128
+    too_long = replace(planned, lengths=replace(planned.lengths, student_prompt=context))
+    with pytest.raises(PromptDataError, match="exceed the student's context of 128"):
+        dry_run.check_context(too_long)
 
 
 # ---- the command ----

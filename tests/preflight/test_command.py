@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from simct_pl.commands.preflight import main
+from simct_pl.errors import ExportError, RecipeError
 from simct_pl.lightning_cli import open_recipes
 from simct_pl.planning.dry_run import PlannedRun, PlanningCLI, plan_run
 from simct_pl.planning.section import Section
@@ -49,6 +50,15 @@ def test_the_command_prints_and_writes_a_page(
     assert "http" not in page  # nothing is fetched
 
 
+def test_options_that_make_no_sense_are_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("num_prompts", "num_scored"):
+        with pytest.raises(RecipeError, match=f"--{name} 0"):
+            main(["--recipe", "quickstart", f"--{name}", "0"])
+    with pytest.raises(ExportError, match="is a folder"):
+        main(["--recipe", "quickstart", "--output", str(tmp_path)])
+
+
 def test_an_unfit_pair_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Contexts of 128 tokens, and responses of 200."""
     monkeypatch.chdir(tmp_path)
@@ -80,8 +90,10 @@ def test_memory_and_lengths_are_judged(planned: PlannedRun) -> None:
         item = replace(plan.memory[0], bytes=share * plan.layout.memory, when="always")
         (finding,) = memory_findings(replace(planned, plan=replace(plan, memory=[item])))
         assert finding.severity == expected
-    long_prompts = replace(planned, lengths=replace(planned.lengths, longest_prompt=100))
+    long_prompts = replace(planned, lengths=replace(planned.lengths, student_prompt=100, teacher_prompt=100))
     assert [finding.severity for finding in length_findings(long_prompts)] == [Verdict.STOP, Verdict.CARE]
+    longer_for_the_teacher = replace(planned, lengths=replace(planned.lengths, teacher_prompt=100))
+    assert [finding.severity for finding in length_findings(longer_for_the_teacher)] == [Verdict.CARE]
 
 
 def test_a_page_leads_with_the_worst() -> None:

@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 
 from callbacks import PolicyMismatch, RolloutCallback
 from simct_pl.errors import PromptDataError
-from simct_pl.lightning_cli import PACKAGE
 from simct_pl.optim import OptimizerConfig
+from simct_pl.recipes import PACKAGE
 from simct_pl.rollout.engine import SamplingParams, StudentSource
 from simct_pl.rollout.hf import HFEngine
 from simct_pl.rollout.vllm_server import VLLMServerEngine

@@ -202,3 +202,14 @@ def test_a_quarter_of_a_million_tokens_in_two_seconds() -> None:
     table = TokenBytes.from_tokenizer(hf, cache=False)
     assert time.process_time() - start < 2  # processor time: other tests may run beside this one
     assert table[262_143] == b" token262143"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_response_is_its_text_without_stop_dummy_space_and_rows_of_padding(family: str) -> None:
+    tokenizer = TOKENIZERS[family]
+    beyond = len(tokenizer.table) + 3  # a row of a padded embedding, which a model may sample
+    ids = [*tokenizer.encode("hello world"), beyond, tokenizer.found_stop_ids[0]]
+    assert tokenizer.response_text(ids) == "hello world"
+    cut = tokenizer.encode("hello 🙂")[:-1]
+    assert tokenizer.response_text(cut).startswith("hello ")
+    assert tokenizer.response_text([]) == ""

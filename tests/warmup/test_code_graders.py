@@ -58,6 +58,24 @@ def test_what_tests_import_from_the_solution_is_found_by_name() -> None:
     assert tests == ["test_small()", "test_large()"]
 
 
+def test_an_import_of_pytest_that_nothing_needs_fails_no_right_code() -> None:
+    assert AssertGrader(SANDBOX)(prompt(f"import pytest\n{PYTEST}"), RIGHT) == 1.0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "import pytest\ndef test_f():\n    with pytest.raises(ValueError):\n        f()",
+        "from pytest import raises\ndef test_f():\n    with raises(ValueError):\n        f()",
+        "import pytest as pt\ndef test_f():\n    pt.skip()",
+        "def test_f(tmp_path):\n    assert f(tmp_path)",
+    ],
+)
+def test_tests_that_need_pytest_cannot_be_graded_and_are_not_called_wrong(answer: str) -> None:
+    with pytest.raises(PromptDataError, match="need neither pytest nor its fixtures"):
+        AssertGrader(SANDBOX)(prompt(answer), RIGHT)
+
+
 @pytest.mark.parametrize("answer", ["", "[]", "[1]", "[", "x = 1", "def"])
 def test_tests_that_cannot_be_run_are_refused(answer: str) -> None:
     with pytest.raises(PromptDataError, match="Prompt 0: the tests"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from simct_pl.data.source import PromptSource
 from simct_pl.data.table import read_parquet
 from simct_pl.errors import PromptDataError, RecipeError, ResponseError, RolloutError
 from simct_pl.recipes import PACKAGE
-from simct_pl.rollout.engine import SamplingParams
+from simct_pl.rollout.engine import Generation, SamplingParams
 from simct_pl.rollout.hf import HFEngine
 from simct_pl.tasks.arithmetic import Problem, distinct_problems
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer
@@ -38,6 +39,7 @@ def questions(path: Path, count: int) -> PromptSource:
 
 
 def run(folder: Path, **options: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    folder.mkdir(exist_ok=True)
     defaults: dict[str, Any] = {
         "model": TEACHER,
         "prompts": questions(folder / "default.jsonl", 10),
@@ -88,12 +90,23 @@ def test_a_request_that_stays_empty_is_given_up(tmp_path: Path) -> None:
     assert report["failures_since_the_last_start"] == {"empty": 90, "given_up_empty": 30}
 
 
+def test_a_row_of_a_padded_embedding_is_no_text_and_stops_nothing(tmp_path: Path) -> None:
+    class Padded(ScriptedEngine):
+        def _answer(self, seed: int, sampling: SamplingParams, stop_ids: tuple[int, ...]) -> Generation:
+            answer = super()._answer(seed, sampling, stop_ids)
+            return Generation([100_000, *answer.response_ids], [0.0, *answer.logprobs], answer.finish_reason)
+
+    _, padded = run(tmp_path / "padded", engine=Padded())
+    _, plain = run(tmp_path / "plain", engine=ScriptedEngine())
+    assert [row["response"] for row in padded] == [row["response"] for row in plain]
+
+
 def asker(engine: ScriptedEngine, max_retries: int = 2) -> Asker:
     def reset() -> None:
         engine.num_refreshed += 1
 
-    def text_of(generation: Any) -> str:
-        return "".join(map(str, generation.response_ids[:-1]))
+    def text_of(ids: list[int]) -> str:
+        return "".join(map(str, ids[:-1]))
 
     return Asker(engine, reset, text_of, SAMPLING, (3,), seed=0, max_retries=max_retries, wait_seconds=0.0)
 
@@ -143,10 +156,22 @@ def test_no_room_for_any_response_is_an_error(tmp_path: Path) -> None:
 
 def test_other_settings_do_not_mix(tmp_path: Path) -> None:
     run(tmp_path, engine=ScriptedEngine())
-    with pytest.raises(ResponseError, match="seed = 0, and this recipe has 1"):
+    with pytest.raises(ResponseError, match="seed = 0; this run has 1"):
         run(tmp_path, engine=ScriptedEngine(), seed=1)
     with pytest.raises(ResponseError, match="prompts"):
         run(tmp_path, engine=ScriptedEngine(), prompts=questions(tmp_path / "prompts.jsonl", 9))
+
+
+def test_other_weights_under_the_same_path_do_not_mix(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(TEACHER, model)
+    run(tmp_path, engine=ScriptedEngine(), model=str(model))
+    weights = model / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ResponseError, match="weights = "):
+        run(tmp_path, engine=ScriptedEngine(), model=str(model))
 
 
 def test_a_field_that_is_not_there_is_refused_before_weights_load(tmp_path: Path) -> None:

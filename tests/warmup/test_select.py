@@ -142,6 +142,15 @@ def test_files_that_are_no_responses_are_refused(tmp_path: Path) -> None:
         select(str(tmp_path / "x.parquet"), str(tmp_path / "out"), {"any": BrokenGold()})
 
 
+def test_the_report_of_the_responses_is_not_replaced(tmp_path: Path) -> None:
+    write(tmp_path / "responses.parquet", [response()])
+    (tmp_path / "report.json").write_text('{"num_responses": 1}')
+    for responses in (str(tmp_path), str(tmp_path / "responses.parquet")):
+        with pytest.raises(RecipeError, match="is the folder of the responses"):
+            select(responses, str(tmp_path), {"any": LastNumberGrader()})
+    assert json.loads((tmp_path / "report.json").read_text()) == {"num_responses": 1}
+
+
 def test_a_run_reads_what_was_selected(tmp_path: Path) -> None:
     path = write(tmp_path / "r.parquet", [response("Sieben: 7")])
     select(path, str(tmp_path / "out"), {"any": LastNumberGrader()})
