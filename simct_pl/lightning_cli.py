@@ -30,7 +30,7 @@ from simct_pl.errors import CheckpointError, RecipeError, SimctError
 from simct_pl.evaluation.runner import BenchmarkProvider
 from simct_pl.export import check_parent
 from simct_pl.module import DistillModule
-from simct_pl.recipe_parser import RecipeParser, interpolation
+from simct_pl.recipe_parser import PARSER_MODE, RecipeParser, interpolation
 from simct_pl.recipes import check_yaml, resolve_recipes
 from simct_pl.resume import AUTO, NEVER, check_same_run, choose_checkpoint
 from simct_pl.run_info import RunInfo, installed_versions, project_commit
@@ -155,7 +155,7 @@ class SimctCLI(LightningCLI):
             # Lightning's own checkpoints are neither exact nor checked: callbacks.Checkpoint takes their place.
             trainer_defaults={"num_sanity_val_steps": 0, "inference_mode": False, "enable_checkpointing": False},
             parser_class=RecipeParser,
-            parser_kwargs={"parser_mode": "omegaconf+"},
+            parser_kwargs={"parser_mode": PARSER_MODE},
             auto_configure_optimizers=False,
             args=args,
         )

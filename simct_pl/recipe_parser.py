@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import yaml
+from jsonargparse import get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -19,6 +21,18 @@ from simct_pl.recipes import PACKAGE
 NOISE = re.compile(r"Union subtypes|^\s*Subtypes:|<class 'NoneType'>|^\s*Given value")
 UNKNOWN_KEY = re.compile(r"[Oo]ption '([\w.]+)'|[Uu]nrecognized arguments: --([\w.]+)")
 BAD_CHOICE = re.compile(r"Literal\[(.+)\]\. Got value: (\S+)")
+PARSER_MODE = "omegaconf+"  # interpolation across overlays and the command line
+load_yaml = get_loader("yaml")
+
+
+def load_value(text: str) -> Any:
+    """A file, or one value of it once more: one that begins with `#` is the text that had quotes around it, and no
+    comment.
+    """
+    return text if text.lstrip().startswith("#") and "\n" not in text else load_yaml(text)
+
+
+set_loader(PARSER_MODE, load_value, (yaml.YAMLError,))
 
 
 @contextmanager

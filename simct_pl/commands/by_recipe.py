@@ -16,7 +16,7 @@ def run_function(name: str, description: str, function: Callable[..., Any], argu
     from jsonargparse import ActionConfigFile  # here, so that `python -m simct_pl --help` answers at once
 
     from simct_pl.lightning_cli import own_errors, quiet_libraries
-    from simct_pl.recipe_parser import RecipeParser, interpolation
+    from simct_pl.recipe_parser import PARSER_MODE, RecipeParser, interpolation
     from simct_pl.recipes import check_yaml, resolve_recipes
 
     arguments = list(arguments)
@@ -25,7 +25,7 @@ def run_function(name: str, description: str, function: Callable[..., Any], argu
     quiet_libraries()
     logging.basicConfig(format="%(levelname)s: %(message)s")
     parser = RecipeParser(
-        prog=f"python -m simct_pl {name}", description=description, parser_mode="omegaconf+", allow_abbrev=False
+        prog=f"python -m simct_pl {name}", description=description, parser_mode=PARSER_MODE, allow_abbrev=False
     )
     parser.add_argument("-c", "--config", "--recipe", action=ActionConfigFile, help="YAML with the options below.")
     parser.add_function_arguments(function)

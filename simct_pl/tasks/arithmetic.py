@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from typing_extensions import override
 
-from simct_pl.errors import RecipeError
+from simct_pl.errors import PromptDataError, RecipeError
 from simct_pl.evaluation.grader import Grader
 from simct_pl.types import Prompt
 
@@ -136,12 +136,23 @@ def chain_is_correct(question: str, response: str) -> bool:
 
 
 class TotalGrader(Grader):
-    """Right if the response ends with "total N" and N is the answer, whatever stands in between."""
+    """Right if the response ends with "total N" and N is the answer, whatever stands in between.
+
+    Raises:
+        PromptDataError: for a prompt whose answer is no whole number.
+    """
 
     @override
     def __call__(self, prompt: Prompt, response: str) -> float:
         total = stated_total(response)
-        return float(total is not None and prompt.answer is not None and total == int(prompt.answer))
+        if prompt.answer is None:
+            return 0.0
+        if not prompt.answer.strip().isdecimal():
+            raise PromptDataError(
+                f"Prompt {prompt.index} has the answer {prompt.answer!r:.80}; TotalGrader expects a whole number. "
+                "answer_pattern cuts one out of a longer answer."
+            )
+        return float(total == int(prompt.answer))
 
 
 class ChainGrader(Grader):

@@ -101,6 +101,17 @@ def test_the_papers_mixture_has_its_counts(monkeypatch: pytest.MonkeyPatch) -> N
     assert (maths, sum(counts.values())) == (5800, 10_000)
 
 
+def test_answers_stand_behind_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`#### 7`, as GSM8K writes them: a pattern that begins with `#` is no comment."""
+    rows = options(recipe_folder() / "data/mixture_10k.yaml", monkeypatch)["sources"]["gsm8k"].rows
+    assert rows.answer_pattern == r"####\s*(.+)"
+    rows = options(recipe_folder() / "data/arithmetic.yaml", monkeypatch)["sources"]["additions"].rows
+    prompts = [rows.prompt(index, row) for index, row in rows.rows()]
+    assert prompts
+    for prompt in prompts:
+        assert sum(int(term) for term in re.findall(r"\d+", prompt.messages[0]["content"])) == int(prompt.answer or "")
+
+
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [

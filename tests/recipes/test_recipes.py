@@ -69,3 +69,15 @@ def test_recipes_are_found_by_path_and_by_name(tmp_path: Path) -> None:
     own.write_text("{}")
     assert find_recipe(str(own)) == own
     assert find_recipe("quickstart") == find_recipe("quickstart.yaml") == recipe_folder() / "quickstart.yaml"
+
+
+def test_a_value_may_begin_with_a_hash(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In a recipe's quotes, and on the command line; without quotes YAML reads a comment."""
+    made: list[SimctCLI] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GSM8K", str(tmp_path))
+    monkeypatch.setattr(lightning_cli.SimctCLI, "_run_subcommand", lambda self, subcommand: made.append(self))
+    command = ["fit", "--recipe", "smollm2_to_mistral", "--trainer.logger=false"]
+    assert run([*command, "--data.init_args.train.answer_pattern=#(.)"]) == 0
+    data = made[0].datamodule
+    assert (data.train.answer_pattern, data.val.answer_pattern) == ("#(.)", r"####\s*(\S+)")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simct_pl.errors import RecipeError
+from simct_pl.errors import PromptDataError, RecipeError
 from simct_pl.tasks.arithmetic import (
     ChainGrader,
     Problem,
@@ -106,6 +107,12 @@ def test_graders(response: str, total: float, whole_chain: float) -> None:
     prompt = PROBLEM.prompt(0)
     assert TotalGrader()(prompt, response) == total
     assert ChainGrader()(prompt, response) == whole_chain
+
+
+def test_an_answer_that_is_no_number_is_named() -> None:
+    prompt = replace(PROBLEM.prompt(7), answer="1+2= 3\n#### 3")
+    with pytest.raises(PromptDataError, match=r"Prompt 7 has the answer '1\+2= 3.*answer_pattern"):
+        TotalGrader()(prompt, "total 3")
 
 
 @given(terms)
