@@ -43,7 +43,7 @@ $(BENCH_PACKAGES): pyproject.toml $(TEST_PACKAGES)
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	@touch $@
 
-quickstart: install  ## watch a student learn from a teacher with another tokenizer, about two minutes on two cores
+quickstart: install  ## watch a student learn from a teacher with another tokenizer, five minutes on two cores
 	$(BIN)/python -m simct_pl quickstart
 
 vllm: $(VLLM)  ## add vLLM's CPU build to .venv
