@@ -21,8 +21,10 @@ from simct_pl.planning.layout import Layout
 from simct_pl.planning.plan import Plan, make_plan
 from simct_pl.planning.samples import Lengths, Sample, measure_lengths, read_samples
 from simct_pl.planning.section import print_sections
+from simct_pl.planning.supervised import plan_supervised, read_lengths, supervised_sections
 from simct_pl.planning.words import GB, plan_sections
 from simct_pl.rollout.engine import RolloutProvider
+from simct_pl.warmup.sft import SFTModule
 
 NUM_PROMPTS = 64
 
@@ -69,7 +71,9 @@ def plan_run(cli: PlanningCLI, gpu: str | None, num_prompts: int = NUM_PROMPTS, 
     """
     module, datamodule = cli.model, cli.datamodule
     if not isinstance(module, DistillModule):
-        raise RecipeError(f"Only a DistillModule can be planned; the recipe's model is {type(module).__name__}.")
+        raise RecipeError(
+            f"The recipe's model is {type(module).__name__}; expected a DistillModule: a pair to look at."
+        )
     layout = Layout.of(cli.settings, gpu)
     callbacks = cli.settings["callbacks"] or []
     callbacks = callbacks if isinstance(callbacks, list) else [callbacks]  # a trainer takes a single one, too
@@ -92,10 +96,17 @@ def dry_run(cli: PlanningCLI, gpu: str | None) -> int:
     """
     console = Console()
     with console.status("reading tokenizers, configurations and prompts"):
-        run = plan_run(cli, gpu)
-    print_sections(console, plan_sections(run.module, run.rollouts, run.plan, run.lengths))
-    check_context(run)
-    check_memory(run.plan)
+        if isinstance(cli.model, SFTModule):
+            lengths = read_lengths(cli.model, cli.datamodule, NUM_PROMPTS)
+            plan = plan_supervised(cli.model, cli.datamodule, Layout.of(cli.settings, gpu), lengths)
+            sections, run = supervised_sections(cli.model, plan, lengths), None
+        else:
+            run = plan_run(cli, gpu)
+            plan, sections = run.plan, plan_sections(run.module, run.rollouts, run.plan, run.lengths)
+    print_sections(console, sections)
+    if run is not None:
+        check_context(run)
+    check_memory(plan)
     console.print("Nothing was loaded and nothing was written. Without --dry_run this command trains.")
     return 0
 

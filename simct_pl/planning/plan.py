@@ -33,6 +33,17 @@ class Batched(Protocol):
     batch_size: int
 
 
+def batch_size_of(datamodule: L.LightningDataModule) -> int:
+    """Prompts that one rank's optimizer step takes.
+
+    Raises:
+        RecipeError: if the data module does not say.
+    """
+    if not isinstance(datamodule, Batched):
+        raise RecipeError(f"{type(datamodule).__name__} has no batch_size, so that no step of it can be planned.")
+    return datamodule.batch_size
+
+
 @dataclass(frozen=True)
 class Plan:
     """One fit, on paper.
@@ -83,9 +94,7 @@ def make_plan(
         ModelFolderError: if a configuration cannot be read.
     """
     layout.check(module.sharding)
-    if not isinstance(datamodule, Batched):
-        raise RecipeError(f"{type(datamodule).__name__} has no batch_size, so that no step of it can be planned.")
-    step = step_shape(module, datamodule.batch_size, rollouts, layout, lengths)
+    step = step_shape(module, batch_size_of(datamodule), rollouts, layout, lengths)
     try:
         shapes = tuple(ModelShape.from_config(_config(module, role)) for role in ("student", "teacher"))
     except UnsupportedModelError as error:

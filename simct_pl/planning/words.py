@@ -28,7 +28,7 @@ def model_section(module: DistillModule, plan: Plan) -> Section:
     columns = []
     for (role, path, dtype), shape in zip(sides, shapes, strict=True):
         config = load_config(role, path, role in module.trust_remote_code).get_text_config()
-        parameters = _count(shape.parameters) if shape is not None else "not counted"
+        parameters = number_of(shape.parameters) if shape is not None else "not counted"
         context = module.student_context if role == "student" else module.teacher_context
         columns.append((path, config.model_type, parameters, dtype, str(context or "not given")))
     names = ("path", "architecture", "parameters", "weights in", "context, tokens")
@@ -87,7 +87,8 @@ def _gb(number: float) -> str:
     return f"{number / GB:.1f}" if number >= GB / 10 else f"{number / GB:.4f}"
 
 
-def _count(parameters: int) -> str:
+def number_of(parameters: int) -> str:
+    """Parameters, in millions or billions."""
     return f"{parameters / 1e9:.2f} B" if parameters >= 1e8 else f"{parameters / 1e6:.2f} M"
 
 
