@@ -116,6 +116,35 @@ def test_every_pair_is_planned(
     assert sorted(path.name for path in prompts.parent.iterdir()) == ["prompts.jsonl"]  # nothing was written
 
 
+@pytest.mark.parametrize(
+    ("overlay", "student"),
+    [
+        ("qwen_to_gemma", "google/gemma-2-2b-it"),
+        ("qwen_to_phi", "microsoft/Phi-4-mini-instruct"),
+        ("phi_to_gemma", "google/gemma-2-2b-it"),
+    ],
+)
+def test_every_warm_up_is_planned(
+    overlay: str,
+    student: str,
+    models: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    content = yaml.safe_load(find_recipe(f"warmup/{overlay}").read_text(encoding="utf-8"))
+    assert content["model"]["init_args"]["model"] == student
+    selected = tmp_path / "selected.jsonl"
+    selected.write_text('{"messages": [{"role": "user", "content": "2 + 2?"}], "response": "It is 4."}\n')
+    recipes = ["--recipe", "warmup/sft", "--recipe", f"warmup/{overlay}", "--trainer.devices=8"]
+    values = [f"--model.init_args.model={models[student]}", f"--data.init_args.train.path={selected}"]
+    assert run(["fit", *recipes, *values, "--dry_run"]) == 0
+    printed = capsys.readouterr().out
+    for expected in ("64 a step, 8 on each rank, PackedRow", "float32, shared by 8 ranks", "312 steps"):
+        assert expected in " ".join(printed.split())
+
+
 @pytest.mark.slow
 def test_table_4_trains_on_the_cpu(models: dict[str, Path], prompts: Path) -> None:
     """FSDP2 in bf16 on one process, a soft-capped student of SentencePiece tokens, a Qwen2 teacher."""
