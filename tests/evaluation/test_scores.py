@@ -74,5 +74,5 @@ def test_items_come_back_and_a_line_cut_short_is_taken_out(tmp_path: Path) -> No
 def test_items_of_another_evaluation_are_not_gone_on_with(tmp_path: Path) -> None:
     ItemStore(tmp_path, "toy", {"model": "m", "sampling": {"top_p": 0.95}})
     ItemStore(tmp_path, "toy", json.loads('{"sampling": {"top_p": 0.95}, "model": "m"}'))
-    with pytest.raises(EvaluationError, match=r"model = 'm'; this evaluation has 'n'"):
+    with pytest.raises(EvaluationError, match=r"model = 'm'; this run has 'n'"):
         ItemStore(tmp_path, "toy", {"model": "n", "sampling": {"top_p": 0.95}})
