@@ -23,16 +23,16 @@ def find_recipe(name: str) -> Path:
     """A recipe by path, or by the name of a shipped one ("quickstart", "ablations/exact").
 
     Raises:
-        MissingFileError: naming the nearest shipped recipe.
+        MissingFileError: naming the nearest shipped recipes, or all.
     """
     folder = recipe_folder()
     for candidate in (Path(name), folder / name, folder / f"{name}.yaml"):
         if candidate.is_file():
             return candidate
     shipped = sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
-    near = difflib.get_close_matches(Path(name).stem, shipped, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise MissingFileError(f"Recipe {name!r} is neither a file nor a shipped recipe ({', '.join(shipped)}).{hint}")
+    near = difflib.get_close_matches(Path(name).with_suffix("").as_posix(), shipped, n=3)
+    hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else f"Shipped are {', '.join(shipped)}."
+    raise MissingFileError(f"Recipe {name!r} is neither a file nor a shipped recipe. {hint}")
 
 
 def resolve_recipes(arguments: list[str]) -> list[str]:
