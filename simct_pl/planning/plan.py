@@ -15,6 +15,7 @@ import lightning as L
 from simct_pl.errors import RecipeError, UnsupportedModelError
 from simct_pl.models import DtypeName, load_config
 from simct_pl.module import DistillModule
+from simct_pl.parallel import Sharding
 from simct_pl.planning.cost_inputs import BF16, FP32, HardwareShape, LossShape, StepShape
 from simct_pl.planning.cost_model import CostModel, MemoryItem, Phase
 from simct_pl.planning.layout import Layout, compute_bytes
@@ -31,6 +32,14 @@ class Batched(Protocol):
     """A data module that says how many prompts one rank's optimizer step takes."""
 
     batch_size: int
+
+
+class Trained(Protocol):
+    """A module that says how its model is trained."""
+
+    sharding: Sharding | None
+    micro_batch_tokens: int
+    gradient_checkpointing: bool
 
 
 def batch_size_of(datamodule: L.LightningDataModule) -> int:
@@ -116,25 +125,32 @@ def step_shape(
     module: DistillModule, batch_size: int, rollouts: RolloutProvider, layout: Layout, lengths: Lengths
 ) -> StepShape:
     """The step with responses of max_tokens."""
-    sharding, weights = module.sharding, BYTES[module.student_dtype]
-    max_tokens, engine = rollouts.sampling.max_tokens, rollouts.engine.placement
-    return StepShape(
-        num_prompts=batch_size * layout.num_ranks,
+    sharding, max_tokens, engine = module.sharding, rollouts.sampling.max_tokens, rollouts.engine.placement
+    return replace(
+        trained_shape(module, module.student_dtype, batch_size, layout),
         num_samples=rollouts.num_samples,
         prompt_tokens=lengths.longest_prompt,
         response_tokens=max_tokens,
         teacher_response_tokens=max(round(max_tokens * lengths.teacher_share), 1),
-        micro_batch_tokens=module.micro_batch_tokens,
         teacher_batch_tokens=module.teacher_batch_tokens,
+        teacher="sharded" if sharding is not None and sharding.shard_teacher else "replicated",
+        engine="copy" if engine == "student" and sharding is not None else engine,
+    )
+
+
+def trained_shape(module: Trained, dtype: DtypeName, batch_size: int, layout: Layout) -> StepShape:
+    """What the trained model alone says of a step; lengths, teacher and engine are still the defaults."""
+    sharding, weights = module.sharding, BYTES[dtype]
+    return StepShape(
+        num_prompts=batch_size * layout.num_ranks,
+        micro_batch_tokens=module.micro_batch_tokens,
         checkpointing=module.gradient_checkpointing,
         master_bytes=weights,
         compute_bytes=compute_bytes(layout, sharding, weights),
         optimizer_bytes=2 * weights,
         num_gpus=layout.num_ranks,
         student="fsdp" if sharding is not None else "replicated",
-        teacher="sharded" if sharding is not None and sharding.shard_teacher else "replicated",
         num_replicas=sharding.replicate if sharding is not None else 1,
-        engine="copy" if engine == "student" and sharding is not None else engine,
     )
 
 

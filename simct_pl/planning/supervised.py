@@ -15,10 +15,10 @@ import lightning as L
 from simct_pl.errors import UnsupportedModelError
 from simct_pl.evaluation.bits import Reference
 from simct_pl.models import check_model_path, load_config
-from simct_pl.planning.cost_inputs import FP32, HardwareShape, StepShape
+from simct_pl.planning.cost_inputs import FP32, HardwareShape
 from simct_pl.planning.cost_model import CostModel, MemoryItem
-from simct_pl.planning.layout import Layout, compute_bytes
-from simct_pl.planning.plan import BYTES, IN_HOST_MEMORY, Plan, batch_size_of
+from simct_pl.planning.layout import Layout
+from simct_pl.planning.plan import IN_HOST_MEMORY, Plan, batch_size_of, trained_shape
 from simct_pl.planning.section import Section
 from simct_pl.planning.shapes import ModelShape
 from simct_pl.planning.words import memory_section, number_of, time_section
@@ -66,7 +66,14 @@ def plan_supervised(
     layout.check(module.sharding)
     if not module.from_scratch:
         check_model_path("model", module.model_path)
-    step = _step(module, batch_size_of(datamodule), layout, lengths)
+    step = replace(
+        trained_shape(module, module.dtype_name, batch_size_of(datamodule), layout),
+        prompt_tokens=lengths.prompt,
+        response_tokens=lengths.response,
+        teacher_response_tokens=1,  # as little as the cost model allows
+        teacher_batch_tokens=1,
+        engine="server",
+    )
     try:
         shape = ModelShape.from_config(load_config("model", module.model_path))
     except UnsupportedModelError as error:
@@ -98,27 +105,6 @@ def supervised_sections(module: SFTModule, plan: Plan, lengths: ExampleLengths) 
         ("optimizer steps", str(steps) if steps else "not set (trainer.max_steps)"),
     ]
     return [Section("Supervised fine-tuning", ("", "value"), rows), memory_section(plan), time_section(plan)]
-
-
-def _step(module: SFTModule, batch_size: int, layout: Layout, lengths: ExampleLengths) -> StepShape:
-    """The step with the longest examples; its teacher has as little to do as the cost model allows."""
-    sharding, weights = module.sharding, BYTES[module.dtype_name]
-    return StepShape(
-        num_prompts=batch_size * layout.num_ranks,
-        prompt_tokens=lengths.prompt,
-        response_tokens=lengths.response,
-        teacher_response_tokens=1,
-        micro_batch_tokens=module.micro_batch_tokens,
-        teacher_batch_tokens=1,
-        checkpointing=module.gradient_checkpointing,
-        master_bytes=weights,
-        compute_bytes=compute_bytes(layout, sharding, weights),
-        optimizer_bytes=2 * weights,
-        num_gpus=layout.num_ranks,
-        student="fsdp" if sharding is not None else "replicated",
-        num_replicas=sharding.replicate if sharding is not None else 1,
-        engine="server",
-    )
 
 
 def _memory(module: SFTModule, cost: CostModel) -> list[MemoryItem]:
