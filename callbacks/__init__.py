@@ -4,7 +4,6 @@ from callbacks.alignment_stats import AlignmentStats
 from callbacks.benchmark import BenchmarkCallback
 from callbacks.checkpoint import Checkpoint
 from callbacks.collapse_guard import CollapseGuard
-from callbacks.continuation_stats import ContinuationStats
 from callbacks.hf_export import HFExport
 from callbacks.learning_curve import LearningCurve
 from callbacks.policy_mismatch import PolicyMismatch
@@ -19,7 +18,6 @@ __all__ = [
     "BenchmarkCallback",
     "Checkpoint",
     "CollapseGuard",
-    "ContinuationStats",
     "HFExport",
     "LearningCurve",
     "PolicyMismatch",

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from simct_pl.data.prompts import PromptDataModule, PromptSource
     from simct_pl.losses.alm import ALMLoss
     from simct_pl.losses.api import distillation_loss
-    from simct_pl.losses.continuations import ContinuationLoss
     from simct_pl.losses.cross_entropy import CrossEntropyLoss
     from simct_pl.losses.dpca import DPCALoss
     from simct_pl.losses.dskd import DSKDCma, DSKDEta
@@ -40,7 +39,6 @@ _HOMES = {
     "ALMLoss": "simct_pl.losses.alm",
     "AnchorMergedAligner": "simct_pl.alignment",
     "CommonBoundaryAligner": "simct_pl.alignment",
-    "ContinuationLoss": "simct_pl.losses.continuations",
     "CrossEntropyLoss": "simct_pl.losses.cross_entropy",
     "DPCALoss": "simct_pl.losses.dpca",
     "DSKDCma": "simct_pl.losses.dskd",
@@ -70,7 +68,6 @@ __all__ = [
     "ALMLoss",
     "AnchorMergedAligner",
     "CommonBoundaryAligner",
-    "ContinuationLoss",
     "CrossEntropyLoss",
     "DPCALoss",
     "DSKDCma",

@@ -9,7 +9,6 @@ import lightning as L
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from simct_pl.errors import RecipeError, RolloutError
-from simct_pl.losses.base import ObjectiveBase
 from simct_pl.parallel import Sharding
 from simct_pl.rollout.engine import RolloutProvider
 
@@ -40,26 +39,6 @@ def check_precision(trainer: L.Trainer) -> None:
     """
     if str(trainer.precision).startswith("16"):
         raise RecipeError(f"trainer.precision is {trainer.precision!r}; use bf16-mixed or 32: losses are not scaled.")
-
-
-def check_continuations(objective: ObjectiveBase, sharding: Sharding | None, gradient_checkpointing: bool) -> None:
-    """Whether continuations can be read in this set-up.
-
-    Raises:
-        RecipeError: naming what does not fit.
-    """
-    if objective.continuations is None:
-        return
-    if sharding is not None:
-        raise RecipeError(
-            "continuations with model.init_args.sharding: ranks would run unequal numbers of forwards. Leave one out; "
-            "trainer.strategy=ddp works with continuations."
-        )
-    if gradient_checkpointing and objective.continuations.teacher_k:
-        raise RecipeError(
-            f"teacher_k={objective.continuations.teacher_k} with gradient_checkpointing: the student reads "
-            "continuations over its cached states, which checkpointing drops. Set teacher_k: 0, or switch it off."
-        )
 
 
 def check_sharding(trainer: L.Trainer, sharding: Sharding | None) -> None:

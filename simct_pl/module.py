@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from simct_pl.alignment.base import Aligner
-from simct_pl.checks import NO_ROLLOUTS, check_continuations, check_trainer
+from simct_pl.checks import NO_ROLLOUTS, check_trainer
 from simct_pl.errors import RolloutError
 from simct_pl.evaluation.bits import pack_references
 from simct_pl.evaluation.grader import Grader
@@ -38,10 +38,10 @@ from simct_pl.phases import PhaseTimer
 from simct_pl.ranks import exchange_gradients, in_step, over_ranks
 from simct_pl.run_info import RunInfo
 from simct_pl.scoring.aligned import AlignedBatch
-from simct_pl.scoring.continued import build_student_with_loss
 from simct_pl.scoring.heads import verify_head
 from simct_pl.scoring.microbatch import pack_by_length, unpack
 from simct_pl.scoring.stats import UnitStats
+from simct_pl.scoring.student import StudentWithLoss
 from simct_pl.scoring.tables import PairTables
 from simct_pl.scoring.teacher import FrozenTeacher, ShardedTeacher
 from simct_pl.tokenization.pair import TokenizerPair
@@ -135,7 +135,6 @@ class DistillModule(L.LightningModule):
         for role, path in (("student", self.student_path), ("teacher", self.teacher_path)):
             check_model_path(role, path)
             load_config(role, path, role in self.trust_remote_code)
-        check_continuations(self.objective, self.sharding, self.gradient_checkpointing)
         # Reading them raises what there is to raise: a model without a stop, a tokenizer without exact bytes.
         _ = self.pair.student.stop_ids, self.pair.teacher.stop_ids, self.pair.shared_vocab
         self.objective.prepare(self.pair)
@@ -150,7 +149,7 @@ class DistillModule(L.LightningModule):
             student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.teacher = self._load_teacher()
         graded = student.train(), self.teacher, self.objective, self.pair, self.chunk_tokens, self.phases
-        self.graded = build_student_with_loss(*graded)
+        self.graded = StudentWithLoss.build(*graded)
         if self.sharding is not None:
             self.sharding.shard_student(self.graded, student, self._mesh)
 

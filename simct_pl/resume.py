@@ -27,7 +27,6 @@ REPORTING_CALLBACKS = (
     "AlignmentStats",
     "BenchmarkCallback",
     "Checkpoint",
-    "ContinuationStats",
     "HFExport",
     "LearningCurve",
     "PolicyMismatch",

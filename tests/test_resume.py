@@ -52,7 +52,6 @@ def checkpoint(num_ranks: int = 1) -> SavedCheckpoint:
         {
             "trainer__callbacks": [
                 {"class_path": "callbacks.Checkpoint", "init_args": {"every_n_steps": 1}},
-                "callbacks.ContinuationStats",
                 {"class_path": "callbacks.RolloutCallback", "init_args": {"num_samples": 1}},
             ]
         },

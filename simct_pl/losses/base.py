@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from simct_pl.scoring.proposals import Continuations
 from simct_pl.scoring.side import SideChunk
 from simct_pl.scoring.tables import PairTables
 from simct_pl.scoring.units import UnitRows
@@ -24,22 +23,9 @@ if TYPE_CHECKING:  # they load transformers
     from simct_pl.tokenization.pair import TokenizerPair
 
 
-@dataclass(frozen=True)
-class LaterLogProbs:
-    """log p(later tokens | first token) of every continuation off the path (rows.paths), by both models.
-
-    student_E carries gradients.
-    """
-
-    student_E: Tensor
-    teacher_E: Tensor
-
-
 @dataclass(frozen=True, eq=False)
 class UnitChunk:
     """Logits of a few whole units. student_logits_NK, teacher_logits_MK: row i predicts rows.*_ids[i].
-
-    later: of all continuations, also those of other units; None without any.
 
     What an objective derives from them through `student` and `teacher` is computed once, also for the statistics.
     """
@@ -48,7 +34,6 @@ class UnitChunk:
     teacher_logits_MK: Tensor
     rows: UnitRows
     tables: PairTables
-    later: LaterLogProbs | None = None
 
     @cached_property
     def student(self) -> SideChunk:
@@ -87,12 +72,10 @@ class ObjectiveBase(ABC):
 
     uses_prefixes: whether it reads UnitRows.prefix_unit_P and prefix_column_P, which are left empty otherwise.
     projector_lr: peak learning rate of what build_projectors makes; it follows the student's schedule.
-    continuations: candidates off the sampled path that it reads (UnitRows.paths, UnitChunk.later); None: none.
     """
 
     uses_prefixes: bool = False
     projector_lr: float = 1e-3
-    continuations: Continuations | None = None
 
     def prepare(self, pair: TokenizerPair) -> None:  # noqa: B027 - most objectives need nothing
         """Make what depends on the two tokenizers alone, before any weights load. By default, nothing.

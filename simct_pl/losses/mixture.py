@@ -36,7 +36,7 @@ class MixtureLoss(Objective):
         parts: objectives and weights.
 
     Raises:
-        RecipeError: without any part, or for parts with different continuations.
+        RecipeError: without any part.
     """
 
     def __init__(self, parts: list[Weighted]) -> None:
@@ -44,10 +44,6 @@ class MixtureLoss(Objective):
             raise RecipeError("MixtureLoss has no parts; expected at least one objective.")
         self.parts = parts
         self.uses_prefixes = any(part.objective.uses_prefixes for part in parts)
-        wanted = {part.objective.continuations for part in parts} - {None}
-        if len(wanted) > 1:
-            raise RecipeError(f"The parts of MixtureLoss have different continuations: {wanted}; give them the same.")
-        self.continuations = next(iter(wanted), None)
 
     @override
     def prepare(self, pair: TokenizerPair) -> None:

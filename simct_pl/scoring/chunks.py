@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from simct_pl.losses.base import LaterLogProbs, Objective, UnitChunk
+from simct_pl.losses.base import Objective, UnitChunk
 from simct_pl.scoring.heads import LMHead
 from simct_pl.scoring.side import at_least_fp32
 from simct_pl.scoring.stats import StatsWriter, UnitStats
@@ -42,7 +42,6 @@ def chunked_loss(
     objective: Objective,
     tables: PairTables,
     chunk_tokens: int = 1024,
-    later: LaterLogProbs | None = None,
 ) -> tuple[Tensor, UnitStats]:
     """Sum of the objective over all units, and its statistics.
 
@@ -54,7 +53,6 @@ def chunked_loss(
         rows: the units, best left on the CPU.
         student_head, teacher_head: states → logits.
         chunk_tokens: at most this many rows of either side have logits at a time (a longer unit is a chunk of its own).
-        later: what both models give the continuations of rows.paths; gradients reach the student's.
 
     Returns:
         (loss_sum, stats). loss_sum can run backward once. Without any unit it is a zero that still runs backward
@@ -72,11 +70,9 @@ def chunked_loss(
         tables,
         chunk_tokens,
         stats,
-        later,
         with_gradients=torch.is_grad_enabled(),  # asked here: within an autograd function it is off
     )
-    later_E = None if later is None else later.student_E
-    loss_sum: Tensor = _ChunkedLoss.apply(student_hidden_NH, projection.weight, projection.bias, later_E, work)
+    loss_sum: Tensor = _ChunkedLoss.apply(student_hidden_NH, projection.weight, projection.bias, work)
     return loss_sum, stats
 
 
@@ -92,19 +88,18 @@ class _Work:
     tables: PairTables
     chunk_tokens: int
     stats: UnitStats
-    later: LaterLogProbs | None
     with_gradients: bool
 
 
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_NH: Tensor, weight_KH: Tensor, bias_K: Tensor | None, later_E: Tensor | None, work: _Work
+        ctx: Any, hidden_NH: Tensor, weight_KH: Tensor, bias_K: Tensor | None, work: _Work
     ) -> Tensor:
         device = hidden_NH.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_KH.dtype
         needed = tuple(work.with_gradients and need for need in ctx.needs_input_grad)
-        sums = _GradientSums.zeros(hidden_NH, weight_KH, bias_K, later_E, needed)
+        sums = _GradientSums.zeros(hidden_NH, weight_KH, bias_K, needed)
         ctx.sums = sums
         with torch.autocast(device, enabled=False):
             return _walk_chunks(
@@ -120,7 +115,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 "This chunked loss has run backward before and its gradients are spent; compute it again."
             )
         # In place: they are [vocabulary x width] large, and nobody else has them.
-        found = (sums.hidden_NH, sums.weight_KH, sums.bias_K, sums.later_E)
+        found = (sums.hidden_NH, sums.weight_KH, sums.bias_K)
         return (*(None if gradient is None else gradient.mul_(grad) for gradient in found), None)
 
 
@@ -131,7 +126,6 @@ class _GradientSums:
     hidden_NH: Tensor | None
     weight_KH: Tensor | None
     bias_K: Tensor | None
-    later_E: Tensor | None
 
     @classmethod
     def zeros(
@@ -139,7 +133,6 @@ class _GradientSums:
         hidden_NH: Tensor,
         weight_KH: Tensor,
         bias_K: Tensor | None,
-        later_E: Tensor | None,
         needed: tuple[bool, ...],
     ) -> _GradientSums:
         sum_dtype = torch.promote_types(weight_KH.dtype, torch.float32)
@@ -147,7 +140,6 @@ class _GradientSums:
             torch.zeros_like(hidden_NH) if needed[0] else None,
             torch.zeros_like(weight_KH, dtype=sum_dtype) if needed[1] else None,
             torch.zeros_like(bias_K, dtype=sum_dtype) if needed[2] and bias_K is not None else None,
-            torch.zeros_like(later_E) if needed[3] and later_E is not None else None,
         )
 
     @property
@@ -215,21 +207,9 @@ def _grade_strip(
 ) -> UnitStats:
     with torch.set_grad_enabled(sums.any):
         leaf_NK = projected_NK.detach().requires_grad_(sums.any)
-        later = None if work.later is None else _as_leaf(work.later, needs_gradient=sums.later_E is not None)
-        chunk = UnitChunk(
-            work.student_head.finish(leaf_NK), work.teacher_head.finish(projected_MK), rows, work.tables, later
-        )
+        chunk = UnitChunk(work.student_head.finish(leaf_NK), work.teacher_head.finish(projected_MK), rows, work.tables)
         losses = work.objective(chunk)
         loss = losses.loss_U.sum()
     if sums.any:
-        leaves = (leaf_NK,) if later is None or sums.later_E is None else (leaf_NK, later.student_E)
-        gradient_NK, *gradient_later = torch.autograd.grad(loss, leaves)
-        projected_NK.copy_(gradient_NK)
-        for gradient_E in gradient_later:
-            assert sums.later_E is not None
-            sums.later_E.add_(gradient_E)
+        projected_NK.copy_(*torch.autograd.grad(loss, leaf_NK))
     return UnitStats.of(chunk, losses)
-
-
-def _as_leaf(later: LaterLogProbs, *, needs_gradient: bool) -> LaterLogProbs:
-    return LaterLogProbs(later.student_E.detach().requires_grad_(needs_gradient), later.teacher_E)

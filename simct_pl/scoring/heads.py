@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache
 
 from simct_pl.errors import UnsupportedModelError
 
@@ -107,10 +106,7 @@ class ResponseStates:
 
 
 def response_states(
-    model: PreTrainedModel,
-    prompt_ids: Sequence[Sequence[int]],
-    response_ids: Sequence[Sequence[int]],
-    cache: Cache | None = None,
+    model: PreTrainedModel, prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]]
 ) -> ResponseStates:
     """Run the body over prompt + response, right-padded, and keep the states that predict response tokens.
 
@@ -118,8 +114,6 @@ def response_states(
     response, one token is read and none kept: ranks that share a model run the same number of forwards. Attention is
     causal and padding is on the right, so no kept state sees padding, and no attention mask is needed: without one,
     kernels that know no mask but the causal one can run, and nothing of [sequences x length x length] is made.
-
-    cache: an empty one, to be filled for what is read next (simct_pl.scoring.tree).
     """
     sequences = [torch.tensor([*p, *r]) for p, r in zip(prompt_ids, response_ids, strict=True)]
     ids_BS = pad_sequence(sequences, batch_first=True) if sequences else torch.zeros(1, 1, dtype=torch.int64)
@@ -128,8 +122,7 @@ def response_states(
     position_S = torch.arange(ids_BS.shape[1])
     predicts_BS = (position_S >= lengths_B1 - responses_B1 - 1) & (position_S < lengths_B1 - 1)
     row_N = predicts_BS.flatten().nonzero().squeeze(1)
-    caching = {"use_cache": False} if cache is None else {"use_cache": True, "past_key_values": cache}
-    output = model.get_decoder()(input_ids=ids_BS.to(model.device), **caching)
+    output = model.get_decoder()(input_ids=ids_BS.to(model.device), use_cache=False)
     hidden_NH = output.last_hidden_state.flatten(0, 1).index_select(0, row_N.to(model.device))
     offsets = (responses_B1.cumsum(0) - responses_B1).flatten().tolist()
     return ResponseStates(hidden_NH, offsets, int(lengths_B1.sum()), ids_BS.numel())

@@ -10,14 +10,12 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from transformers.cache_utils import DynamicCache
 from typing_extensions import override
 
 from simct_pl.models import DtypeName, load_causal_lm
 from simct_pl.parallel import shard_teacher
 from simct_pl.scoring.heads import LMHead, ResponseStates, response_states, verify_head
 from simct_pl.scoring.microbatch import pack_by_length
-from simct_pl.scoring.tree import TokenTree, tree_states
 
 
 class FrozenTeacher:
@@ -45,35 +43,23 @@ class FrozenTeacher:
             self.model.to(device)
         return self
 
-    def states(
-        self,
-        prompt_ids: Sequence[Sequence[int]],
-        response_ids: Sequence[Sequence[int]],
-        trees: Sequence[TokenTree] | None = None,
-    ) -> ResponseStates:
+    def states(self, prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]]) -> ResponseStates:
         """States of all responses in the order given, computed in batches of similar length.
 
-        They come in the teacher's own dtype, whatever the trainer's autocast says. trees: continuations of each
-        response; the states of their nodes follow those of all responses.
+        They come in the teacher's own dtype, whatever the trainer's autocast says.
         """
         lengths = [len(p) + len(r) for p, r in zip(prompt_ids, response_ids, strict=True)]
         rows_by_response: dict[int, Tensor] = {}
-        nodes_by_response: dict[int, Tensor] = {}
         num_positions = 0
         with self.without_gradients(), torch.autocast(self.model.device.type, enabled=False):
             for batch in self._pack(lengths):
-                cache = None if trees is None else DynamicCache()
-                prompts = [prompt_ids[i] for i in batch]
-                found = response_states(self.model, prompts, [response_ids[i] for i in batch], cache)
+                found = response_states(self.model, [prompt_ids[i] for i in batch], [response_ids[i] for i in batch])
                 rows = found.hidden_NH.split([len(response_ids[i]) for i in batch])
                 rows_by_response.update(zip(batch, rows, strict=True))
                 num_positions += found.num_positions
-                if trees is not None and cache is not None:
-                    nodes = tree_states(self.model, cache, list(map(len, prompts)), [trees[i] for i in batch])
-                    nodes_by_response.update(zip(batch, nodes.split([len(trees[i]) for i in batch]), strict=True))
         # Outside inference mode, so that it is an ordinary tensor: autograd may save what is made of it.
-        parts = [states[i] for states in (rows_by_response, nodes_by_response) for i in sorted(states)]
-        hidden_MH = torch.cat(parts) if lengths else self._no_states()
+        parts = [rows_by_response[i] for i in range(len(lengths))]
+        hidden_MH = torch.cat(parts) if parts else self._no_states()
         offsets = list(accumulate(map(len, response_ids), initial=0))[:-1]
         return ResponseStates(hidden_MH, offsets, sum(lengths), num_positions)
 

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simct_pl.scoring.paths import PathPair
 from simct_pl.tokenization.shared_vocab import SharedVocab
 from simct_pl.types import (
     BYTE_END,
@@ -38,7 +37,6 @@ class UnitRows:
     column_U: shared column that spells the whole unit, or -1 (then the unit gets a column of its own).
     one_to_one_U: bool, one token on each side.
     prefix_unit_P, prefix_column_P: shared columns that are proper byte prefixes of a unit that is not a shared token.
-    paths: candidates off the sampled path, for an objective that has them.
     """
 
     student_rows_N: Tensor
@@ -53,16 +51,13 @@ class UnitRows:
     one_to_one_U: Tensor
     prefix_unit_P: Tensor
     prefix_column_P: Tensor
-    paths: PathPair | None = None
 
     @property
     def num_units(self) -> int:
         return len(self.column_U)
 
     def to(self, device: torch.device) -> UnitRows:
-        moved: dict[str, Any] = {
-            name: None if part is None else part.to(device, non_blocking=True) for name, part in vars(self).items()
-        }
+        moved: dict[str, Any] = {name: part.to(device, non_blocking=True) for name, part in vars(self).items()}
         return UnitRows(**moved)
 
     def slice(self, start: int, end: int) -> UnitRows:
@@ -83,7 +78,6 @@ class UnitRows:
             one_to_one_U=self.one_to_one_U[start:end],
             prefix_unit_P=self.prefix_unit_P[prefixes] - start,
             prefix_column_P=self.prefix_column_P[prefixes],
-            paths=None if self.paths is None else self.paths.slice(start, end),
         )
 
 
