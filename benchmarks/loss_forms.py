@@ -15,9 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 from benchmarks.synthetic import Problem
 from simct_pl.losses.base import Objective, UnitChunk
+from simct_pl.losses.inputs.unit_rows import unit_bounds
 from simct_pl.losses.simct import SimCTLoss
-from simct_pl.scoring.chunks import chunked_loss
-from simct_pl.scoring.units import unit_bounds
+from simct_pl.training.chunked_loss import chunked_loss
 
 Form = Callable[[Problem, int], Tensor]
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from benchmarks.report import publish, table
 from simct_pl import ALMLoss, DPCALoss, GOLDLoss, SharedVocabLoss, SimCTLoss, ULDLoss, XTokenHKL, XTokenPKL
 from simct_pl.losses.base import Objective, UnitChunk
-from simct_pl.scoring.tables import PairTables
-from simct_pl.scoring.units import UnitRows
+from simct_pl.losses.inputs.unit_rows import UnitRows
+from simct_pl.losses.inputs.vocab_tables import PairTables
 from simct_pl.tokenization.bytes import TokenBytes
 from simct_pl.tokenization.projection import TokenProjection
 from simct_pl.tokenization.shared_vocab import SharedVocab

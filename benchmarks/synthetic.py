@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from simct_pl.scoring.heads import LMHead
-from simct_pl.scoring.tables import PairTables, SideTables
-from simct_pl.scoring.units import UnitRows
+from simct_pl.losses.inputs.unit_rows import UnitRows
+from simct_pl.losses.inputs.vocab_tables import PairTables, SideTables
+from simct_pl.models.lm_head import LMHead
 
 # Student and teacher tokens of a unit, and how often it is seen; English text over a SentencePiece student and a
 # byte-level teacher looks about like this.

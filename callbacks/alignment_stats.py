@@ -11,7 +11,7 @@ import torch
 from typing_extensions import override
 
 from callbacks.distilled import distilled
-from simct_pl.module import DistillModule
+from simct_pl.training.module import DistillModule
 from simct_pl.types import LostReason, PromptBatch, StepRecord, UnitAlignment
 
 # Classes of unit lengths: name, from, to. A sweep's report draws them.

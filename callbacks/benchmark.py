@@ -16,13 +16,13 @@ from typing_extensions import override
 
 from callbacks.distilled import distilled
 from simct_pl.errors import RecipeError
-from simct_pl.evaluation.benchmark import Benchmark
+from simct_pl.evaluation.benchmarks.base import Benchmark
 from simct_pl.evaluation.report import print_results, write_summary
 from simct_pl.evaluation.runner import BenchmarkProvider, Evaluation, Protocol
 from simct_pl.evaluation.scores import BenchmarkResult, summarise
-from simct_pl.module import DistillModule
-from simct_pl.ranks import objects_of_ranks
 from simct_pl.rollout.engine import RolloutEngine, RolloutProvider, StudentSource
+from simct_pl.training.collectives import objects_of_ranks
+from simct_pl.training.module import DistillModule
 
 
 class BenchmarkCallback(BenchmarkProvider):

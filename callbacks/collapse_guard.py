@@ -12,8 +12,8 @@ from typing_extensions import override
 
 from callbacks.alignment_stats import unit_metrics
 from simct_pl.errors import CollapseError
-from simct_pl.module import DistillModule
-from simct_pl.ranks import objects_of_ranks
+from simct_pl.training.collectives import objects_of_ranks
+from simct_pl.training.module import DistillModule
 from simct_pl.types import PromptBatch, StepRecord
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import lightning as L
 
 from simct_pl.errors import RecipeError
-from simct_pl.module import DistillModule
+from simct_pl.training.module import DistillModule
 
 
 def distilled(callback: L.Callback, pl_module: L.LightningModule) -> DistillModule:

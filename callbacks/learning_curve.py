@@ -8,8 +8,8 @@ from typing import Any
 import lightning as L
 from typing_extensions import override
 
-from simct_pl.export import check_file
-from simct_pl.tracking import MLFLOW_LOGGERS
+from simct_pl.models.export import check_file
+from simct_pl.tracking.logger import MLFLOW_LOGGERS
 
 PANELS = (
     ("eval/accuracy", "held-out accuracy"),

@@ -10,7 +10,7 @@ import lightning as L
 from typing_extensions import override
 
 from callbacks.distilled import distilled
-from simct_pl.tracking import MLFLOW_LOGGERS
+from simct_pl.tracking.logger import MLFLOW_LOGGERS
 
 
 class RecipeLog(L.Callback):

@@ -13,10 +13,10 @@ from typing_extensions import override
 
 from callbacks.distilled import distilled
 from simct_pl.errors import PromptDataError, RecipeError
-from simct_pl.module import DistillModule
 from simct_pl.rollout.engine import RolloutEngine, RolloutProvider, SamplingParams, StudentSource, sample_seed
 from simct_pl.rollout.hf import HFEngine
 from simct_pl.seeding import run_seed
+from simct_pl.training.module import DistillModule
 from simct_pl.types import Prompt, PromptBatch, Rollout
 
 NUM_CHECKED_BATCHES = 64

@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 from typing_extensions import override
 
-from simct_pl.tracking import MLFLOW_LOGGERS
+from simct_pl.tracking.logger import MLFLOW_LOGGERS
 from simct_pl.types import BYTE_END, BYTE_START, PromptBatch, StepRecord, UnitAlignment
 
 

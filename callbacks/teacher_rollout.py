@@ -12,9 +12,9 @@ from typing_extensions import override
 from callbacks.distilled import distilled
 from callbacks.rollout import RolloutCallback
 from simct_pl.errors import RecipeError
-from simct_pl.module import DistillModule
 from simct_pl.rollout.engine import Generation, sample_seed
 from simct_pl.rollout.hf import HFEngine
+from simct_pl.training.module import DistillModule
 from simct_pl.types import Prompt, PromptBatch, Rollout
 
 

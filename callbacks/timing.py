@@ -11,7 +11,7 @@ from rich.table import Table
 from typing_extensions import override
 
 from callbacks.distilled import distilled
-from simct_pl.phases import PHASES, Lap
+from simct_pl.training.step_timer import PHASES, Lap
 from simct_pl.types import PromptBatch
 
 # Of these the worst rank counts; of all else the mean.
@@ -21,8 +21,8 @@ WORST_RANK = ("timing/step_seconds", "timing/peak_memory_gib")
 class TimingCallback(L.Callback):
     """Logs the `timing/` group each step, and prints where the time of the fit went. Validation is in no step.
 
-    timing/seconds/<phase>, timing/share/<phase>: see simct_pl.phases.PhaseName; a step ends where this callback's
-        on_train_batch_end runs, and what comes after it is in the next step's "other".
+    timing/seconds/<phase>, timing/share/<phase>: see simct_pl.training.step_timer.PhaseName; a step ends where this
+        callback's on_train_batch_end runs, and what comes after it is in the next step's "other".
     timing/step_seconds: of the slowest rank. timing/tokens_per_second: response tokens of all ranks.
     timing/alignment_worker_seconds: that the aligning thread was busy; the step waited timing/seconds/alignment for it.
     timing/peak_memory_gib: on CUDA of the step's tensors, on a CPU of the process since it began; of the fullest rank.

@@ -16,8 +16,8 @@ import sys
 import time
 from pathlib import Path
 
-from simct_pl.evaluation.bits import reference_bits
-from simct_pl.models import load_causal_lm
+from simct_pl.models.bits_per_byte import reference_bits
+from simct_pl.models.loading import load_causal_lm
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer
 from simct_pl.types import Prompt
 

@@ -11,7 +11,7 @@ import jsonargparse
 import matplotlib
 
 from simct_pl import CommonBoundaryAligner, TokenizerPair
-from simct_pl.recipes import PACKAGE
+from simct_pl.config.recipes import PACKAGE
 from simct_pl.types import BYTE_END, BYTE_START, STUDENT_END, STUDENT_START, TEACHER_END, TEACHER_START
 
 matplotlib.use("Agg")

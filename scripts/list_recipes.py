@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jsonargparse
 
-from simct_pl.recipes import recipe_folder
+from simct_pl.config.recipes import recipe_folder
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "recipes.md"
 BEGIN, END = "<!-- begin recipes -->", "<!-- end recipes -->"

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from simct_pl.losses.simct import SimCTLoss
     from simct_pl.losses.uld import ULDLoss
     from simct_pl.losses.xtoken import XTokenHKL, XTokenPKL
-    from simct_pl.module import DistillModule
     from simct_pl.tokenization.bytes import TokenBytes
     from simct_pl.tokenization.pair import TokenizerPair
     from simct_pl.tokenization.shared_vocab import SharedVocab
+    from simct_pl.training.module import DistillModule
 
 _HOMES = {
     "ALMLoss": "simct_pl.losses.alm",
@@ -43,7 +43,7 @@ _HOMES = {
     "DPCALoss": "simct_pl.losses.dpca",
     "DSKDCma": "simct_pl.losses.dskd",
     "DSKDEta": "simct_pl.losses.dskd",
-    "DistillModule": "simct_pl.module",
+    "DistillModule": "simct_pl.training.module",
     "FixedMergeAligner": "simct_pl.alignment",
     "GOLDLoss": "simct_pl.losses.gold",
     "MaskedSpansAligner": "simct_pl.alignment",

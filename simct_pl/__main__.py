@@ -2,6 +2,6 @@
 
 import sys
 
-from simct_pl.cli import main
+from simct_pl.commands.main import main
 
 sys.exit(main())

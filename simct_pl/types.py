@@ -18,7 +18,7 @@ import numpy as np
 from simct_pl.errors import AlignmentError
 
 if TYPE_CHECKING:  # the record holds tensors; the values themselves need no torch
-    from simct_pl.scoring.stats import UnitStats
+    from simct_pl.training.unit_stats import UnitStats
 
 Message = dict[str, str]
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from simct_pl.checkpoints import STATE, CheckpointFolder, Manifest
-from simct_pl.cli import main
+from simct_pl.checkpointing.folder import STATE, CheckpointFolder, Manifest
+from simct_pl.commands.main import main
 from simct_pl.data.prompts import PromptDataModule, PromptSource
 from simct_pl.errors import ModelFolderError, PromptDataError, SimctError
-from simct_pl.models import check_model_path, load_causal_lm, load_config
+from simct_pl.models.loading import check_model_path, load_causal_lm, load_config
 from tests.tiny import ASSETS
 
 OVERLAY = """
@@ -91,7 +91,7 @@ def test_a_checkpoint_with_code_is_refused_though_its_manifest_is_right(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "0")
     Path("o.yaml").write_text(OVERLAY)
-    monkeypatch.setattr("simct_pl.lightning_cli.check_same_run", lambda *_: None)
+    monkeypatch.setattr("simct_pl.config.lightning_cli.check_same_run", lambda *_: None)
     folder = CheckpointFolder(tmp_path / "saved")
     staging = folder.staging(2)
     folder.prepare(staging)

@@ -9,10 +9,10 @@ import lightning as L
 
 from callbacks import RolloutCallback
 from simct_pl import CommonBoundaryAligner, DistillModule, SimCTLoss
-from simct_pl.optim import OptimizerConfig
 from simct_pl.rollout.engine import SamplingParams, sample_seed
 from simct_pl.rollout.hf import HFEngine
 from simct_pl.tasks.datamodule import ArithmeticDataModule
+from simct_pl.training.optim import OptimizerConfig
 from simct_pl.types import Prompt, Rollout
 
 ASSETS = Path(__file__).resolve().parent.parent / "simct_pl/assets/quickstart"

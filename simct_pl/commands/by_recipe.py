@@ -15,9 +15,9 @@ def run_function(name: str, description: str, function: Callable[..., Any], argu
     """
     from jsonargparse import ActionConfigFile  # here, so that `python -m simct_pl --help` answers at once
 
-    from simct_pl.lightning_cli import own_errors, quiet_libraries
-    from simct_pl.recipe_parser import PARSER_MODE, RecipeParser, interpolation
-    from simct_pl.recipes import check_yaml, resolve_recipes
+    from simct_pl.config.lightning_cli import own_errors, quiet_libraries
+    from simct_pl.config.recipe_parser import PARSER_MODE, RecipeParser, interpolation
+    from simct_pl.config.recipes import check_yaml, resolve_recipes
 
     arguments = list(arguments)
     for recipe in resolve_recipes(arguments):

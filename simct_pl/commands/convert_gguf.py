@@ -81,7 +81,7 @@ def convert(source: Path, output: Path, dtype: str = "float32") -> None:
         ModelFolderError: if it is not a GGUF file that transformers can load.
         RecipeError: if `output` exists.
     """
-    from simct_pl.export import export_model
+    from simct_pl.models.export import export_model
 
     require_new(output)
     pre_tokenizer = read_pre_tokenizer(source)

@@ -12,7 +12,14 @@ def main(argv: list[str]) -> int:
         SimctError: for anything that the user can put right.
     """
     # The benchmarks' modules are imported so that their classes are known by their short names.
-    from simct_pl.evaluation import graded_prompts, gsm8k, humaneval, livecodebench, math500, mbpp  # noqa: F401
+    from simct_pl.evaluation.benchmarks import (
+        graded_prompts,  # noqa: F401
+        gsm8k,  # noqa: F401
+        humaneval,  # noqa: F401
+        livecodebench,  # noqa: F401
+        math500,  # noqa: F401
+        mbpp,  # noqa: F401
+    )
     from simct_pl.evaluation.evaluate import evaluate
     from simct_pl.tasks import benchmark  # noqa: F401
 

@@ -14,7 +14,7 @@ from simct_pl.commands.output import user_path
 from simct_pl.errors import RecipeError
 
 if TYPE_CHECKING:
-    from simct_pl.planning.dry_run import PlannedRun
+    from simct_pl.commands.dry_run import PlannedRun
     from simct_pl.preflight.score import ScoreReport
 
 STOPPED = 1
@@ -36,9 +36,9 @@ def main(argv: list[str]) -> int:
     from rich.console import Console
     from rich.text import Text
 
-    from simct_pl.export import check_file
-    from simct_pl.lightning_cli import open_recipes
-    from simct_pl.planning.dry_run import PlanningCLI, plan_run
+    from simct_pl.commands.dry_run import PlanningCLI, plan_run
+    from simct_pl.config.lightning_cli import open_recipes
+    from simct_pl.models.export import check_file
     from simct_pl.planning.section import print_sections
     from simct_pl.preflight.page import html
     from simct_pl.preflight.report import build_preflight

@@ -13,6 +13,6 @@ def main(argv: list[str]) -> int:
         "on two cores). Further options go to `fit`, for example --trainer.max_steps 20.",
     )
     _, overlays = parser.parse_known_args(argv)
-    from simct_pl.lightning_cli import run  # here, so that --help needs no torch
+    from simct_pl.config.lightning_cli import run  # here, so that --help needs no torch
 
     return run(["fit", "--recipe", "quickstart", *overlays])

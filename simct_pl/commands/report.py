@@ -44,14 +44,14 @@ def main(argv: list[str]) -> int:
 def _write(arguments: argparse.Namespace, folder: Path) -> int:
     from rich.console import Console
 
-    from simct_pl.export import check_parent
+    from simct_pl.config.summary import TRACKING_URI
     from simct_pl.lab.compare import compare
     from simct_pl.lab.metric import check_name
     from simct_pl.lab.page import html
     from simct_pl.lab.pictures import draw_all
     from simct_pl.lab.results import load_results
     from simct_pl.lab.tables import markdown
-    from simct_pl.summary import TRACKING_URI
+    from simct_pl.models.export import check_parent
 
     check_name(arguments.metric)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # for a file of a few lines

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         raise RecipeError(NO_KEY)
     if importlib.util.find_spec("vllm") is None:
         raise MissingPackageError(NO_VLLM)
-    from simct_pl.models import check_model_path  # here, so that --help needs no torch
+    from simct_pl.models.loading import check_model_path  # here, so that --help needs no torch
 
     check_model_path("model", args.model)
     command = server_command(args, further)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simct_pl.commands.output import user_path
+from simct_pl.config.recipes import find_recipe
 from simct_pl.errors import RecipeError, SweepError
-from simct_pl.recipes import find_recipe
 
 if TYPE_CHECKING:
     from simct_pl.lab.pool import Ended

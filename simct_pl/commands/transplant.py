@@ -1,6 +1,6 @@
 """`python -m simct_pl transplant`: a model folder and another family's tokenizer in, a model folder with that one out.
 
-The method is in simct_pl/transplant.py. It has no randomness: the same folders give the same rows.
+The method is in simct_pl/models/transplant.py. It has no randomness: the same folders give the same rows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from simct_pl.errors import MissingStopTokenError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from simct_pl.transplant import Encode, RowPlan
+    from simct_pl.models.transplant import Encode, RowPlan
 
 
 def main(argv: Sequence[str]) -> int:
@@ -54,11 +54,11 @@ def transplant(model_folder: Path, tokenizer_path: str, output: Path, stop: str 
         MissingStopTokenError: if either tokenizer has no token that ends a turn.
         RecipeError: if `output` exists.
     """
-    from simct_pl.export import export_model
-    from simct_pl.models import check_model_path, load_causal_lm
+    from simct_pl.models.export import export_model
+    from simct_pl.models.loading import check_model_path, load_causal_lm
+    from simct_pl.models.transplant import plan_rows, replace_vocabulary
     from simct_pl.tokenization.bytes import TokenBytes
     from simct_pl.tokenization.loading import load_tokenizer
-    from simct_pl.transplant import plan_rows, replace_vocabulary
 
     start = time.perf_counter()
     check_model_path("model", str(model_folder))
@@ -119,7 +119,7 @@ def matching_roles(
 
 def set_chat_template(old: PreTrainedTokenizerFast, new: PreTrainedTokenizerFast, roles: dict[int, int]) -> str:
     """Give the new tokenizer a template and return where it comes from."""
-    from simct_pl.transplant import carry_chat_template
+    from simct_pl.models.transplant import carry_chat_template
 
     old_name, new_name = old.backend_tokenizer.id_to_token, new.backend_tokenizer.id_to_token
     renamed = {str(old_name(before)): str(new_name(after)) for after, before in roles.items()}
@@ -129,7 +129,7 @@ def set_chat_template(old: PreTrainedTokenizerFast, new: PreTrainedTokenizerFast
 
 def report_rows(plan: RowPlan) -> None:
     """Print how many rows came from where."""
-    from simct_pl.transplant import RowSource
+    from simct_pl.models.transplant import RowSource
 
     total = len(plan.sources)
     for source in RowSource:

@@ -25,8 +25,8 @@ def main(argv: list[str]) -> int:
     paths = sorted((options.run_folder / "tracking").glob("*.jsonl"))
     if not paths:
         raise MissingFileError(f"{options.run_folder}/tracking has no journal; expected the folder of a run.")
-    from simct_pl.journal import Journal  # here, so that --help needs no torch
-    from simct_pl.upload import Uploader
+    from simct_pl.tracking.journal import Journal  # here, so that --help needs no torch
+    from simct_pl.tracking.upload import Uploader
 
     for path in paths:
         with closing(Journal(path)) as journal:

@@ -10,14 +10,14 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.table import Table
 
-from simct_pl.data.fingerprint import FileFingerprint
 from simct_pl.data.mixture import MixtureBuilder, MixtureSource, SourceReport, index_of_tests
 from simct_pl.data.source import PromptSource
-from simct_pl.data.table import write_json
 from simct_pl.errors import MissingFileError, PromptDataError, RecipeError
-from simct_pl.export import check_parent
+from simct_pl.files.fingerprint import FileFingerprint
+from simct_pl.files.parquet import write_json
+from simct_pl.models.export import check_parent
 from simct_pl.progress import progress
-from simct_pl.run_info import installed_versions
+from simct_pl.tracking.run_info import installed_versions
 
 logger = logging.getLogger(__name__)
 Source = TypeVar("Source", PromptSource, MixtureSource)

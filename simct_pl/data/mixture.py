@@ -20,9 +20,9 @@ from simct_pl.data.draw import Draw
 from simct_pl.data.filters import RowFilter, text_of
 from simct_pl.data.overlap import OverlapIndex
 from simct_pl.data.source import PromptSource
-from simct_pl.data.table import MESSAGES, write_parquet
 from simct_pl.data.words import digest_of, words_of
 from simct_pl.errors import PromptDataError, RecipeError
+from simct_pl.files.parquet import MESSAGES, write_parquet
 from simct_pl.types import Prompt
 
 logger = logging.getLogger(__name__)

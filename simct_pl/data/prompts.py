@@ -19,12 +19,12 @@ from torch.utils.data import DataLoader
 from torch.utils.data import IterableDataset as TorchIterableDataset
 from typing_extensions import override
 
-from simct_pl.data.chat import with_system_prompt
-from simct_pl.data.fingerprint import WatchedFile
+from simct_pl.checkpointing.position import ContinuedLoader, DataPosition
 from simct_pl.data.source import PromptSource
 from simct_pl.errors import PromptDataError, RecipeError
-from simct_pl.position import ContinuedLoader, DataPosition
+from simct_pl.files.fingerprint import WatchedFile
 from simct_pl.seeding import run_seed
+from simct_pl.tokenization.chat import with_system_prompt
 from simct_pl.types import Prompt, PromptBatch
 
 

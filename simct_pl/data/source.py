@@ -18,8 +18,8 @@ from typing import Any
 from datasets import IterableDataset, load_dataset, load_dataset_builder
 from datasets.exceptions import DatasetsError
 
-from simct_pl.data.fingerprint import FileFingerprint
 from simct_pl.errors import MissingFileError, PromptDataError, RecipeError, SimctError
+from simct_pl.files.fingerprint import FileFingerprint
 from simct_pl.types import Prompt
 
 BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}

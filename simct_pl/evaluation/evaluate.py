@@ -7,14 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from simct_pl.errors import RecipeError
-from simct_pl.evaluation.benchmark import Benchmark
+from simct_pl.evaluation.benchmarks.base import Benchmark
 from simct_pl.evaluation.report import log_results, print_results, write_summary
 from simct_pl.evaluation.runner import Evaluation, Protocol
 from simct_pl.evaluation.scores import BenchmarkResult, summarise
-from simct_pl.models import DtypeName
+from simct_pl.models.loading import DtypeName
 from simct_pl.rollout.asked_model import AskedModel
 from simct_pl.rollout.engine import RolloutEngine
-from simct_pl.tracking import RunLogger
+from simct_pl.tracking.logger import RunLogger
 
 TRACKING_URI = "sqlite:///runs/mlflow.db"
 

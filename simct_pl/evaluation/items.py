@@ -13,9 +13,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from simct_pl.data.kept import keep_settings
 from simct_pl.errors import EvaluationError
 from simct_pl.evaluation.scores import Item
+from simct_pl.files.settings import keep_settings
 
 
 class ItemStore:

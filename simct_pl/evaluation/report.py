@@ -9,9 +9,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from simct_pl.data.table import write_json
 from simct_pl.evaluation.scores import BenchmarkResult
-from simct_pl.tracking import RunLogger
+from simct_pl.files.parquet import write_json
+from simct_pl.tracking.logger import RunLogger
 
 SUMMARY = "summary.json"
 

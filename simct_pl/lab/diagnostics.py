@@ -12,7 +12,7 @@ import numpy as np
 
 from simct_pl.lab.compare import Comparison
 from simct_pl.lab.results import SweepResults
-from simct_pl.phases import PHASES
+from simct_pl.training.step_timer import PHASES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -20,7 +20,7 @@ from pathlib import Path
 from simct_pl.lab.sweep_file import Cell
 
 GRACE = 10.0  # seconds between asking a cell to end and killing it
-PRELOADED = ["simct_pl.lightning_cli", "callbacks", "mlflow", "matplotlib.pyplot", "transformers.models.llama"]
+PRELOADED = ["simct_pl.config.lightning_cli", "callbacks", "mlflow", "matplotlib.pyplot", "transformers.models.llama"]
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ def run_cell(arguments: list[str], log: Path, tags: dict[str, str]) -> None:
     """Be a cell: everything printed goes into its log, and the process ends with the command's exit code."""
     import torch
 
-    from simct_pl.cli import main
-    from simct_pl.tracking import set_run_tags
+    from simct_pl.commands.main import main
+    from simct_pl.tracking.logger import set_run_tags
 
     _end_with_parent()
     with open(log, "wb") as file:

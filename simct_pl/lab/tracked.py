@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from simct_pl.tracking import EXPERIMENT
-from simct_pl.upload import experiment_of, make_database
+from simct_pl.tracking.logger import EXPERIMENT
+from simct_pl.tracking.upload import experiment_of, make_database
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -28,8 +28,8 @@ class SweepRun:
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
 
-        from simct_pl.lightning_cli import artifact_location
-        from simct_pl.summary import TRACKING_URI
+        from simct_pl.config.lightning_cli import artifact_location
+        from simct_pl.config.summary import TRACKING_URI
 
         make_database(TRACKING_URI)
         client, remembered = MlflowClient(TRACKING_URI), folder / "sweep.json"

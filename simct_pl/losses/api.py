@@ -9,11 +9,11 @@ from torch import Tensor
 from simct_pl.errors import AlignmentError
 from simct_pl.losses.base import Objective, UnitChunk
 from simct_pl.losses.divergences import DivergenceName, require_choice
+from simct_pl.losses.inputs.candidate_scores import PrefixName, ScoreName
+from simct_pl.losses.inputs.unit_rows import build_unit_rows
+from simct_pl.losses.inputs.vocab_tables import PairTables
 from simct_pl.losses.shared_vocab import SharedVocabLoss
 from simct_pl.losses.simct import SimCTLoss
-from simct_pl.scoring.candidates import PrefixName, ScoreName
-from simct_pl.scoring.tables import PairTables
-from simct_pl.scoring.units import build_unit_rows
 from simct_pl.tokenization.shared_vocab import SharedVocab
 from simct_pl.types import UnitAlignment
 

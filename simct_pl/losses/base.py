@@ -1,6 +1,7 @@
 """What an objective is: one chunk of aligned units in, one loss a unit out.
 
-Objectives are written for a handful of units and may be dense; the chunker (simct_pl.scoring.chunks) keeps memory flat.
+Objectives are written for a handful of units and may be dense; the chunker (simct_pl.training.chunked_loss) keeps
+memory flat.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from simct_pl.scoring.side import SideChunk
-from simct_pl.scoring.tables import PairTables
-from simct_pl.scoring.units import UnitRows
+from simct_pl.losses.inputs.logprobs import SideChunk
+from simct_pl.losses.inputs.unit_rows import UnitRows
+from simct_pl.losses.inputs.vocab_tables import PairTables
 
 if TYPE_CHECKING:  # they load transformers
     from transformers import PreTrainedModel

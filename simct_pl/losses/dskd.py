@@ -26,8 +26,8 @@ from simct_pl.errors import RecipeError
 from simct_pl.losses.base import UnitChunk, UnitLosses
 from simct_pl.losses.divergences import DivergenceName, named_divergence
 from simct_pl.losses.dual_space import DualSpaceChunk, DualSpaceObjective, PairStates, SideStates
-from simct_pl.scoring.projectors import AttentionProjectors, Projectors, project
-from simct_pl.scoring.side import at_least_fp32
+from simct_pl.losses.inputs.logprobs import at_least_fp32
+from simct_pl.losses.projectors import AttentionProjectors, Projectors, project
 from simct_pl.tokenization.pair import TokenizerPair
 
 

@@ -1,8 +1,8 @@
 """What an objective in two hidden spaces is: states of both models in, what each would say with the other's head out.
 
 Some methods (DSKD) translate one model's last hidden states into the other's hidden space and put them through the
-other's head. Translating needs whole responses and is cheap; the heads are not: simct_pl.scoring.dual_space applies
-them to a few units at a time. So such an objective has two halves, `translate` and `__call__`.
+other's head. Translating needs whole responses and is cheap; the heads are not: simct_pl.training.dual_space_loss
+applies them to a few units at a time. So such an objective has two halves, `translate` and `__call__`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from simct_pl.losses.base import ObjectiveBase, UnitChunk, UnitLosses
-from simct_pl.scoring.heads import input_embedding
-from simct_pl.scoring.units import UnitRows
+from simct_pl.losses.inputs.unit_rows import UnitRows
+from simct_pl.models.lm_head import input_embedding
 from simct_pl.tokenization.pair import TokenizerPair
 
 

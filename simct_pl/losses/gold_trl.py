@@ -25,9 +25,9 @@ from simct_pl.losses.api import check_logits
 from simct_pl.losses.base import UnitChunk
 from simct_pl.losses.divergences import require_choice
 from simct_pl.losses.gold import GOLDLoss, MergeName, merged_mass
-from simct_pl.scoring.side import SideChunk
-from simct_pl.scoring.tables import PairTables
-from simct_pl.scoring.units import build_unit_rows
+from simct_pl.losses.inputs.logprobs import SideChunk
+from simct_pl.losses.inputs.unit_rows import build_unit_rows
+from simct_pl.losses.inputs.vocab_tables import PairTables
 from simct_pl.tokenization.shared_vocab import SharedVocab
 from simct_pl.types import STUDENT_END, STUDENT_START, TEACHER_END, TEACHER_START, UnitAlignment
 

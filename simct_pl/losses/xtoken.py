@@ -25,8 +25,8 @@ from simct_pl.errors import RecipeError
 from simct_pl.losses.base import Objective, UnitChunk, UnitLosses
 from simct_pl.losses.divergences import DivergenceName, named_divergence
 from simct_pl.losses.gold import GOLDLoss
-from simct_pl.scoring.columns import join_stops
-from simct_pl.scoring.side import SideChunk, at_least_fp32
+from simct_pl.losses.inputs.column_logprobs import join_stops
+from simct_pl.losses.inputs.logprobs import SideChunk, at_least_fp32
 from simct_pl.tokenization.pair import TokenizerPair
 from simct_pl.tokenization.projection import TokenProjection
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from simct_pl.scoring.chunks import GPU_STRIP_BYTES
+from simct_pl.training.chunked_loss import GPU_STRIP_BYTES
 
 FP32, BF16 = 4, 2  # bytes of a value
 
@@ -88,7 +88,7 @@ class LossShape:
     benchmarks/cost_loss_checks.py counts and measures them again.
 
     Args:
-        chunk_tokens, strip_bytes: of simct_pl.scoring.chunks.
+        chunk_tokens, strip_bytes: of simct_pl.training.chunked_loss.
         traffic_per_logit: bytes read and written after the projections, gradients included.
         strip_temporaries: [rows x vocabulary] fp32 tensors of one strip that are alive together, of both sides.
         dense_bytes_per_logit: held at the peak when all rows have logits at once and autograd keeps what it needs.

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from simct_pl.errors import RecipeError
-from simct_pl.parallel import Sharding
+from simct_pl.models.sharding import Sharding
 from simct_pl.planning.cost_inputs import GPUS, HardwareShape
 
 ASSUMED_GPU = "h100"
@@ -101,7 +101,7 @@ class Layout:
         if (sharding is not None) != self.sharded:
             raise RecipeError(
                 f"model.init_args.sharding is {'set' if sharding else 'not set'}, and trainer.strategy is "
-                f"{self.strategy}; sharding and simct_pl.parallel.ShardedStrategy go together."
+                f"{self.strategy}; sharding and simct_pl.models.sharding.ShardedStrategy go together."
             )
         if sharding is not None and self.num_ranks % sharding.replicate:
             raise RecipeError(f"sharding.replicate={sharding.replicate} does not divide the {self.num_ranks} ranks.")

@@ -13,15 +13,15 @@ from typing import Literal, Protocol, runtime_checkable
 import lightning as L
 
 from simct_pl.errors import RecipeError, UnsupportedModelError
-from simct_pl.models import DtypeName, load_config
-from simct_pl.module import DistillModule
-from simct_pl.parallel import Sharding
+from simct_pl.models.loading import DtypeName, load_config
+from simct_pl.models.sharding import Sharding
 from simct_pl.planning.cost_inputs import BF16, FP32, HardwareShape, LossShape, StepShape
 from simct_pl.planning.cost_model import CostModel, MemoryItem, Phase
 from simct_pl.planning.layout import Layout, compute_bytes
 from simct_pl.planning.samples import Lengths
 from simct_pl.planning.shapes import ModelShape
 from simct_pl.rollout.engine import RolloutProvider
+from simct_pl.training.module import DistillModule
 
 BYTES: dict[DtypeName, Literal[2, 4]] = {"float32": FP32, "bfloat16": BF16, "float16": BF16}  # type: ignore[dict-item]
 IN_HOST_MEMORY = ("student weights", "gradients", "AdamW moments")  # with cpu_offload

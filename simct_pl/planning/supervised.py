@@ -13,8 +13,8 @@ from itertools import islice
 import lightning as L
 
 from simct_pl.errors import UnsupportedModelError
-from simct_pl.evaluation.bits import Reference
-from simct_pl.models import check_model_path, load_config
+from simct_pl.models.bits_per_byte import Reference
+from simct_pl.models.loading import check_model_path, load_config
 from simct_pl.planning.cost_inputs import FP32, HardwareShape
 from simct_pl.planning.cost_model import CostModel, MemoryItem
 from simct_pl.planning.layout import Layout
@@ -109,7 +109,7 @@ def supervised_sections(module: SFTModule, plan: Plan, lengths: ExampleLengths) 
 
 def _memory(module: SFTModule, cost: CostModel) -> list[MemoryItem]:
     """Of one rank. A chunk's logits and their gradient are in the products' dtype, log-softmax and its gradient in fp32
-    (simct_pl/scoring/cross_entropy.py).
+    (simct_pl/models/cross_entropy.py).
     """
     step, shape = cost.step, cost.student
     offloaded = IN_HOST_MEMORY if module.sharding is not None and module.sharding.cpu_offload else ()

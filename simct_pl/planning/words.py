@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from simct_pl.models import load_config
-from simct_pl.module import DistillModule
+from simct_pl.models.loading import load_config
 from simct_pl.planning.plan import Plan
 from simct_pl.planning.samples import Lengths
 from simct_pl.planning.section import Section
 from simct_pl.rollout.engine import RolloutProvider
+from simct_pl.training.module import DistillModule
 
 GB = 1e9
 

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 
-from simct_pl.evaluation.bits import reference_bits
-from simct_pl.models import load_causal_lm
-from simct_pl.module import DistillModule
+from simct_pl.models.bits_per_byte import reference_bits
+from simct_pl.models.loading import load_causal_lm
 from simct_pl.planning.samples import Sample
 from simct_pl.preflight.findings import Finding, Verdict
 from simct_pl.progress import follow
+from simct_pl.training.module import DistillModule
 from simct_pl.types import Prompt
 
 CLEARLY = 2.0  # standard errors

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from simct_pl.errors import RolloutError
-from simct_pl.parallel import full_parameters, is_sharded
+from simct_pl.models.sharding import full_parameters, is_sharded
 from simct_pl.rollout.engine import Generation, RolloutEngine, SamplingParams
 
 NUCLEUS_CANDIDATES = 1024

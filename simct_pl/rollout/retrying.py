@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from simct_pl.errors import RecipeError, RolloutError, SimctError
-from simct_pl.parallel import is_sharded
+from simct_pl.models.sharding import is_sharded
 from simct_pl.rollout.engine import Generation, RolloutEngine, SamplingParams, StudentSource
 
 

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from simct_pl.export import write_folder
-from simct_pl.parallel import full_parameters
+from simct_pl.models.export import write_folder
+from simct_pl.models.sharding import full_parameters
 
 SHARD_BYTES = 2**30
 

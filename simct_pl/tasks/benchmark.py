@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from simct_pl.evaluation.benchmark import Benchmark, Grade, Problem
-from simct_pl.evaluation.graded_prompts import graded
+from simct_pl.evaluation.benchmarks.base import Benchmark, Grade, Problem
+from simct_pl.evaluation.benchmarks.graded_prompts import graded
 from simct_pl.tasks.arithmetic import TotalGrader, distinct_problems
 
 

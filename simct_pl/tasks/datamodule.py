@@ -14,8 +14,8 @@ import lightning as L
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from typing_extensions import override
 
+from simct_pl.checkpointing.position import ContinuedLoader, DataPosition
 from simct_pl.errors import RecipeError
-from simct_pl.position import ContinuedLoader, DataPosition
 from simct_pl.seeding import run_seed
 from simct_pl.tasks.arithmetic import Problem, corrupted_chain, distinct_problems, draw_problem
 from simct_pl.types import Prompt, PromptBatch

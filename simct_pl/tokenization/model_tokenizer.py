@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from simct_pl.data.chat import find_stop_ids, render_prompt
 from simct_pl.errors import MissingStopTokenError, UnsupportedTokenizerError
 from simct_pl.tokenization.bytes import TokenBytes
+from simct_pl.tokenization.chat import find_stop_ids, render_prompt
 from simct_pl.tokenization.loading import load_tokenizer
 from simct_pl.types import Message
 

@@ -13,10 +13,10 @@ from typing import Any
 from typing_extensions import override
 
 from simct_pl.errors import PromptDataError
-from simct_pl.evaluation.code_benchmark import code_of
+from simct_pl.evaluation.benchmarks.code_benchmark import code_of
+from simct_pl.evaluation.benchmarks.livecodebench import same_output
 from simct_pl.evaluation.grader import Grader
-from simct_pl.evaluation.livecodebench import same_output
-from simct_pl.evaluation.sandbox import Sandbox
+from simct_pl.evaluation.sandbox.sandbox import Sandbox
 from simct_pl.types import Prompt
 
 

@@ -11,13 +11,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from simct_pl.data.chat import with_system_prompt
 from simct_pl.data.source import PromptSource
 from simct_pl.errors import PromptDataError, RecipeError
-from simct_pl.models import DtypeName
+from simct_pl.models.loading import DtypeName
 from simct_pl.progress import progress
 from simct_pl.rollout.asked_model import AskedModel
 from simct_pl.rollout.engine import Generation, RolloutEngine, SamplingParams
+from simct_pl.tokenization.chat import with_system_prompt
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer
 from simct_pl.types import Prompt
 from simct_pl.warmup.asking import Asker, Request

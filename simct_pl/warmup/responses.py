@@ -16,9 +16,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from simct_pl.data.kept import keep_settings
-from simct_pl.data.table import MESSAGES, read_json, read_parquet, write_json, write_parquet
 from simct_pl.errors import ResponseError
+from simct_pl.files.parquet import MESSAGES, read_json, read_parquet, write_json, write_parquet
+from simct_pl.files.settings import keep_settings
 
 SCHEMA = pa.schema(
     [

@@ -17,10 +17,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from simct_pl.data.table import read_parquet, schema_of, write_json, write_parquet
 from simct_pl.errors import MissingFileError, RecipeError, ResponseError, SimctError
 from simct_pl.evaluation.grader import Grader
-from simct_pl.export import check_parent
+from simct_pl.files.parquet import read_parquet, schema_of, write_json, write_parquet
+from simct_pl.models.export import check_parent
 from simct_pl.progress import Bar, progress
 from simct_pl.types import Prompt
 from simct_pl.warmup.response_filters import LengthBetween, NoReplacementCharacter, NotRepetitive, NotTruncated

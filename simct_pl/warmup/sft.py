@@ -22,20 +22,27 @@ from torchmetrics import MeanMetric
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from typing_extensions import override
 
-from simct_pl.checks import check_precision, check_sharding
 from simct_pl.errors import PromptDataError, RecipeError
-from simct_pl.evaluation.bits import Reference
 from simct_pl.evaluation.grader import Grader
-from simct_pl.export import check_output, export_model
-from simct_pl.models import DtypeName, check_model_path, context_length, load_causal_lm, load_config, torch_dtype
-from simct_pl.optim import GuardedStep, OptimizerConfig
-from simct_pl.parallel import Sharding, free_gathered, full_state_dict
-from simct_pl.ranks import exchange_gradients, in_step, over_ranks
+from simct_pl.models.bits_per_byte import Reference
+from simct_pl.models.export import check_output, export_model
+from simct_pl.models.lm_head import verify_head
+from simct_pl.models.loading import (
+    DtypeName,
+    check_model_path,
+    context_length,
+    load_causal_lm,
+    load_config,
+    torch_dtype,
+)
+from simct_pl.models.packing import Layout, PaddedRows
+from simct_pl.models.sharding import Sharding, free_gathered, full_state_dict
 from simct_pl.rollout.engine import SamplingParams
 from simct_pl.rollout.hf import HFEngine
-from simct_pl.scoring.heads import verify_head
-from simct_pl.scoring.packing import Layout, PaddedRows
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer
+from simct_pl.training.checks import check_precision, check_sharding
+from simct_pl.training.collectives import exchange_gradients, in_step, over_ranks
+from simct_pl.training.optim import GuardedStep, OptimizerConfig
 from simct_pl.types import Prompt, PromptBatch
 from simct_pl.warmup.supervised import SupervisedModel
 

@@ -1,7 +1,7 @@
 """A causal language model with the loss of given responses behind it: one module whose forward returns the loss sum.
 
 Body, chunks and the head's weight belong into one forward, as FSDP2 gathers what is outside the decoder blocks only
-around the root's (see scoring/student.py). Without sharding it is a module like any other.
+around the root's (see training/student_with_loss.py). Without sharding it is a module like any other.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from simct_pl.evaluation.bits import Reference, bits_of
-from simct_pl.scoring.cross_entropy import chunked_cross_entropy
-from simct_pl.scoring.heads import LMHead
-from simct_pl.scoring.packing import Layout
+from simct_pl.models.bits_per_byte import Reference, bits_of
+from simct_pl.models.cross_entropy import chunked_cross_entropy
+from simct_pl.models.lm_head import LMHead
+from simct_pl.models.packing import Layout
 
 
 class SupervisedModel(nn.Module):

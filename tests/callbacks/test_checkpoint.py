@@ -19,9 +19,9 @@ from lightning.pytorch.loggers.logger import Logger
 
 from callbacks import Checkpoint, CollapseGuard, LearningCurve
 from simct_pl import DistillModule, PromptDataModule, PromptSource
-from simct_pl.checkpoints import CheckpointFolder, SavedCheckpoint
+from simct_pl.checkpointing.folder import CheckpointFolder, SavedCheckpoint
 from simct_pl.errors import CheckpointError, PromptDataError, RecipeError, RunInterrupted
-from simct_pl.optim import OptimizerConfig
+from simct_pl.training.optim import OptimizerConfig
 from simct_pl.warmup import SFTModule
 from tests.tiny import ASSETS, data, distill_module, trainer
 

@@ -23,7 +23,7 @@ from callbacks.sample_table import sample_rows
 from simct_pl import SimCTLoss
 from simct_pl.errors import CollapseError, ExportError
 from simct_pl.losses.base import Objective, UnitChunk, UnitLosses
-from simct_pl.scoring.stats import UnitStats
+from simct_pl.training.unit_stats import UnitStats
 from simct_pl.types import LostReason, LostSpan, Prompt, PromptBatch, Rollout, StepRecord, UnitAlignment
 from tests.tiny import data, distill_module, trainer
 

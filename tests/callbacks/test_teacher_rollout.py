@@ -12,10 +12,10 @@ from callbacks import RolloutCallback, TeacherRollout
 from simct_pl import CrossEntropyLoss, SimCTLoss
 from simct_pl.errors import RecipeError
 from simct_pl.losses.base import Objective
-from simct_pl.optim import OptimizerConfig
-from simct_pl.parallel import Sharding
+from simct_pl.models.sharding import Sharding
 from simct_pl.rollout.engine import Generation, SamplingParams
 from simct_pl.tasks.arithmetic import chain_is_correct
+from simct_pl.training.optim import OptimizerConfig
 from simct_pl.types import Prompt, Rollout
 from tests.tiny import data, trainer, unloaded_module
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from callbacks import TimingCallback
 from callbacks.timing import peak_memory_bytes
-from simct_pl.phases import PHASES, Lap
+from simct_pl.training.step_timer import PHASES, Lap
 from simct_pl.types import PromptBatch
 from tests.tiny import data, distill_module, trainer
 
@@ -70,7 +70,7 @@ def test_every_step_logs_the_same_names_and_the_phases_add_up(tmp_path: Path) ->
 def test_validation_is_in_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that only these callbacks move: 100 s a validation, 1 s before each step, 2 s after it."""
     hands = SimpleNamespace(now=0.0)
-    monkeypatch.setattr("simct_pl.phases.perf_counter", lambda: hands.now)
+    monkeypatch.setattr("simct_pl.training.step_timer.perf_counter", lambda: hands.now)
 
     class Tick(L.Callback):
         def on_validation_batch_start(self, *_: Any) -> None:

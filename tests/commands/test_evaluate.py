@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from simct_pl.cli import main
-from simct_pl.recipes import PACKAGE
+from simct_pl.commands.main import main
+from simct_pl.config.recipes import PACKAGE
 from tests.evaluation.samples import write_jsonl
 from tests.tiny import ASSETS
 

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from simct_pl.commands.transplant import main
 from simct_pl.errors import MissingFileError, MissingStopTokenError, ModelFolderError, RecipeError
+from simct_pl.models.transplant import PLAIN_CHAT_TEMPLATE, RowSource, longest_match, plan_rows
 from simct_pl.tokenization.bytes import TokenBytes
 from simct_pl.tokenization.loading import load_tokenizer
-from simct_pl.transplant import PLAIN_CHAT_TEMPLATE, RowSource, longest_match, plan_rows
 
 OLD_MERGES = [("h", "a"), ("p", "p"), ("Ġ", "ha"), ("Ð", "°")]  # the last one is the Cyrillic letter а
 NEW_MERGES = [("h", "a"), ("ha", "p"), ("p", "y"), ("hap", "py"), ("ð", "Ł"), ("Ġ", "ha"), ("Ð", "°")]

@@ -14,8 +14,8 @@ from simct_pl.data.filters import FieldBetween, FieldIn, PromptLength, PromptWit
 from simct_pl.data.mixture import MixtureSource, Strata
 from simct_pl.data.prompts import PromptDataModule
 from simct_pl.data.source import PromptSource
-from simct_pl.data.table import read_parquet
 from simct_pl.errors import ExportError, MissingFileError, PromptDataError, RecipeError
+from simct_pl.files.parquet import read_parquet
 from simct_pl.types import Prompt
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from simct_pl.data.fingerprint import WatchedFile
 from simct_pl.data.prompts import PromptDataModule, PromptSource, PromptStream
 from simct_pl.errors import MissingFileError, PromptDataError, RecipeError, SimctError
+from simct_pl.files.fingerprint import WatchedFile
 
 
 def jsonl(path: Path, rows: list[dict[str, object]]) -> str:

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.strategies import Strategy
 
 from simct_pl import DSKDCma
-from simct_pl.parallel import ShardedStrategy, full_parameters
+from simct_pl.models.sharding import ShardedStrategy, full_parameters
 from tests.distributed.runs import RAGGED, SHARDED, HalfDeaf, Trace, fit, main
 from tests.tiny import unloaded_module
 

@@ -25,15 +25,15 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from callbacks import HFExport, PolicyMismatch
 from simct_pl.errors import ExportError
-from simct_pl.module import DistillModule
-from simct_pl.parallel import ShardedStrategy, Sharding, full_parameters, full_tensor, is_sharded
-from simct_pl.ranks import over_ranks
+from simct_pl.losses.inputs.unit_rows import build_unit_rows
+from simct_pl.models.sharding import ShardedStrategy, Sharding, full_parameters, full_tensor, is_sharded
 from simct_pl.rollout.hf import HFEngine
 from simct_pl.rollout.vllm_server import VLLMServerEngine
-from simct_pl.scoring.aligned import AlignedBatch
-from simct_pl.scoring.units import build_unit_rows
 from simct_pl.tasks.arithmetic import TotalGrader
 from simct_pl.tasks.datamodule import ArithmeticDataModule
+from simct_pl.training.aligned_batch import AlignedBatch
+from simct_pl.training.collectives import over_ranks
+from simct_pl.training.module import DistillModule
 from simct_pl.types import PromptBatch, Rollout
 from tests.tiny import trainer, unloaded_module
 

@@ -14,10 +14,10 @@ import lightning as L
 import torch
 from lightning.pytorch.strategies import Strategy
 
-from simct_pl.optim import OptimizerConfig
-from simct_pl.parallel import ShardedStrategy, Sharding, full_parameters
-from simct_pl.scoring.packing import PackedRow
+from simct_pl.models.packing import PackedRow
+from simct_pl.models.sharding import ShardedStrategy, Sharding, full_parameters
 from simct_pl.tasks.arithmetic import TotalGrader
+from simct_pl.training.optim import OptimizerConfig
 from simct_pl.types import PromptBatch
 from simct_pl.warmup import SFTModule
 from tests.distributed.runs import GLOBAL_BATCH, Data, main

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from simct_pl.recipes import PACKAGE
+from simct_pl.config.recipes import PACKAGE
 
 PARTS = '''
 import hashlib, json, math, os

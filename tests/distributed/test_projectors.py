@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from simct_pl.recipes import PACKAGE
+from simct_pl.config.recipes import PACKAGE
 from tests.distributed.projector_runs import projected
 from tests.distributed.runs import SAVED_STEP, Trace
 from tests.tiny import ASSETS

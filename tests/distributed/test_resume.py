@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from simct_pl.recipes import PACKAGE
+from simct_pl.config.recipes import PACKAGE
 
 SAVES = "trainer: {callbacks+: [{class_path: callbacks.Checkpoint, init_args: {every_n_steps: 4}}]}\n"
 NUM_STEPS = 10

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from simct_pl.recipes import PACKAGE
+from simct_pl.config.recipes import PACKAGE
 from simct_pl.tasks.arithmetic import TotalGrader
 from tests.distributed.runs import RAGGED, SAVED_STEP, HalfDeaf, Trace, fit
 from tests.tiny import ASSETS, unloaded_module

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from simct_pl.recipes import PACKAGE
+from simct_pl.config.recipes import PACKAGE
 from tests.distributed.supervised_runs import fit
 from tests.tiny import ASSETS
 

@@ -12,7 +12,7 @@ import simct_pl
 from scripts.list_recipes import recipe_table
 from simct_pl import errors
 from simct_pl.lab.sweep_file import SweepFile
-from simct_pl.phases import PHASES
+from simct_pl.training.step_timer import PHASES
 from simct_pl.types import LostReason
 from tests.docs.pages import DOCS, ROOT, files_of, read
 
@@ -61,7 +61,7 @@ def test_metrics_are_logged_by_somebody(page: str) -> None:
     named = names(page, r"(?:loss|align|rollout|policy|optim|timing|eval)/[\w<>/]+")
     assert len(named) > 10
     built = {f"timing/share/{phase}" for phase in PHASES} | {"timing/share/<phase>", "align/lost_<reason>"}
-    metrics = (ROOT / "simct_pl/evaluation/metrics.py").read_text(encoding="utf-8")
+    metrics = (ROOT / "simct_pl/training/held_out.py").read_text(encoding="utf-8")
     listed = re.search(r"names = \((.*)\)", metrics)
     assert listed is not None
     held_out = {f"eval/{name}" for name in re.findall(r"\w+", listed[1])}

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from simct_pl import models as simct_models
-from simct_pl.cli import main
-from simct_pl.recipes import PACKAGE
+from simct_pl.commands.main import main
+from simct_pl.config.recipes import PACKAGE
+from simct_pl.models import loading as simct_models
 
 OBJECTIVE = "model: {init_args: {objective: {class_path: simct_pl.SimCTLoss, init_args: {%s}}}}"
 ROLLOUTS = "trainer: {callbacks: [{class_path: callbacks.RolloutCallback, init_args: {sampling: {max_tokens: %d}}}]}"
@@ -73,7 +73,7 @@ def test_unknown_keys_name_the_nearest_one(capsys: pytest.CaptureFixture[str], t
         ("data: {init_args: {batch_size: 0}}", "batch_size=0"),
         ("model: {init_args: {student: '${oc.env:SIMCT_PL_NOT_SET}'}}", "SIMCT_PL_NOT_SET"),
         ("trainer: {callbacks: [callbacks.AlignmentStats]}", "callbacks.RolloutCallback"),
-        ("model: {init_args: {sharding: {replicate: 1}}}", "simct_pl.parallel.ShardedStrategy"),
+        ("model: {init_args: {sharding: {replicate: 1}}}", "simct_pl.models.sharding.ShardedStrategy"),
         ("model: {init_args: {sharding: {param_dtype: float16}}}", "loss scale"),
         (ROLLOUTS % 0, "max_tokens is 0"),
         (ROLLOUTS % 500, "context of 128"),

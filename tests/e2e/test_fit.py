@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from simct_pl.recipes import PACKAGE
+from simct_pl.config.recipes import PACKAGE
 
 NUM_STEPS = 4
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from simct_pl.cli import main
-from simct_pl.recipes import PACKAGE
+from simct_pl.commands.main import main
+from simct_pl.config.recipes import PACKAGE
 from tests.e2e.test_fit import command
 
 SCRIPT = PACKAGE.parent / "scripts/kill_test.py"

@@ -13,17 +13,17 @@ import pytest
 
 from simct_pl.data.source import PromptSource
 from simct_pl.errors import EvaluationError, MissingFileError, PromptDataError, RecipeError
-from simct_pl.evaluation import humaneval, livecodebench
-from simct_pl.evaluation.benchmark import Benchmark, Grade, Problem, subset
-from simct_pl.evaluation.code_benchmark import code_of
-from simct_pl.evaluation.graded_prompts import GradedPrompts
+from simct_pl.evaluation.benchmarks import humaneval, livecodebench
+from simct_pl.evaluation.benchmarks.base import Benchmark, Grade, Problem, subset
+from simct_pl.evaluation.benchmarks.code_benchmark import code_of
+from simct_pl.evaluation.benchmarks.graded_prompts import GradedPrompts
+from simct_pl.evaluation.benchmarks.gsm8k import GSM8K
+from simct_pl.evaluation.benchmarks.humaneval import HumanEval, without_function
+from simct_pl.evaluation.benchmarks.livecodebench import LiveCodeBench, hidden_tests, same_output
+from simct_pl.evaluation.benchmarks.math500 import MATH500
+from simct_pl.evaluation.benchmarks.mbpp import MBPP, entry_of
 from simct_pl.evaluation.grader import Grader
-from simct_pl.evaluation.gsm8k import GSM8K
-from simct_pl.evaluation.humaneval import HumanEval, without_function
-from simct_pl.evaluation.livecodebench import LiveCodeBench, hidden_tests, same_output
-from simct_pl.evaluation.math500 import MATH500
-from simct_pl.evaluation.mbpp import MBPP, entry_of
-from simct_pl.evaluation.sandbox import Sandbox
+from simct_pl.evaluation.sandbox.sandbox import Sandbox
 from simct_pl.types import Prompt
 from tests.evaluation import samples
 from tests.evaluation.machine import bubblewrap_works

@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 
 from simct_pl.data.source import PromptSource
-from simct_pl.evaluation.benchmark import Benchmark, Grade, Problem
-from simct_pl.evaluation.gsm8k import GSM8K
-from simct_pl.evaluation.humaneval import HumanEval, packaged_file
-from simct_pl.evaluation.livecodebench import LiveCodeBench
-from simct_pl.evaluation.math500 import MATH500
-from simct_pl.evaluation.mbpp import MBPP
+from simct_pl.evaluation.benchmarks.base import Benchmark, Grade, Problem
+from simct_pl.evaluation.benchmarks.gsm8k import GSM8K
+from simct_pl.evaluation.benchmarks.humaneval import HumanEval, packaged_file
+from simct_pl.evaluation.benchmarks.livecodebench import LiveCodeBench
+from simct_pl.evaluation.benchmarks.math500 import MATH500
+from simct_pl.evaluation.benchmarks.mbpp import MBPP
 from tests.evaluation.samples import fenced
 
 DATA = Path(os.environ.get("SIMCT_DATA", ""))

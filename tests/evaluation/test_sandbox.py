@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from simct_pl.errors import MissingPackageError, RecipeError, SandboxError
-from simct_pl.evaluation import bwrap
-from simct_pl.evaluation.sandbox import Sandbox
+from simct_pl.evaluation.sandbox import bwrap
+from simct_pl.evaluation.sandbox.sandbox import Sandbox
 from tests.evaluation.machine import bubblewrap_works
 
 TESTS = ["assert f(2) == 4", "assert sorted(set(g(3))) == [3, 9]"]
@@ -61,8 +61,8 @@ FAKES = {
         "builtins.compile = builtins.exec = lambda *a, **k: None\ndef f(x): return 4\ndef g(x): return []"
     ),
     "the answers' own code": (
-        "import sys\nroom = sys.modules['room.candidate']\nroom.pack = lambda value, keep: True\n"
-        "room._guarded = lambda action: {'value': None}\ndef f(x): return 5\ng = f"
+        "import sys\nguest = sys.modules['guest.solution_process']\nguest.pack = lambda value, keep: True\n"
+        "guest._guarded = lambda action: {'value': None}\ndef f(x): return 5\ng = f"
     ),
     "walking frames": TELL_ALL
     + """
@@ -313,7 +313,7 @@ class SecondRefused:
 def test_a_suite_that_cannot_start_leaves_no_process_and_no_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
     assert SANDBOX.run_tests(HONEST, TESTS).passed
     processes, before = SecondRefused(), os.listdir("/proc/self/fd")
-    monkeypatch.setattr("simct_pl.evaluation.sandbox.subprocess.Popen", processes)
+    monkeypatch.setattr("simct_pl.evaluation.sandbox.sandbox.subprocess.Popen", processes)
     with pytest.raises(BlockingIOError):
         SANDBOX.run_tests(HONEST, TESTS)
     assert os.listdir("/proc/self/fd") == before

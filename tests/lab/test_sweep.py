@@ -14,7 +14,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from simct_pl.recipes import PACKAGE
+from simct_pl.config.recipes import PACKAGE
 
 pytestmark = pytest.mark.slow
 SMALL = {

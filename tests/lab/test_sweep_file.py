@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from simct_pl.commands.sweep import is_finished
+from simct_pl.config.recipes import recipe_folder
 from simct_pl.errors import MissingFileError, RecipeError
 from simct_pl.lab.sweep_file import Cell, SweepFile, nested
-from simct_pl.recipes import recipe_folder
 
 CONTENT = {
     "name": "small",

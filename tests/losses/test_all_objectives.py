@@ -25,9 +25,9 @@ from simct_pl import (
 from simct_pl.errors import RecipeError
 from simct_pl.losses.alm import log1mexp
 from simct_pl.losses.base import Objective, UnitChunk, UnitLosses
+from simct_pl.losses.inputs.unit_rows import UnitRows, build_unit_rows
+from simct_pl.losses.inputs.vocab_tables import PairTables
 from simct_pl.losses.mixture import Weighted
-from simct_pl.scoring.tables import PairTables
-from simct_pl.scoring.units import UnitRows, build_unit_rows
 from simct_pl.tokenization.projection import TokenProjection
 from tests.reference import objectives as reference
 from tests.reference.bridge import scene_inputs

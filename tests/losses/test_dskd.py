@@ -17,13 +17,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from simct_pl import DSKDCma, DSKDEta
 from simct_pl.errors import RecipeError
 from simct_pl.losses.dual_space import DualSpaceObjective, PairStates, SideStates
-from simct_pl.scoring import dual_space
-from simct_pl.scoring.dual_space import dual_space_loss
-from simct_pl.scoring.heads import LMHead
-from simct_pl.scoring.projectors import least_squares_map
-from simct_pl.scoring.stats import UnitStats
-from simct_pl.scoring.tables import PairTables
-from simct_pl.scoring.units import build_unit_rows
+from simct_pl.losses.inputs.unit_rows import build_unit_rows
+from simct_pl.losses.inputs.vocab_tables import PairTables
+from simct_pl.losses.projectors import least_squares_map
+from simct_pl.models.lm_head import LMHead
+from simct_pl.training import dual_space_loss as dual_space
+from simct_pl.training.dual_space_loss import dual_space_loss
+from simct_pl.training.unit_stats import UnitStats
 from tests.reference import dskd as reference
 from tests.reference.bridge import alignment_of, shared_vocab_of
 from tests.reference.scenes import Scene, random_scene

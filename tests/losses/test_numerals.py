@@ -13,9 +13,9 @@ from torch import Tensor
 from simct_pl import ALMLoss, DPCALoss, GOLDLoss, MixtureLoss, SharedVocabLoss, SimCTLoss, ULDLoss, XTokenHKL, XTokenPKL
 from simct_pl.losses.api import distillation_loss
 from simct_pl.losses.base import Objective, UnitChunk
+from simct_pl.losses.inputs.unit_rows import build_unit_rows
+from simct_pl.losses.inputs.vocab_tables import PairTables
 from simct_pl.losses.mixture import Weighted
-from simct_pl.scoring.tables import PairTables
-from simct_pl.scoring.units import build_unit_rows
 from simct_pl.tokenization.projection import TokenProjection
 from tests.reference.bridge import alignment_of, shared_vocab_of
 from tests.reference.vocabulary import Side, greedy_ids

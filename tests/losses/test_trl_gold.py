@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from simct_pl import GOLDLoss
-from simct_pl.scoring.tables import PairTables
-from simct_pl.scoring.units import build_unit_rows
+from simct_pl.losses.inputs.unit_rows import build_unit_rows
+from simct_pl.losses.inputs.vocab_tables import PairTables
 from tests.losses.test_all_objectives import chunk_of
 from tests.reference.bridge import scene_inputs
 from tests.reference.scenes import Scene, random_scene

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from simct_pl.errors import RecipeError
-from simct_pl.parallel import ShardedStrategy, Sharding
+from simct_pl.models.sharding import ShardedStrategy, Sharding
 from simct_pl.planning.cost_inputs import GPUS
 from simct_pl.planning.layout import Layout, compute_bytes
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from callbacks import RolloutCallback
+from simct_pl.commands import dry_run
+from simct_pl.config.lightning_cli import open_recipes, run
 from simct_pl.data.prompts import PromptDataModule
 from simct_pl.data.source import PromptSource
 from simct_pl.errors import PromptDataError, RecipeError, RolloutError
-from simct_pl.lightning_cli import open_recipes, run
-from simct_pl.models import load_config
-from simct_pl.parallel import ShardedStrategy, Sharding
-from simct_pl.planning import dry_run
+from simct_pl.models.loading import load_config
+from simct_pl.models.sharding import ShardedStrategy, Sharding
 from simct_pl.planning.cost_inputs import StepShape
 from simct_pl.planning.cost_model import CostModel
 from simct_pl.planning.layout import Layout
@@ -153,7 +153,7 @@ def test_a_dry_run_loads_and_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("simct_pl.module.load_causal_lm", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("simct_pl.training.module.load_causal_lm", lambda *_: pytest.fail("weights were loaded"))
     assert run(["fit", "--recipe", "quickstart", "--dry_run"]) == 0
     printed = capsys.readouterr().out
     for expected in ("llama", "64 prompts × 1 a step", "prefix=marginal", "Nothing was loaded"):

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from simct_pl import models
+from simct_pl.commands import dry_run
+from simct_pl.config.lightning_cli import open_recipes, run
 from simct_pl.data.prompts import PromptDataModule
 from simct_pl.data.source import PromptSource
 from simct_pl.errors import PromptDataError, RecipeError
-from simct_pl.lightning_cli import open_recipes, run
-from simct_pl.models import load_config
-from simct_pl.parallel import ShardedStrategy, Sharding
-from simct_pl.planning import dry_run
+from simct_pl.models import loading as models
+from simct_pl.models.loading import load_config
+from simct_pl.models.sharding import ShardedStrategy, Sharding
 from simct_pl.planning.layout import Layout
 from simct_pl.planning.plan import Plan
 from simct_pl.planning.shapes import ModelShape

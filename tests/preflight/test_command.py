@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from simct_pl.commands.dry_run import PlannedRun, PlanningCLI, plan_run
 from simct_pl.commands.preflight import main
+from simct_pl.config.lightning_cli import open_recipes
 from simct_pl.errors import ExportError, RecipeError
-from simct_pl.lightning_cli import open_recipes
-from simct_pl.planning.dry_run import PlannedRun, PlanningCLI, plan_run
 from simct_pl.planning.section import Section
 from simct_pl.preflight.findings import Finding, Verdict
 from simct_pl.preflight.page import html

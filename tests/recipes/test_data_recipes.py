@@ -12,11 +12,11 @@ import pytest
 import simct_pl.data.build
 import simct_pl.warmup.generate
 import simct_pl.warmup.select
-from simct_pl.cli import main
+from simct_pl.commands.main import main
+from simct_pl.config.recipes import recipe_folder
 from simct_pl.data.mixture import MixtureSource
 from simct_pl.data.source import PromptSource
 from simct_pl.evaluation.grader import Grader
-from simct_pl.recipes import recipe_folder
 from simct_pl.rollout.engine import SamplingParams
 
 COMMAND = re.compile(r"python -m simct_pl (data|generate|select) --recipe (\S+)")

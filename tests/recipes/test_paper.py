@@ -12,9 +12,9 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
-from simct_pl.lightning_cli import open_recipes, run
-from simct_pl.planning.dry_run import PlannedRun, PlanningCLI, plan_run
-from simct_pl.recipes import PACKAGE, find_recipe
+from simct_pl.commands.dry_run import PlannedRun, PlanningCLI, plan_run
+from simct_pl.config.lightning_cli import open_recipes, run
+from simct_pl.config.recipes import PACKAGE, find_recipe
 from tests.recipes.tiny_paper import make_models
 
 PAIRS = {

@@ -10,9 +10,9 @@ import lightning as L
 import pytest
 import yaml
 
-from simct_pl import lightning_cli
-from simct_pl.lightning_cli import SimctCLI, run
-from simct_pl.recipes import find_recipe, recipe_folder
+from simct_pl.config import lightning_cli
+from simct_pl.config.lightning_cli import SimctCLI, run
+from simct_pl.config.recipes import find_recipe, recipe_folder
 
 # A sweep file (simct_pl.lab.sweep_file) is no recipe of one run; tests/lab has tests of those.
 EVERY = sorted(recipe_folder().rglob("*.yaml"))

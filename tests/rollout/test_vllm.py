@@ -16,10 +16,10 @@ from transformers import PreTrainedModel
 
 from callbacks import PolicyMismatch, RolloutCallback
 from simct_pl.errors import PromptDataError
-from simct_pl.optim import OptimizerConfig
 from simct_pl.rollout.engine import Generation, SamplingParams, StudentSource
 from simct_pl.rollout.hf import HFEngine
 from simct_pl.rollout.vllm import VLLMEngine
+from simct_pl.training.optim import OptimizerConfig
 from simct_pl.types import PromptBatch
 from tests.rollout.read_back import read_back
 from tests.rollout.tiny_student import CONTEXT, QUESTIONS, STOP, moved, write_student

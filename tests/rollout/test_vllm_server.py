@@ -18,12 +18,12 @@ import torch
 from transformers import PreTrainedModel
 
 from callbacks import PolicyMismatch, RolloutCallback
+from simct_pl.config.recipes import PACKAGE
 from simct_pl.errors import PromptDataError
-from simct_pl.optim import OptimizerConfig
-from simct_pl.recipes import PACKAGE
 from simct_pl.rollout.engine import SamplingParams, StudentSource
 from simct_pl.rollout.hf import HFEngine
 from simct_pl.rollout.vllm_server import VLLMServerEngine
+from simct_pl.training.optim import OptimizerConfig
 from simct_pl.types import PromptBatch
 from tests.rollout.tiny_student import CONTEXT, QUESTIONS, STOP, moved, write_student
 from tests.tiny import data, distill_module, trainer

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from simct_pl.errors import PromptDataError
-from simct_pl.evaluation.sandbox import Sandbox
+from simct_pl.evaluation.sandbox.sandbox import Sandbox
 from simct_pl.types import Prompt
 from simct_pl.warmup import code_graders
 from simct_pl.warmup.code_graders import AssertGrader, ProgramGrader, pairs_of

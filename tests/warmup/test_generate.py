@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
+from simct_pl.config.recipes import PACKAGE
 from simct_pl.data.source import PromptSource
-from simct_pl.data.table import read_parquet
 from simct_pl.errors import PromptDataError, RecipeError, ResponseError, RolloutError
-from simct_pl.recipes import PACKAGE
+from simct_pl.files.parquet import read_parquet
 from simct_pl.rollout.engine import Generation, SamplingParams
 from simct_pl.rollout.hf import HFEngine
 from simct_pl.tasks.arithmetic import Problem, distinct_problems

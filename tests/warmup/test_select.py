@@ -11,9 +11,9 @@ from typing_extensions import override
 
 from simct_pl.data.prompts import PromptStream
 from simct_pl.data.source import PromptSource
-from simct_pl.data.table import read_parquet, write_parquet
 from simct_pl.errors import MissingFileError, MissingPackageError, PromptDataError, RecipeError, ResponseError
 from simct_pl.evaluation.grader import Grader, LastNumberGrader
+from simct_pl.files.parquet import read_parquet, write_parquet
 from simct_pl.types import Prompt
 from simct_pl.warmup.response_filters import LengthBetween, NoReplacementCharacter, NotRepetitive, NotTruncated
 from simct_pl.warmup.responses import SCHEMA, Response

@@ -10,12 +10,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from simct_pl.errors import MissingFileError, PromptDataError, RecipeError
-from simct_pl.evaluation.bits import Reference
-from simct_pl.optim import OptimizerConfig
-from simct_pl.scoring.packing import Layout, PackedRow, PaddedRows
+from simct_pl.models.bits_per_byte import Reference
+from simct_pl.models.packing import Layout, PackedRow, PaddedRows
 from simct_pl.tasks.arithmetic import Problem, TotalGrader
 from simct_pl.tasks.datamodule import ArithmeticDataModule
 from simct_pl.tasks.tokenizers import STUDENT, TEACHER
+from simct_pl.training.optim import OptimizerConfig
 from simct_pl.types import Prompt
 from simct_pl.warmup.sft import SFTModule
 

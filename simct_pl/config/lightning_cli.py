@@ -1,0 +1,274 @@
+"""`fit`, `validate`, `test`: recipes by LightningCLI, with OmegaConf interpolation and errors that fit on one screen.
+
+A recipe is LightningCLI's config under a better name: components by class_path/init_args, types checked from
+constructors. `--recipe` may be repeated; later files and `--key value` overlay earlier ones. `fit --resume` goes on
+from the newest good checkpoint of the run's folder; `fit --dry_run` only says what it would do.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, TypeVar
+
+import lightning as L
+import yaml
+from jsonargparse import ActionConfigFile
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.utils.data import DataLoader
+from typing_extensions import override
+
+from simct_pl.checkpointing.folder import CheckpointProvider, SavedCheckpoint
+from simct_pl.checkpointing.resume import AUTO, NEVER, check_same_run, choose_checkpoint
+from simct_pl.config.recipe_parser import PARSER_MODE, RecipeParser, interpolation
+from simct_pl.config.recipes import check_yaml, resolve_recipes
+from simct_pl.config.summary import TRACKING_URI, print_summary
+from simct_pl.errors import CheckpointError, RecipeError, SimctError
+from simct_pl.evaluation.runner import BenchmarkProvider
+from simct_pl.models.export import check_parent
+from simct_pl.tracking.logger import RunLogger
+from simct_pl.tracking.run_info import RunInfo, installed_versions, project_commit
+from simct_pl.training.module import DistillModule
+
+ARTIFACTS = "runs/mlflow-artifacts"
+
+CLI = TypeVar("CLI", bound="SimctCLI")
+
+
+def run(arguments: list[str]) -> int:
+    """Run a trainer command, e.g. ["fit", "--recipe", "quickstart"].
+
+    Raises:
+        SimctError: for anything in the recipe or the data that the user can put right.
+    """
+    resume, gpu = _take_option(arguments, "--resume", AUTO), _take_option(arguments, "--dry_run", AUTO)
+    if gpu is None:
+        open_recipes(arguments, SimctCLI, resume=resume or NEVER)
+        return 0
+    from simct_pl.commands.dry_run import PlanningCLI, dry_run
+
+    return dry_run(open_recipes(arguments, PlanningCLI), None if gpu == AUTO else gpu)
+
+
+def open_recipes(arguments: list[str], kind: type[CLI], resume: str = NEVER) -> CLI:
+    """Read recipes and make their components; what is then done with them depends on the kind of CLI.
+
+    arguments: a trainer command's. Raises: as `run`.
+    """
+    recipes = resolve_recipes(arguments)
+    quiet_libraries()
+    for recipe in recipes:
+        check_yaml(recipe)
+    try:
+        with interpolation():
+            return kind(recipe_names=[Path(recipe).stem for recipe in recipes], args=arguments, resume=resume)
+    except (MisconfigurationException, ValueError) as error:
+        if isinstance(error, SimctError) or not _raised_by_lightning(error):
+            raise
+        raise RecipeError(f"Lightning refuses the recipe: {str(error).strip()}") from error
+
+
+def _take_option(arguments: list[str], name: str, alone: str) -> str | None:
+    """Take `name [VALUE]` out of the arguments of fit, in place: it is about this call, and no part of a recipe.
+
+    Returns the value, `alone` for an option without one, None if it is not there.
+    """
+    for i, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        if flag != name:
+            continue
+        if not equals and i + 1 < len(arguments) and not arguments[i + 1].startswith("-"):
+            value = arguments.pop(i + 1)
+        del arguments[i]
+        if arguments[0] != "fit":
+            raise RecipeError(f"{name} goes with fit, not with {arguments[0]}.")
+        return value or alone
+    return None
+
+
+def _raised_by_lightning(error: BaseException) -> bool:
+    """Whether Lightning itself raised it, about the trainer's options; not our code, nor a library below."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__", "")).startswith("lightning")
+
+
+def quiet_libraries() -> None:
+    """Silence chatter that says nothing about a run."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    for name in ("alembic", "mlflow", "httpx", "datasets"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "Tip:" not in record.getMessage()
+    )
+    # Prompts are cheap to load; rollouts are what takes time.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*have not been set for this class.*")
+
+
+def artifact_location() -> str:
+    """Where artifacts of the local runs go."""
+    Path(ARTIFACTS).mkdir(parents=True, exist_ok=True)
+    return Path(ARTIFACTS).absolute().as_uri()
+
+
+def _first_own_error(error: BaseException | None) -> SimctError | None:
+    """The SimctError that an exception was raised from, however deep."""
+    while error is not None and not isinstance(error, SimctError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+@contextmanager
+def own_errors() -> Iterator[None]:
+    """Let what a component refuses reach the user as it was said, not as one of a union's failed alternatives."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise (_first_own_error(error) or error) from None
+
+
+class SimctCLI(LightningCLI):
+    """LightningCLI with recipes, MLflow by default, and what ran attached to the module for the recipe log."""
+
+    def __init__(self, recipe_names: list[str], args: list[str], resume: str = NEVER) -> None:
+        self.run_name, self.resume = "+".join(recipe_names) or "unnamed", resume
+        self.checkpoint: SavedCheckpoint | None = None
+        super().__init__(
+            model_class=L.LightningModule,
+            datamodule_class=L.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            seed_everything_default=0,
+            # Held-out prompts are scored before a fit (before_fit), so nothing needs a sanity check; and tensors that
+            # are made then must be usable in training, which inference mode forbids.
+            # Lightning's own checkpoints are neither exact nor checked: callbacks.Checkpoint takes their place.
+            trainer_defaults={"num_sanity_val_steps": 0, "inference_mode": False, "enable_checkpointing": False},
+            parser_class=RecipeParser,
+            parser_kwargs={"parser_mode": PARSER_MODE},
+            auto_configure_optimizers=False,
+            args=args,
+        )
+
+    @override
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        parser = self.parser_class(**kwargs)
+        parser.add_argument(
+            "-c",
+            "--config",
+            "--recipe",
+            action=ActionConfigFile,
+            help="Recipe: a YAML file, or the name of a shipped one.",
+        )
+        return parser
+
+    @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Without LightningCLI's warning about args beside a command line: the command line is where they come from."""
+        self.config = parser.parse_args(args)
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        own = {"model", "dataloaders", "train_dataloaders", "val_dataloaders", "datamodule"}
+        own.add("weights_only")
+        return {"fit": own | {"ckpt_path"}, "validate": own, "test": own}
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        config = self._get(self.config_init, "trainer")
+        root = Path(config.get("default_root_dir") or f"runs/{self.run_name}")
+        check_parent(root / "recipe.yaml")
+        if config.get("logger") is None:
+            kwargs["logger"] = RunLogger(
+                str(root / "tracking"),
+                run_name=self.run_name,
+                tracking_uri=TRACKING_URI,
+                artifact_location=artifact_location(),
+            )
+        kwargs["default_root_dir"] = str(root)
+        return super().instantiate_trainer(**kwargs)
+
+    @override
+    def instantiate_classes(self) -> None:
+        with own_errors():
+            super().instantiate_classes()
+
+    def before_fit(self) -> None:
+        """Choose where to begin. A new run scores the held-out prompts first: a curve needs a step 0."""
+        provider = self._checkpoint_provider()
+        self.checkpoint = choose_checkpoint(self.resume, provider.checkpoints(self.trainer) if provider else None)
+        if self.checkpoint is not None:
+            check_same_run(self.checkpoint, self._recipe(), self.trainer.world_size)
+        for logger in self._run_loggers() if self.resume != NEVER else ():
+            logger.continue_run(from_checkpoint=self.checkpoint is not None)
+        if self.checkpoint is None and self.datamodule is not None and isinstance(self.model, DistillModule):
+            self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+
+    def fit(self, **kwargs: Any) -> None:
+        """`trainer.fit`, from the chosen checkpoint; it may hold plain types and tensors, and no code."""
+        state = str(self.checkpoint.state) if self.checkpoint else None
+        try:
+            self.trainer.fit(**kwargs, ckpt_path=state, weights_only=True)
+        except UnpicklingError as error:
+            raise CheckpointError(f"{state} holds more than tensors and plain types; it is not loaded.") from error
+
+    def validate(self, **kwargs: Any) -> None:
+        """`trainer.validate`; a checkpoint may hold plain types and tensors, and no code."""
+        self.trainer.validate(**kwargs, weights_only=True)
+
+    def test(self, model: L.LightningModule, ckpt_path: str | None = None, **options: Any) -> None:
+        """`trainer.test` on one empty batch: the benchmarks bring their own problems.
+
+        Raises:
+            RecipeError: if the recipe names none.
+        """
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        if not any(isinstance(callback, BenchmarkProvider) for callback in callbacks):
+            raise RecipeError("The recipe names no benchmarks; add the overlay --recipe benchmarks, or one like it.")
+        one: DataLoader[int] = DataLoader([0])  # type: ignore[arg-type]
+        self.trainer.test(model, one, ckpt_path=ckpt_path, verbose=False, weights_only=True)
+        for logger in self._run_loggers():
+            logger.end()
+
+    def after_fit(self) -> None:
+        if isinstance(self.model, DistillModule):
+            self._report(self.model)
+        for logger in self._run_loggers():
+            logger.end()
+
+    def _report(self, module: DistillModule) -> None:
+        if module.history and module.history[-1].step != self.trainer.global_step:
+            self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+        if self.trainer.is_global_zero:
+            print_summary(module, self.trainer)
+
+    @override
+    def after_instantiate_classes(self) -> None:
+        self._dump_config()
+        recipe = self._recipe()
+        if (provider := self._checkpoint_provider()) is not None:
+            provider.recipe = recipe
+        for logger in self._run_loggers():
+            logger.set_recipe(recipe)
+        if isinstance(self.model, DistillModule):
+            self.model.run_info = RunInfo(self.run_name, recipe, installed_versions(), project_commit())
+
+    def _recipe(self) -> str:
+        return yaml.safe_dump(self.config_dump, sort_keys=False, allow_unicode=True)
+
+    def _run_loggers(self) -> list[RunLogger]:
+        return [logger for logger in self.trainer.loggers if isinstance(logger, RunLogger)]
+
+    def _checkpoint_provider(self) -> CheckpointProvider | None:
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        return next((callback for callback in callbacks if isinstance(callback, CheckpointProvider)), None)

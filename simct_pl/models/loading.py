@@ -1,0 +1,90 @@
+"""Loading causal language models: the configuration first, the weights only when everything else has been checked."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from simct_pl.errors import MissingFileError, ModelFolderError, first_line
+from simct_pl.files.fingerprint import FileFingerprint
+from simct_pl.losses.divergences import require_choice
+
+DtypeName = Literal["float32", "bfloat16", "float16"]
+
+
+def torch_dtype(name: DtypeName) -> torch.dtype:
+    require_choice("dtype", name, get_args(DtypeName))
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def check_model_path(role: str, path: str) -> None:
+    """Refuse early what cannot be a model: a missing local path, a folder without config.json or without weights.
+
+    Raises:
+        MissingFileError, ModelFolderError: naming the role ("student", "teacher") and the path.
+    """
+    folder = Path(path).expanduser()
+    if not folder.exists():
+        looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1 or folder.parent.is_dir()
+        if looks_local:
+            raise MissingFileError(
+                f"{role} {path!r} does not exist. Give a model folder, or a hub name such as org/model."
+            )
+        return
+    if not (folder / "config.json").is_file():
+        raise ModelFolderError(f"{role} {path!r} is not a model folder: it has no config.json.")
+    if not any(folder.glob("*.safetensors")):
+        raise ModelFolderError(
+            f"{role} {path!r} has no *.safetensors weights. Only safetensors are loaded; "
+            "save the model with save_pretrained()."
+        )
+
+
+def load_config(role: str, path: str, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The configuration alone, no weights.
+
+    Raises:
+        ModelFolderError: if it cannot be read as one of a transformers model.
+    """
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelFolderError(
+            f"{role} {path!r} cannot be loaded as a transformers model: {first_line(error)}"
+        ) from error
+
+
+def context_length(config: PretrainedConfig) -> int | None:
+    """Longest sequence the model was made for, or None when its configuration does not say."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def weights_id(model: str) -> str:
+    """Names the weights in a model folder, so that responses of others are not gone on with; empty for a hub name."""
+    files = sorted(Path(model).glob("*.safetensors"))
+    digests = "".join(FileFingerprint.of(file).sha256 for file in files)
+    return hashlib.sha256(digests.encode()).hexdigest()[:16] if files else ""
+
+
+def load_causal_lm(role: str, path: str, dtype: DtypeName | None, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The weights, from safetensors only. dtype: None leaves that of the files.
+
+    Raises:
+        ModelFolderError: if the folder's architecture has no causal language model, or its weights cannot be read.
+    """
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype="auto" if dtype is None else torch_dtype(dtype),
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, KeyError, SafetensorError) as error:  # the last of a file that is not whole
+        raise ModelFolderError(
+            f"{role} {path!r} cannot be loaded as a causal language model: {first_line(error)}"
+        ) from error

@@ -1,0 +1,298 @@
+"""DistillModule: one optimizer step of on-policy distillation, read from top to bottom.
+
+    rollouts ► TokenizedPair ► UnitAlignment ► (per chunk) candidate scores ► divergence ► gradients ► optimizer
+
+One Lightning batch is one optimizer step. Micro-batches are cut inside (manual optimization), so that the number of
+response tokens of the GLOBAL batch is known before the first backward and the loss does not depend on how the batch was
+cut. While the models run, a thread re-tokenises and aligns the micro-batches to come.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from functools import cached_property
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from transformers import PreTrainedModel
+from typing_extensions import override
+
+from simct_pl.alignment.base import Aligner
+from simct_pl.errors import RolloutError
+from simct_pl.evaluation.grader import Grader
+from simct_pl.losses.base import Objective
+from simct_pl.losses.dual_space import DualSpaceObjective
+from simct_pl.losses.inputs.vocab_tables import PairTables
+from simct_pl.models.bits_per_byte import pack_references
+from simct_pl.models.lm_head import verify_head
+from simct_pl.models.loading import DtypeName, check_model_path, context_length, load_causal_lm, load_config
+from simct_pl.models.microbatch import pack_by_length, unpack
+from simct_pl.models.sharding import Sharding, free_gathered
+from simct_pl.tokenization.pair import TokenizerPair
+from simct_pl.tracking.run_info import RunInfo
+from simct_pl.training.aligned_batch import AlignedBatch
+from simct_pl.training.checks import NO_ROLLOUTS, check_trainer
+from simct_pl.training.collectives import exchange_gradients, in_step, over_ranks
+from simct_pl.training.held_out import HeldOutMetrics, HeldOutResult
+from simct_pl.training.optim import GuardedStep, OptimizerConfig
+from simct_pl.training.step_timer import PhaseTimer
+from simct_pl.training.student_with_loss import StudentWithLoss
+from simct_pl.training.teacher import FrozenTeacher, ShardedTeacher
+from simct_pl.training.unit_stats import UnitStats
+from simct_pl.types import Prompt, PromptBatch, Rollout, StepRecord
+
+
+class DistillModule(L.LightningModule):
+    """A student that learns from a frozen teacher of another tokenizer.
+
+    Args:
+        student, teacher: model folders or hub names.
+        objective: what is minimised at each unit.
+        aligner: how responses are cut into units.
+        optimizer: learning rate, schedule, clipping.
+        grader: scores held-out responses in [0, 1]; without one, validation reports losses and bits per byte only.
+        micro_batch_tokens: padded tokens of one student forward and backward. It changes speed and memory, never the
+            loss.
+        teacher_batch_tokens: the same for the teacher, which reads one micro-batch of the student's at a time.
+        chunk_tokens: rows of logits that exist at a time.
+        student_dtype, teacher_dtype: of the weights (autocast is the trainer's `precision`).
+        gradient_checkpointing: recompute the student's layers in backward.
+        trust_remote_code: "student", "teacher" entries allow that model's own Python code to run; nobody's by default.
+        sharding: how ranks share the student's weights, gradients and moments (FSDP2); null: each has them all.
+    """
+
+    def __init__(
+        self,
+        student: str,
+        teacher: str,
+        objective: Objective | DualSpaceObjective,
+        aligner: Aligner,
+        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008 - frozen
+        grader: Grader | None = None,
+        micro_batch_tokens: int = 16_384,
+        teacher_batch_tokens: int = 16_384,
+        chunk_tokens: int = 1024,
+        student_dtype: DtypeName = "float32",
+        teacher_dtype: DtypeName = "bfloat16",
+        gradient_checkpointing: bool = False,
+        trust_remote_code: tuple[str, ...] = (),
+        sharding: Sharding | None = None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.student_path, self.teacher_path = os.path.expanduser(student), os.path.expanduser(teacher)
+        self.objective, self.aligner, self.grader = objective, aligner, grader
+        self.optimizer_config = optimizer
+        self.micro_batch_tokens, self.teacher_batch_tokens = micro_batch_tokens, teacher_batch_tokens
+        self.chunk_tokens = chunk_tokens
+        self.student_dtype: DtypeName = student_dtype
+        self.teacher_dtype: DtypeName = teacher_dtype
+        self.gradient_checkpointing = gradient_checkpointing
+        self.trust_remote_code = trust_remote_code
+        self.sharding = sharding
+        self.held_out = HeldOutMetrics()
+        self._held_out_parts: list[tuple[list[Rollout], AlignedBatch]] = []
+        self._references: list[Prompt] = []
+        self.teacher: FrozenTeacher | None = None
+        self.guarded_step = GuardedStep(optimizer.max_grad_norm)
+        self.phases = PhaseTimer()
+        self.history: list[HeldOutResult] = []
+        self.run_info: RunInfo | None = None
+
+    # ---- set-up: everything that can be refused is refused before any weights load ----
+
+    @cached_property
+    def pair(self) -> TokenizerPair:
+        return TokenizerPair.from_pretrained(self.student_path, self.teacher_path)
+
+    @cached_property
+    def student_context(self) -> int | None:
+        """Longest prompt + response of the student, in its tokens."""
+        return context_length(load_config("student", self.student_path, "student" in self.trust_remote_code))
+
+    @cached_property
+    def teacher_context(self) -> int | None:
+        """The same for the teacher, in its tokens."""
+        return context_length(load_config("teacher", self.teacher_path, "teacher" in self.trust_remote_code))
+
+    @override
+    def setup(self, stage: str) -> None:
+        check_trainer(self.trainer, self.sharding)
+        self.check_models()
+
+    def check_models(self) -> None:
+        """Paths, configurations and tokenizers of both models; loads no weights.
+
+        Raises:
+            SimctError: of the kind that fits.
+        """
+        for role, path in (("student", self.student_path), ("teacher", self.teacher_path)):
+            check_model_path(role, path)
+            load_config(role, path, role in self.trust_remote_code)
+        # Reading them raises what there is to raise: a model without a stop, a tokenizer without exact bytes.
+        _ = self.pair.student.stop_ids, self.pair.teacher.stop_ids, self.pair.shared_vocab
+        self.objective.prepare(self.pair)
+
+    @override
+    def configure_model(self) -> None:
+        if self.teacher is not None:
+            return
+        student = load_causal_lm("student", self.student_path, self.student_dtype, "student" in self.trust_remote_code)
+        verify_head(student)
+        if self.gradient_checkpointing:
+            student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.teacher = self._load_teacher()
+        graded = student.train(), self.teacher, self.objective, self.pair, self.chunk_tokens, self.phases
+        self.graded = StudentWithLoss.build(*graded)
+        if self.sharding is not None:
+            self.sharding.shard_student(self.graded, student, self._mesh)
+
+    def _load_teacher(self) -> FrozenTeacher:
+        trust = "teacher" in self.trust_remote_code
+        arguments = self.teacher_path, self.teacher_dtype, self.teacher_batch_tokens, trust
+        if self.sharding is not None and self.sharding.shard_teacher:
+            return ShardedTeacher(self._mesh, *arguments)
+        return FrozenTeacher(*arguments)
+
+    @cached_property
+    def _mesh(self) -> DeviceMesh:
+        """The ranks among which a model is shared."""
+        assert self.sharding is not None
+        assert self.device_mesh is not None
+        return self.sharding.mesh(self.device_mesh["data_parallel"])
+
+    @property
+    def student(self) -> PreTrainedModel:
+        return self.graded.student
+
+    @override
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer, scheduler = self.optimizer_config.build(
+            self.graded.parameter_groups(), self.trainer.estimated_stepping_batches
+        )
+        return [optimizer], [scheduler]
+
+    @cached_property
+    def tables(self) -> PairTables:
+        with torch.inference_mode(False):  # validation may come first
+            return PairTables.build(self.pair.shared_vocab, self.device)
+
+    # ---- the step ----
+
+    @override
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        rollouts = self._require_rollouts(batch)
+        num_tokens = sum(len(rollout.response_ids) for rollout in rollouts)
+        num_global_tokens = max(int(over_ranks(self, num_tokens).sum()), 1)  # a teacher's answers may spell nothing
+        groups = in_step(self, self._pack(rollouts), idle=[])
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        graded: list[tuple[AlignedBatch, UnitStats]] = []
+        with closing(self._losses(rollouts, groups)) as losses:
+            # DDP and FSDP average gradients over ranks; the loss is a sum over the global batch.
+            scale = self.trainer.world_size / num_global_tokens
+            for loss, stats, aligned in losses:
+                graded.append((aligned, stats))
+                with (
+                    self.phases("student_backward"),
+                    exchange_gradients(self.trainer, now=len(graded) == len(groups)),
+                ):
+                    self.manual_backward(loss * scale)
+                loss_sum += loss.detach()
+        with self.phases("optimizer"):
+            metrics = self.guarded_step(self.graded.parameters(), self.optimizers(), self.lr_schedulers())  # type: ignore[arg-type]
+        batch.record = StepRecord(
+            rollouts,
+            unpack(groups, [aligned.alignments for aligned, _ in graded]),
+            unpack(groups, [aligned.split(stats) for aligned, stats in graded]),
+            loss_sum.item(),
+            num_global_tokens,
+        )
+        loss_mean = over_ranks(self, batch.record.loss_sum).sum() / num_global_tokens
+        self.log("loss/train", loss_mean, prog_bar=True, batch_size=len(batch))
+        self.log_dict(metrics, batch_size=1)
+
+    def align(self, rollouts: Sequence[Rollout]) -> AlignedBatch:
+        """The units of each response, and what the teacher reads."""
+        with_prefixes = self.objective.uses_prefixes
+        return AlignedBatch.of(rollouts, self.pair, self.aligner, self.teacher_context, with_prefixes=with_prefixes)
+
+    def loss_sum(
+        self, rollouts: Sequence[Rollout], aligned: AlignedBatch | Future[AlignedBatch]
+    ) -> tuple[Tensor, UnitStats]:
+        """Loss summed over all units of a micro-batch, and their statistics: see StudentWithLoss."""
+        loss, stats = self.graded(rollouts, aligned, self.tables)
+        return loss, stats
+
+    def _losses(
+        self, rollouts: list[Rollout], groups: Sequence[Sequence[int]]
+    ) -> Generator[tuple[Tensor, UnitStats, AlignedBatch]]:
+        """Loss sum of each group, in order. A thread aligns them ahead, while the models run."""
+        worker = ThreadPoolExecutor(1, thread_name_prefix="alignment")
+        try:
+            parts = [[rollouts[i] for i in members] for members in groups]
+            for part, aligned in zip(parts, [worker.submit(self.align, part) for part in parts], strict=True):
+                yield (*self.loss_sum(part, aligned), aligned.result())
+        finally:
+            worker.shutdown(cancel_futures=True)
+
+    def _require_rollouts(self, batch: PromptBatch) -> list[Rollout]:
+        if not batch.rollouts:
+            raise RolloutError(NO_ROLLOUTS)
+        return batch.rollouts
+
+    def _pack(self, rollouts: list[Rollout]) -> list[list[int]]:
+        return pack_by_length([len(r.prompt_ids) + len(r.response_ids) for r in rollouts], self.micro_batch_tokens)
+
+    # ---- held-out prompts ----
+
+    @override
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        """Grade the responses. What takes the models waits for the epoch's end: ranks may have unequal shares, or none,
+        and only then know how many forwards the others need.
+        """
+        rollouts = self._require_rollouts(batch)
+        groups = self._pack(rollouts)
+        parts = [[rollouts[i] for i in members] for members in groups]
+        aligned = [self.align(part) for part in parts]
+        self._held_out_parts += zip(parts, aligned, strict=True)
+        self._references += [prompt for prompt in batch.prompts if prompt.response]
+        alignments = unpack(groups, [part.alignments for part in aligned])
+        for rollout, alignment in zip(rollouts, alignments, strict=True):
+            self.held_out.update_response(rollout, alignment, self.grader)
+        batch.record = StepRecord(rollouts, alignments, [], 0.0, 0)
+
+    @override
+    def test_step(self, batch: object, batch_idx: int) -> None:
+        """Nothing: callbacks.BenchmarkCallback does what there is to do in this stage."""
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        with self.trainer.precision_plugin.val_step_context():
+            self._score_held_out()
+        self.held_out.use(over_ranks(self, self.held_out.in_use).any(0).tolist())
+        metrics = self.held_out.compute()
+        # "step" is what Lightning hands to the logger; left to itself it would count one step too few here.
+        self.log_dict({**metrics, "step": float(self.global_step)})
+        if not self.trainer.sanity_checking:
+            numbers = {name: float(value) for name, value in metrics.items()}
+            self.history.append(HeldOutResult(self.global_step, numbers, self.held_out.samples))
+        self.held_out.reset()
+
+    def _score_held_out(self) -> None:
+        """Loss of the responses and bits of the references that this rank has kept."""
+        for rollouts, aligned in in_step(self, self._held_out_parts, idle=([], self.align([]))):
+            loss, _ = self.loss_sum(rollouts, aligned)
+            if rollouts:
+                self.held_out.update_loss(loss.item(), sum(len(rollout.response_ids) for rollout in rollouts))
+        groups = pack_references(self.pair.student, self._references, self.micro_batch_tokens)
+        bits = sum(self.graded.bits(group) for group in in_step(self, groups, idle=[]))
+        if self._references:
+            self.held_out.update_bits(bits, sum(len((prompt.response or "").encode()) for prompt in self._references))
+        free_gathered(self.graded)
+        self._held_out_parts, self._references = [], []

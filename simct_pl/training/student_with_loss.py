@@ -1,0 +1,141 @@
+"""The student with its loss behind it: one module whose forward takes a micro-batch and returns the loss sum.
+
+Body, chunks and the head's weight belong into ONE forward. FSDP2 gathers what is outside the decoder blocks
+(embeddings, head, last norm) before the root's forward and shares its gradients after backward, so that the head, which
+the chunks read as a plain tensor, must be read in here. Without sharding it is a module like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from simct_pl.losses.base import Objective
+from simct_pl.losses.dual_space import DualSpaceObjective, PairStates, SideStates
+from simct_pl.losses.inputs.vocab_tables import PairTables
+from simct_pl.models.bits_per_byte import Reference, bits_of
+from simct_pl.models.lm_head import LMHead, response_states
+from simct_pl.tokenization.pair import TokenizerPair
+from simct_pl.training.aligned_batch import AlignedBatch
+from simct_pl.training.chunked_loss import chunked_loss
+from simct_pl.training.dual_space_loss import dual_space_loss
+from simct_pl.training.step_timer import PhaseTimer
+from simct_pl.training.teacher import FrozenTeacher
+from simct_pl.training.unit_stats import UnitStats
+from simct_pl.types import Rollout
+
+
+class StudentWithLoss(nn.Module):
+    """A student and what grades it.
+
+    Every rank must run the same number of forwards when the student is sharded; one without any response reads a single
+    token, grades nothing, and still runs backward through all of the student.
+
+    Args:
+        student: registered. teacher: not registered (FrozenTeacher). objective, chunk_tokens: see chunked_loss.
+        phases: timed. projectors: registered, what the objective's build_projectors made; null for most.
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        teacher: FrozenTeacher,
+        objective: Objective | DualSpaceObjective,
+        chunk_tokens: int,
+        phases: PhaseTimer,
+        projectors: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.student, self.projectors = student, projectors
+        self.teacher, self.objective = teacher, objective
+        self.chunk_tokens, self.phases = chunk_tokens, phases
+
+    @classmethod
+    def build(
+        cls,
+        student: PreTrainedModel,
+        teacher: FrozenTeacher,
+        objective: Objective | DualSpaceObjective,
+        pair: TokenizerPair,
+        chunk_tokens: int,
+        phases: PhaseTimer,
+    ) -> StudentWithLoss:
+        """With all that the objective needs beside the models; the student is not sharded yet."""
+        projectors = objective.build_projectors(student, teacher.model, pair)
+        return cls(student, teacher, objective, chunk_tokens, phases, projectors)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """For an optimizer: the student's, and the projectors' with their own learning rate."""
+        groups: list[dict[str, Any]] = [{"params": list(self.student.parameters())}]
+        if self.projectors is not None:
+            groups.append({"params": list(self.projectors.parameters()), "lr": self.objective.projector_lr})
+        return groups
+
+    def forward(
+        self, rollouts: Sequence[Rollout], aligned: AlignedBatch | Future[AlignedBatch], tables: PairTables
+    ) -> tuple[Tensor, UnitStats]:
+        """Loss summed over all units of a micro-batch, and their statistics.
+
+        aligned: these rollouts aligned, or what will be when the student has read them.
+        """
+        with self.phases("student_forward"):
+            student = response_states(
+                self.student, [r.prompt_ids for r in rollouts], [r.response_ids for r in rollouts]
+            )
+        with self.phases("alignment"):
+            aligned = aligned.result() if isinstance(aligned, Future) else aligned
+        with self.phases("teacher"):
+            device = student.hidden_NH.device
+            teacher = self.teacher.to(device).states(aligned.teacher_prompt_ids, aligned.teacher_response_ids)
+        with self.phases("loss"):
+            if isinstance(self.objective, DualSpaceObjective):
+                loss, stats = self._dual_space_loss(rollouts, aligned, student.hidden_NH, teacher.hidden_NH, tables)
+            else:
+                loss, stats = chunked_loss(
+                    student.hidden_NH,
+                    teacher.hidden_NH,
+                    aligned.rows,
+                    student_head=LMHead.of(self.student),
+                    teacher_head=self.teacher.head,
+                    objective=self.objective,
+                    tables=tables,
+                    chunk_tokens=self.chunk_tokens,
+                )
+        self.phases.count_worker(aligned.seconds)
+        self.phases.count_forward("student", student.num_tokens, student.num_positions)
+        self.phases.count_forward("teacher", teacher.num_tokens, teacher.num_positions)
+        return loss, stats
+
+    def _dual_space_loss(
+        self,
+        rollouts: Sequence[Rollout],
+        aligned: AlignedBatch,
+        student_hidden_NH: Tensor,
+        teacher_hidden_MH: Tensor,
+        tables: PairTables,
+    ) -> tuple[Tensor, UnitStats]:
+        assert isinstance(self.objective, DualSpaceObjective)
+        assert self.projectors is not None
+        teacher_ids = zip(aligned.teacher_prompt_ids, aligned.teacher_response_ids, strict=True)
+        states = PairStates(
+            SideStates.of(self.student, student_hidden_NH, [(r.prompt_ids, r.response_ids) for r in rollouts]),
+            SideStates.of(self.teacher.model, teacher_hidden_MH, teacher_ids),
+            aligned.rows,
+        )
+        return dual_space_loss(
+            states,
+            student_head=LMHead.of(self.student),
+            teacher_head=self.teacher.head,
+            objective=self.objective,
+            projectors=self.projectors,
+            tables=tables,
+            chunk_tokens=self.chunk_tokens,
+        )
+
+    def bits(self, references: Sequence[Reference]) -> float:
+        """Sum of -log2 p(response | prompt) of one micro-batch of references; run as a forward when sharded."""
+        return bits_of(self.student, references, self.chunk_tokens)

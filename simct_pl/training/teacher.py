@@ -1,0 +1,89 @@
+"""The frozen teacher: its own prompt, its own tokens, its own head; no gradients, and no place in the student's
+checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from typing_extensions import override
+
+from simct_pl.models.lm_head import LMHead, ResponseStates, response_states, verify_head
+from simct_pl.models.loading import DtypeName, load_causal_lm
+from simct_pl.models.microbatch import pack_by_length
+from simct_pl.models.sharding import shard_teacher
+
+
+class FrozenTeacher:
+    """Reads responses and hands out the hidden states that predict their tokens.
+
+    Not an nn.Module on purpose: as a submodule of the student's LightningModule it would be saved, moved and optimised
+    with it.
+
+    Args:
+        path: model folder or hub name. dtype: of the weights. max_batch_tokens: padded tokens a forward.
+    """
+
+    without_gradients: type[torch.inference_mode] | type[torch.no_grad] = torch.inference_mode
+
+    def __init__(
+        self, path: str, dtype: DtypeName = "bfloat16", max_batch_tokens: int = 16_384, trust_remote_code: bool = False
+    ) -> None:
+        self.model = load_causal_lm("teacher", path, dtype, trust_remote_code).eval().requires_grad_(False)
+        self.max_batch_tokens = max_batch_tokens
+        verify_head(self.model)
+        self.head = LMHead.of(self.model)
+
+    def to(self, device: torch.device) -> FrozenTeacher:
+        if self.model.device != device:
+            self.model.to(device)
+        return self
+
+    def states(self, prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]]) -> ResponseStates:
+        """States of all responses in the order given, computed in batches of similar length.
+
+        They come in the teacher's own dtype, whatever the trainer's autocast says.
+        """
+        lengths = [len(p) + len(r) for p, r in zip(prompt_ids, response_ids, strict=True)]
+        rows_by_response: dict[int, Tensor] = {}
+        num_positions = 0
+        with self.without_gradients(), torch.autocast(self.model.device.type, enabled=False):
+            for batch in self._pack(lengths):
+                found = response_states(self.model, [prompt_ids[i] for i in batch], [response_ids[i] for i in batch])
+                rows = found.hidden_NH.split([len(response_ids[i]) for i in batch])
+                rows_by_response.update(zip(batch, rows, strict=True))
+                num_positions += found.num_positions
+        # Outside inference mode, so that it is an ordinary tensor: autograd may save what is made of it.
+        parts = [rows_by_response[i] for i in range(len(lengths))]
+        hidden_MH = torch.cat(parts) if parts else self._no_states()
+        offsets = list(accumulate(map(len, response_ids), initial=0))[:-1]
+        return ResponseStates(hidden_MH, offsets, sum(lengths), num_positions)
+
+    def _pack(self, lengths: list[int]) -> list[list[int]]:
+        """Indices of the responses of each forward."""
+        return pack_by_length(lengths, self.max_batch_tokens)
+
+    def _no_states(self) -> Tensor:
+        head = self.head.projection
+        return head.weight.new_empty(0, head.in_features)
+
+
+class ShardedTeacher(FrozenTeacher):
+    """A teacher whose decoder blocks the ranks share; in `states` they run the same number of forwards."""
+
+    without_gradients = torch.no_grad  # FSDP2 writes over what it gathered before, which inference mode forbids
+
+    def __init__(self, mesh: DeviceMesh, path: str, dtype: DtypeName, max_batch_tokens: int, trust: bool) -> None:
+        super().__init__(path, dtype, max_batch_tokens, trust)
+        shard_teacher(self.model, mesh)
+
+    @override
+    def _pack(self, lengths: list[int]) -> list[list[int]]:
+        groups = super()._pack(lengths)
+        most = torch.tensor(len(groups), device=self.model.device)
+        torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+        return groups + [[]] * (int(most) - len(groups))

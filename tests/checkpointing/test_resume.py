@@ -1,0 +1,110 @@
+"""Which checkpoint a fit starts from, and which recipes may go on from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from simct_pl.checkpointing.folder import CheckpointFolder, Manifest, SavedCheckpoint
+from simct_pl.checkpointing.resume import AUTO, NEVER, check_same_run, choose_checkpoint
+from simct_pl.errors import CheckpointError, RecipeError
+from tests.checkpointing.test_folder import save
+
+
+def recipe(**changes: Any) -> str:
+    values: dict[str, Any] = {
+        "seed_everything": 0,
+        "model": {"init_args": {"optimizer": {"lr": 1e-4}, "chunk_tokens": 64}},
+        "trainer": {
+            "max_steps": 10,
+            "default_root_dir": "runs/a",
+            "logger": {"class_path": "x.Y", "init_args": {"uri": "u"}},
+            "callbacks": [
+                {"class_path": "callbacks.RolloutCallback", "init_args": {"num_samples": 1}},
+                {"class_path": "callbacks.HFExport", "init_args": {"output": "a"}},
+                "callbacks.TimingCallback",
+            ],
+        },
+    }
+    for dotted, value in changes.items():
+        *parents, last = dotted.split("__")
+        inner = values
+        for parent in parents:
+            inner = inner[parent]
+        inner[last] = value
+    return yaml.safe_dump(values)
+
+
+def checkpoint(num_ranks: int = 1) -> SavedCheckpoint:
+    return SavedCheckpoint(Path("c"), Manifest(4, num_ranks, 0, "", recipe(), [], {}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"trainer__default_root_dir": "runs/b"},
+        {"trainer__logger": False},
+        {"trainer__enable_progress_bar": False},
+        {
+            "trainer__callbacks": [
+                {"class_path": "callbacks.Checkpoint", "init_args": {"every_n_steps": 1}},
+                {"class_path": "callbacks.RolloutCallback", "init_args": {"num_samples": 1}},
+            ]
+        },
+    ],
+    ids=["same", "folder", "logger", "progress bar", "reporting callbacks"],
+)
+def test_what_only_reports_may_differ(changes: dict[str, Any], recwarn: pytest.WarningsRecorder) -> None:
+    check_same_run(checkpoint(), recipe(**changes), 1)
+    assert not recwarn.list
+
+
+def test_what_rounds_differently_is_warned_about() -> None:
+    with pytest.warns(UserWarning, match="chunk_tokens"):
+        check_same_run(checkpoint(), recipe(model__init_args__chunk_tokens=32), 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"seed_everything": 1}, "seed_everything: 0 → 1"),
+        ({"model__init_args__optimizer": {"lr": 2e-4}}, r"model.init_args.optimizer.lr: 0.0001 → 0.0002"),
+        ({"trainer__max_steps": 20}, "trainer.max_steps: 10 → 20"),
+        ({"trainer__gradient_clip_val": 1.0}, "trainer.gradient_clip_val: None → 1.0"),
+        (
+            {"trainer__callbacks": [{"class_path": "callbacks.RolloutCallback", "init_args": {"num_samples": 2}}]},
+            "trainer.callbacks.RolloutCallback.num_samples: 1 → 2",
+        ),
+        ({"trainer__callbacks": ["callbacks.Own"]}, "trainer.callbacks.Own"),
+    ],
+)
+def test_what_changes_numbers_is_refused_by_name(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(RecipeError, match=named):
+        check_same_run(checkpoint(), recipe(**changes), 1)
+
+
+def test_another_number_of_ranks_is_refused() -> None:
+    with pytest.raises(RecipeError, match="2 ranks, this run has 1"):
+        check_same_run(checkpoint(num_ranks=2), recipe(), 1)
+
+
+def test_choosing(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path / "checkpoints")
+    assert choose_checkpoint(NEVER, None) is None
+    assert choose_checkpoint(NEVER, folder) is None
+    assert choose_checkpoint(AUTO, folder) is None  # the command of a requeued job also begins the run
+    first, second = save(folder, 2), save(folder, 4)
+    newest, chosen = choose_checkpoint(AUTO, folder), choose_checkpoint(str(first), folder)
+    assert newest is not None
+    assert chosen is not None
+    assert (newest.path, chosen.path) == (second, first)
+    with pytest.raises(CheckpointError, match=r"step 4.*--resume"):
+        choose_checkpoint(NEVER, folder)
+    with pytest.raises(RecipeError, match=r"callbacks\.Checkpoint"):
+        choose_checkpoint(AUTO, None)
+    with pytest.raises(CheckpointError, match="no whole checkpoint"):
+        choose_checkpoint(str(tmp_path / "nowhere"), folder)
