@@ -22,7 +22,6 @@ from simct_pl.planning.cost_inputs import FP32, Efficiency, HardwareShape, LossS
 from simct_pl.planning.cost_model import CostModel
 from simct_pl.planning.shapes import ModelShape
 from simct_pl.training.chunked_loss import CPU_STRIP_BYTES, chunked_loss
-from simct_pl.training.unit_stats import UnitStats
 
 OBJECTIVE = SimCTLoss("sum_logprob", "marginal")
 VOCABS = 32_000, 19_000  # about in the ratio of the published pair
@@ -56,7 +55,7 @@ def run_dense(problem: Problem) -> None:
         teacher_MK = problem.teacher_head(problem.teacher_hidden_MH)
     chunk = UnitChunk(student_NK, teacher_MK, problem.rows, problem.tables)
     losses = OBJECTIVE(chunk)
-    UnitStats.of(chunk, losses)
+    unit_stats(chunk, losses)
     losses.loss_U.sum().backward()
 
 

@@ -6,6 +6,8 @@ what was expected and the fix. The command line prints it on one screen and exit
 
 from __future__ import annotations
 
+import difflib
+
 
 class SimctError(Exception):
     """Base of all errors that simct_pl raises on purpose."""
@@ -98,3 +100,16 @@ class EvaluationError(SimctError, ValueError):
 def first_line(error: BaseException) -> str:
     """Of another library's error, for a message of ours: its first line, or its type if it says nothing."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def require_choice(label: str, value: str, choices: tuple[str, ...]) -> None:
+    """Whether a value is one of the names that are known.
+
+    Raises:
+        RecipeError: with the choices and the nearest one, if it is not.
+    """
+    if value in choices:
+        return
+    near = difflib.get_close_matches(str(value), choices, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise RecipeError(f"{label} is {value!r}; expected one of {', '.join(choices)}.{hint}")

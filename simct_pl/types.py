@@ -9,7 +9,7 @@ Shape letters, used in names everywhere:
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,8 @@ import numpy as np
 
 from simct_pl.errors import AlignmentError
 
-if TYPE_CHECKING:  # the record holds tensors; the values themselves need no torch
-    from simct_pl.training.unit_stats import UnitStats
+if TYPE_CHECKING:  # some values hold tensors; none needs torch to be imported
+    from torch import Tensor
 
 Message = dict[str, str]
 
@@ -165,6 +165,40 @@ class PromptBatch:
 
     def to(self, device: Any, non_blocking: bool = False) -> PromptBatch:
         return self
+
+
+@dataclass(frozen=True)
+class UnitStats:
+    """What a step reports about its units, detached.
+
+    Per unit: loss_U, supervised_U, student_logmass_U and teacher_logmass_U (log candidate mass), student_entropy_U
+    (nats, full vocabulary, at the unit's first token), student_stop_U and teacher_stop_U (probability of stop there).
+    Per student token in a unit: token_logprobs_N.
+    """
+
+    loss_U: Tensor
+    supervised_U: Tensor
+    student_logmass_U: Tensor
+    teacher_logmass_U: Tensor
+    student_entropy_U: Tensor
+    student_stop_U: Tensor
+    teacher_stop_U: Tensor
+    token_logprobs_N: Tensor
+
+    @classmethod
+    def allocate(cls, num_units: int, num_tokens: int, like: Tensor) -> UnitStats:
+        """Zeros of like's dtype and device, to be written into (simct_pl.training.unit_stats)."""
+        shapes = {field.name: num_tokens if field.name.endswith("_N") else num_units for field in fields(cls)}
+        arrays = {name: like.new_zeros(shape) for name, shape in shapes.items()}
+        return cls(**arrays | {"supervised_U": arrays["supervised_U"].bool()})
+
+    def split(self, num_units: list[int], num_tokens: list[int]) -> list[UnitStats]:
+        """One part a response, on the CPU, given how many units and student tokens each contributed."""
+        columns = [
+            getattr(self, field.name).cpu().split(num_tokens if field.name.endswith("_N") else num_units)
+            for field in fields(self)
+        ]
+        return [UnitStats(*values) for values in zip(*columns, strict=True)]
 
 
 @dataclass(frozen=True)

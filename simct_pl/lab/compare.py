@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 import pandas as pd
 from scipy import stats
 
+from simct_pl.errors import require_choice
 from simct_pl.lab.metric import Metric
 from simct_pl.lab.results import SweepResults
-from simct_pl.losses.divergences import require_choice
 
 CONFIDENCE = 0.95
 

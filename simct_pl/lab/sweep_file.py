@@ -21,8 +21,7 @@ from typing import Any
 import yaml
 
 from simct_pl.config.recipes import check_yaml, find_recipe
-from simct_pl.errors import RecipeError
-from simct_pl.losses.divergences import require_choice
+from simct_pl.errors import RecipeError, require_choice
 
 Values = dict[str, Any]
 

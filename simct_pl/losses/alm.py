@@ -15,9 +15,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from simct_pl.errors import RecipeError
+from simct_pl.errors import RecipeError, require_choice
 from simct_pl.losses.base import Objective, UnitChunk, UnitLosses
-from simct_pl.losses.divergences import require_choice
 
 CoinDivergenceName = Literal["kl", "tvd"]
 LOWEST_LOGP = -1e4  # of a unit; below it nothing is learned, instead of a loss that is not finite

@@ -6,9 +6,9 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from simct_pl.errors import AlignmentError
+from simct_pl.errors import AlignmentError, require_choice
 from simct_pl.losses.base import Objective, UnitChunk
-from simct_pl.losses.divergences import DivergenceName, require_choice
+from simct_pl.losses.divergences import DivergenceName
 from simct_pl.losses.inputs.candidate_scores import PrefixName, ScoreName
 from simct_pl.losses.inputs.unit_rows import build_unit_rows
 from simct_pl.losses.inputs.vocab_tables import PairTables

@@ -7,7 +7,6 @@ knowledge distillation (arXiv 2306.13649), skew KL (arXiv 2402.03898), adaptive 
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from simct_pl.errors import RecipeError
+from simct_pl.errors import RecipeError, require_choice
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
 DivergenceName = Literal["rkl", "kl", "jsd", "skl", "srkl", "akl", "tvd", "top1_ce"]
@@ -141,12 +140,3 @@ def named_divergence(name: DivergenceName, *, jsd_beta: float = 0.5, skew: float
         "top1_ce": top1_cross_entropy,
     }
     return table[name]
-
-
-def require_choice(label: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise a RecipeError with the nearest known name unless value is one of the choices."""
-    if value in choices:
-        return
-    near = difflib.get_close_matches(str(value), choices, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise RecipeError(f"{label} is {value!r}; expected one of {', '.join(choices)}.{hint}")

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from simct_pl.errors import require_choice
 from simct_pl.losses.api import check_logits
 from simct_pl.losses.base import UnitChunk
-from simct_pl.losses.divergences import require_choice
 from simct_pl.losses.gold import GOLDLoss, MergeName, merged_mass
 from simct_pl.losses.inputs.logprobs import SideChunk
 from simct_pl.losses.inputs.unit_rows import build_unit_rows

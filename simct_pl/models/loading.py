@@ -10,9 +10,8 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from simct_pl.errors import MissingFileError, ModelFolderError, first_line
+from simct_pl.errors import MissingFileError, ModelFolderError, first_line, require_choice
 from simct_pl.files.fingerprint import FileFingerprint
-from simct_pl.losses.divergences import require_choice
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
 

@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from simct_pl.alignment.base import Aligner
 from simct_pl.losses.inputs.unit_rows import UnitRows, build_unit_rows
 from simct_pl.tokenization.pair import TokenizerPair
-from simct_pl.training.unit_stats import UnitStats
-from simct_pl.types import TEACHER_END, Rollout, UnitAlignment
+from simct_pl.types import TEACHER_END, Rollout, UnitAlignment, UnitStats
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from simct_pl.losses.inputs.logprobs import at_least_fp32
 from simct_pl.losses.inputs.unit_rows import UnitRows, unit_bounds
 from simct_pl.losses.inputs.vocab_tables import PairTables
 from simct_pl.models.lm_head import LMHead
-from simct_pl.training.unit_stats import StatsWriter, UnitStats
+from simct_pl.training.unit_stats import StatsWriter, unit_stats
+from simct_pl.types import UnitStats
 
 # The objective sees a strip of a chunk: as many units as keep one [rows x vocabulary] fp32 temporary within this many
 # bytes. On a CPU temporaries then stay in its caches, and malloc hands out the same pages again instead of mapping new
@@ -211,4 +212,4 @@ def _grade_strip(
     if sums.any:
         (gradient_NK,) = torch.autograd.grad(loss, leaf_NK)
         projected_NK.copy_(gradient_NK)
-    return UnitStats.of(chunk, losses)
+    return unit_stats(chunk, losses)

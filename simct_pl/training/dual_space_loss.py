@@ -21,7 +21,8 @@ from simct_pl.losses.inputs.logprobs import at_least_fp32
 from simct_pl.losses.inputs.unit_rows import UnitRows, unit_bounds
 from simct_pl.losses.inputs.vocab_tables import PairTables
 from simct_pl.models.lm_head import LMHead
-from simct_pl.training.unit_stats import StatsWriter, UnitStats
+from simct_pl.training.unit_stats import StatsWriter, unit_stats
+from simct_pl.types import UnitStats
 
 # At most this much of one [rows x vocabulary] fp32 matrix exists; a dozen such matrices live at a time.
 CHUNK_BYTES = 128 * 2**20
@@ -183,4 +184,4 @@ def _grade(
             translated = gradients.in_student_NH, gradients.in_teacher_MH
             translated[0].index_copy_(0, row_N, (in_student_NK @ weight_KH).to(translated[0].dtype))
             translated[1].index_copy_(0, row_M, (in_teacher_MK @ teacher.weight).to(translated[1].dtype))
-    return UnitStats.of(units, losses)
+    return unit_stats(units, losses)

@@ -44,8 +44,7 @@ from simct_pl.training.optim import GuardedStep, OptimizerConfig
 from simct_pl.training.step_timer import PhaseTimer
 from simct_pl.training.student_with_loss import StudentWithLoss
 from simct_pl.training.teacher import FrozenTeacher, ShardedTeacher
-from simct_pl.training.unit_stats import UnitStats
-from simct_pl.types import Prompt, PromptBatch, Rollout, StepRecord
+from simct_pl.types import Prompt, PromptBatch, Rollout, StepRecord, UnitStats
 
 
 class DistillModule(L.LightningModule):

@@ -25,8 +25,7 @@ from simct_pl.training.chunked_loss import chunked_loss
 from simct_pl.training.dual_space_loss import dual_space_loss
 from simct_pl.training.step_timer import PhaseTimer
 from simct_pl.training.teacher import FrozenTeacher
-from simct_pl.training.unit_stats import UnitStats
-from simct_pl.types import Rollout
+from simct_pl.types import Rollout, UnitStats
 
 
 class StudentWithLoss(nn.Module):

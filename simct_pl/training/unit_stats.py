@@ -2,61 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
 import torch
 from torch import Tensor
 
 from simct_pl.losses.base import UnitChunk, UnitLosses
 from simct_pl.losses.inputs.logprobs import SideChunk
+from simct_pl.types import UnitStats
 
 
-@dataclass(frozen=True)
-class UnitStats:
-    """What a step reports about its units, detached.
-
-    Per unit: loss_U, supervised_U, student_logmass_U and teacher_logmass_U (log candidate mass), student_entropy_U
-    (nats, full vocabulary, at the unit's first token), student_stop_U and teacher_stop_U (probability of stop there).
-    Per student token in a unit: token_logprobs_N.
-    """
-
-    loss_U: Tensor
-    supervised_U: Tensor
-    student_logmass_U: Tensor
-    teacher_logmass_U: Tensor
-    student_entropy_U: Tensor
-    student_stop_U: Tensor
-    teacher_stop_U: Tensor
-    token_logprobs_N: Tensor
-
-    @classmethod
-    @torch.no_grad()
-    def of(cls, chunk: UnitChunk, losses: UnitLosses) -> UnitStats:
-        return cls(
-            loss_U=losses.loss_U.detach(),
-            supervised_U=losses.supervised_U,
-            student_logmass_U=losses.student_logmass_U,
-            teacher_logmass_U=losses.teacher_logmass_U,
-            student_entropy_U=_entropy(chunk.student.first_logp_UK.detach()),
-            student_stop_U=_stop_probability(chunk.student, chunk.tables.stop_column),
-            teacher_stop_U=_stop_probability(chunk.teacher, chunk.tables.stop_column),
-            token_logprobs_N=chunk.student.token_logp_N.detach(),
-        )
-
-    @classmethod
-    def allocate(cls, num_units: int, num_tokens: int, like: Tensor) -> UnitStats:
-        """Zeros of like's dtype and device, for StatsWriter."""
-        shapes = {field.name: num_tokens if field.name.endswith("_N") else num_units for field in fields(cls)}
-        arrays = {name: like.new_zeros(shape) for name, shape in shapes.items()}
-        return cls(**arrays | {"supervised_U": arrays["supervised_U"].bool()})
-
-    def split(self, num_units: list[int], num_tokens: list[int]) -> list[UnitStats]:
-        """One part a response, on the CPU, given how many units and student tokens each contributed."""
-        columns = [
-            getattr(self, field.name).cpu().split(num_tokens if field.name.endswith("_N") else num_units)
-            for field in fields(self)
-        ]
-        return [UnitStats(*values) for values in zip(*columns, strict=True)]
+@torch.no_grad()
+def unit_stats(chunk: UnitChunk, losses: UnitLosses) -> UnitStats:
+    """Of a few units whose losses have just been computed."""
+    return UnitStats(
+        loss_U=losses.loss_U.detach(),
+        supervised_U=losses.supervised_U,
+        student_logmass_U=losses.student_logmass_U,
+        teacher_logmass_U=losses.teacher_logmass_U,
+        student_entropy_U=_entropy(chunk.student.first_logp_UK.detach()),
+        student_stop_U=_stop_probability(chunk.student, chunk.tables.stop_column),
+        teacher_stop_U=_stop_probability(chunk.teacher, chunk.tables.stop_column),
+        token_logprobs_N=chunk.student.token_logp_N.detach(),
+    )
 
 
 class StatsWriter:

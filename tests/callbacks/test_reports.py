@@ -23,8 +23,7 @@ from callbacks.sample_table import sample_rows
 from simct_pl import SimCTLoss
 from simct_pl.errors import CollapseError, ExportError
 from simct_pl.losses.base import Objective, UnitChunk, UnitLosses
-from simct_pl.training.unit_stats import UnitStats
-from simct_pl.types import LostReason, LostSpan, Prompt, PromptBatch, Rollout, StepRecord, UnitAlignment
+from simct_pl.types import LostReason, LostSpan, Prompt, PromptBatch, Rollout, StepRecord, UnitAlignment, UnitStats
 from tests.tiny import data, distill_module, trainer
 
 SHAPES, LENGTHS = ("1_1", "1_n", "n_1", "n_m"), ("1", "2", "3", "4_7", "8_up")

@@ -23,7 +23,7 @@ from simct_pl.losses.projectors import least_squares_map
 from simct_pl.models.lm_head import LMHead
 from simct_pl.training import dual_space_loss as dual_space
 from simct_pl.training.dual_space_loss import dual_space_loss
-from simct_pl.training.unit_stats import UnitStats
+from simct_pl.types import UnitStats
 from tests.reference import dskd as reference
 from tests.reference.bridge import alignment_of, shared_vocab_of
 from tests.reference.scenes import Scene, random_scene

@@ -20,8 +20,7 @@ from simct_pl.losses.simct import SimCTLoss
 from simct_pl.models.lm_head import LMHead, response_states
 from simct_pl.training import chunked_loss as chunks
 from simct_pl.training.chunked_loss import chunked_loss
-from simct_pl.training.unit_stats import UnitStats
-from simct_pl.types import UnitAlignment
+from simct_pl.types import UnitAlignment, UnitStats
 from tests.reference.bridge import alignment_of, shared_vocab_of
 from tests.reference.scenes import Scene, random_scene
 from tests.reference.vocabulary import greedy_ids

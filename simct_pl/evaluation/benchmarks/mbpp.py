@@ -10,10 +10,10 @@ import ast
 import builtins
 from typing import Literal, get_args
 
+from simct_pl.errors import require_choice
 from simct_pl.evaluation.benchmarks.base import Problem, Rows
 from simct_pl.evaluation.benchmarks.code_benchmark import CodeBenchmark
 from simct_pl.evaluation.sandbox.sandbox import Sandbox
-from simct_pl.losses.divergences import require_choice
 
 Subset = Literal["full", "sanitized"]
 Split = Literal["test", "validation", "train", "prompt", "all"]

@@ -15,8 +15,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from simct_pl.errors import RecipeError
-from simct_pl.losses.divergences import require_choice
+from simct_pl.errors import RecipeError, require_choice
 from simct_pl.losses.inputs.column_logprobs import column_logprobs
 from simct_pl.losses.inputs.logprobs import SideChunk, at_least_fp32
 from simct_pl.losses.inputs.unit_rows import UnitRows
