@@ -22,6 +22,7 @@ from simct_pl.planning.cost_inputs import FP32, Efficiency, HardwareShape, LossS
 from simct_pl.planning.cost_model import CostModel
 from simct_pl.planning.shapes import ModelShape
 from simct_pl.training.chunked_loss import CPU_STRIP_BYTES, chunked_loss
+from simct_pl.training.unit_stats import unit_stats
 
 OBJECTIVE = SimCTLoss("sum_logprob", "marginal")
 VOCABS = 32_000, 19_000  # about in the ratio of the published pair

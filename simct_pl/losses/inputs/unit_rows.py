@@ -7,8 +7,7 @@ arrays; no unit ever crosses from one response into another.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
@@ -26,11 +25,20 @@ from simct_pl.types import (
 )
 
 
+def _along(axis: str, counts: str = "") -> dict[str, str]:
+    """What cutting and joining have to know of a field that has one value for each position of an axis.
+
+    counts: the axis whose positions the values are, if they are any: U, N or M of these arrays, or the rows of the
+    student's (S) and the teacher's (T) hidden states. They are shifted with it.
+    """
+    return field(metadata={"axis": axis, "counts": counts})
+
+
 @dataclass(frozen=True)
 class UnitRows:
     """The supervised units of some responses, flattened (all int64, on one device).
 
-    student_rows_N, student_ids_N, student_unit_N: row of the student's logits, realised id and unit of each student
+    student_rows_N, student_ids_N, student_unit_N: row of the student's states, realised id and unit of each student
         token.
     teacher_rows_M, teacher_ids_M, teacher_unit_M: the same for the teacher.
     student_first_U, teacher_first_U: position in N and M of each unit's first token.
@@ -39,46 +47,102 @@ class UnitRows:
     prefix_unit_P, prefix_column_P: shared columns that are proper byte prefixes of a unit that is not a shared token.
     """
 
-    student_rows_N: Tensor
-    student_ids_N: Tensor
-    student_unit_N: Tensor
-    teacher_rows_M: Tensor
-    teacher_ids_M: Tensor
-    teacher_unit_M: Tensor
-    student_first_U: Tensor
-    teacher_first_U: Tensor
-    column_U: Tensor
-    one_to_one_U: Tensor
-    prefix_unit_P: Tensor
-    prefix_column_P: Tensor
+    student_rows_N: Tensor = field(metadata=_along("N", counts="S"))
+    student_ids_N: Tensor = field(metadata=_along("N"))
+    student_unit_N: Tensor = field(metadata=_along("N", counts="U"))
+    teacher_rows_M: Tensor = field(metadata=_along("M", counts="T"))
+    teacher_ids_M: Tensor = field(metadata=_along("M"))
+    teacher_unit_M: Tensor = field(metadata=_along("M", counts="U"))
+    student_first_U: Tensor = field(metadata=_along("U", counts="N"))
+    teacher_first_U: Tensor = field(metadata=_along("U", counts="M"))
+    column_U: Tensor = field(metadata=_along("U"))
+    one_to_one_U: Tensor = field(metadata=_along("U"))
+    prefix_unit_P: Tensor = field(metadata=_along("P", counts="U"))
+    prefix_column_P: Tensor = field(metadata=_along("P"))
 
     @property
     def num_units(self) -> int:
         return len(self.column_U)
 
+    @classmethod
+    def of(cls, alignment: UnitAlignment, shared_vocab: SharedVocab, *, with_prefixes: bool = True) -> UnitRows:
+        """The supervised units of one response, whose rows of states count from its first token.
+
+        with_prefixes: list the prefix columns too, which takes time and which few objectives read
+            (Objective.uses_prefixes).
+        """
+        units_U6 = alignment.units_U6[alignment.supervised_U]
+        column_U = _unit_columns(alignment, units_U6, shared_vocab)
+        token_N, student_length_U = _tokens_of(units_U6[:, [STUDENT_START, STUDENT_END]])
+        token_M, teacher_length_U = _tokens_of(units_U6[:, [TEACHER_START, TEACHER_END]])
+        unit_P = column_P = np.empty(0, np.int64)
+        if with_prefixes:
+            unit_P, column_P = _prefix_columns(alignment, units_U6, column_U, shared_vocab)
+        arrays = {
+            "student_rows_N": token_N,
+            "student_ids_N": alignment.student_ids_S[token_N],
+            "student_unit_N": np.repeat(np.arange(len(units_U6)), student_length_U),
+            "teacher_rows_M": token_M,
+            "teacher_ids_M": alignment.teacher_ids_T[token_M],
+            "teacher_unit_M": np.repeat(np.arange(len(units_U6)), teacher_length_U),
+            "student_first_U": np.cumsum(student_length_U) - student_length_U,
+            "teacher_first_U": np.cumsum(teacher_length_U) - teacher_length_U,
+            "column_U": column_U,
+            "one_to_one_U": (student_length_U == 1) & (teacher_length_U == 1),
+            "prefix_unit_P": unit_P,
+            "prefix_column_P": column_P,
+        }
+        return cls(**{name: torch.from_numpy(array) for name, array in arrays.items()})
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[UnitRows], num_states: Sequence[tuple[int, int]]) -> UnitRows:
+        """The units of several responses, whose states follow one another without gaps on both sides.
+
+        num_states: rows of the student's and of the teacher's states that each response has, in a unit or not.
+        """
+        columns: dict[str, list[Tensor]] = {f.name: [_nothing(f.name)] for f in fields(cls)}
+        offset = dict.fromkeys("UNMPST", 0)
+        for part, (num_student, num_teacher) in zip(parts, num_states, strict=True):
+            for f in fields(cls):
+                value = getattr(part, f.name)
+                columns[f.name].append(value + offset[f.metadata["counts"]] if f.metadata["counts"] else value)
+            for axis, length in {**part._lengths, "S": num_student, "T": num_teacher}.items():
+                offset[axis] += length
+        return cls(**{name: torch.cat(values) for name, values in columns.items()})
+
     def to(self, device: torch.device) -> UnitRows:
-        moved: dict[str, Any] = {name: part.to(device, non_blocking=True) for name, part in vars(self).items()}
-        return UnitRows(**moved)
+        return UnitRows(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
 
     def slice(self, start: int, end: int) -> UnitRows:
         """Units start:end, with N, M, P and the unit numbers counted from the slice's beginning. Best on the CPU."""
-        students = _token_span(self.student_first_U, len(self.student_ids_N), start, end)
-        teachers = _token_span(self.teacher_first_U, len(self.teacher_ids_M), start, end)
-        prefixes = slice(*torch.searchsorted(self.prefix_unit_P, torch.tensor([start, end])).tolist())
-        return UnitRows(
-            student_rows_N=self.student_rows_N[students],
-            student_ids_N=self.student_ids_N[students],
-            student_unit_N=self.student_unit_N[students] - start,
-            teacher_rows_M=self.teacher_rows_M[teachers],
-            teacher_ids_M=self.teacher_ids_M[teachers],
-            teacher_unit_M=self.teacher_unit_M[teachers] - start,
-            student_first_U=self.student_first_U[start:end] - students.start,
-            teacher_first_U=self.teacher_first_U[start:end] - teachers.start,
-            column_U=self.column_U[start:end],
-            one_to_one_U=self.one_to_one_U[start:end],
-            prefix_unit_P=self.prefix_unit_P[prefixes] - start,
-            prefix_column_P=self.prefix_column_P[prefixes],
-        )
+        span = {
+            "U": slice(start, end),
+            "N": _token_span(self.student_first_U, len(self.student_ids_N), start, end),
+            "M": _token_span(self.teacher_first_U, len(self.teacher_ids_M), start, end),
+            "P": slice(*torch.searchsorted(self.prefix_unit_P, torch.tensor([start, end])).tolist()),
+        }
+        cut = {}
+        for f in fields(self):
+            value = getattr(self, f.name)[span[f.metadata["axis"]]]
+            counted = span.get(f.metadata["counts"])  # the states stay whole, so rows of them are not shifted
+            cut[f.name] = value if counted is None else value - counted.start
+        return UnitRows(**cut)
+
+    @property
+    def _lengths(self) -> dict[str, int]:
+        return {f.metadata["axis"]: len(getattr(self, f.name)) for f in fields(self)}
+
+
+def build_unit_rows(
+    alignments: Sequence[UnitAlignment], shared_vocab: SharedVocab, *, with_prefixes: bool = True
+) -> UnitRows:
+    """The supervised units of some responses, whose states follow one another; with_prefixes: see UnitRows.of."""
+    parts = [UnitRows.of(alignment, shared_vocab, with_prefixes=with_prefixes) for alignment in alignments]
+    return UnitRows.concatenate(parts, [(a.num_student_tokens, a.num_teacher_tokens) for a in alignments])
+
+
+def _nothing(name: str) -> Tensor:
+    return torch.empty(0, dtype=torch.bool if name == "one_to_one_U" else torch.int64)
 
 
 def _token_span(first_U: Tensor, num_tokens: int, start: int, end: int) -> slice:
@@ -98,67 +162,15 @@ def unit_bounds(rows: UnitRows, max_rows: int) -> Iterator[tuple[int, int]]:
         start = end
 
 
-def build_unit_rows(
-    alignments: Sequence[UnitAlignment], shared_vocab: SharedVocab, *, with_prefixes: bool = True
-) -> UnitRows:
-    """Flatten the supervised units of some responses, whose rows follow one another without gaps on both sides.
-
-    with_prefixes: list the prefix columns too, which takes time and which few objectives read
-        (Objective.uses_prefixes).
-    """
-    columns, students, teachers, prefix_units, prefix_columns = [], [], [], [], []
-    num_units = student_offset = teacher_offset = 0
-    for alignment in alignments:
-        units_U6 = alignment.units_U6[alignment.supervised_U]
-        column_U = _unit_columns(alignment, units_U6, shared_vocab)
-        if with_prefixes:
-            unit_P, column_P = _prefix_columns(alignment, units_U6, column_U, shared_vocab)
-            prefix_units.append(unit_P + num_units)
-            prefix_columns.append(column_P)
-        students.append(_side(units_U6[:, [STUDENT_START, STUDENT_END]], alignment.student_ids_S, student_offset))
-        teachers.append(_side(units_U6[:, [TEACHER_START, TEACHER_END]], alignment.teacher_ids_T, teacher_offset))
-        columns.append(column_U)
-        num_units += len(units_U6)
-        student_offset += alignment.num_student_tokens
-        teacher_offset += alignment.num_teacher_tokens
-    student_rows_N, student_ids_N, student_length_U = _concatenate(students)
-    teacher_rows_M, teacher_ids_M, teacher_length_U = _concatenate(teachers)
-    arrays = {
-        "student_rows_N": student_rows_N,
-        "student_ids_N": student_ids_N,
-        "student_unit_N": np.repeat(np.arange(num_units), student_length_U),
-        "teacher_rows_M": teacher_rows_M,
-        "teacher_ids_M": teacher_ids_M,
-        "teacher_unit_M": np.repeat(np.arange(num_units), teacher_length_U),
-        "student_first_U": np.cumsum(student_length_U) - student_length_U,
-        "teacher_first_U": np.cumsum(teacher_length_U) - teacher_length_U,
-        "column_U": _joined(columns),
-        "one_to_one_U": (student_length_U == 1) & (teacher_length_U == 1),
-        "prefix_unit_P": _joined(prefix_units),
-        "prefix_column_P": _joined(prefix_columns),
-    }
-    tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    return UnitRows(**tensors)
-
-
-def _side(span_U2: np.ndarray, ids: np.ndarray, offset: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(rows, ids, lengths) of one side's tokens that lie in units, in unit order."""
+def _tokens_of(span_U2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(indices of one side's tokens that lie in units, in unit order; tokens of each unit)."""
     length_U = span_U2[:, 1] - span_U2[:, 0]
-    token_N = np.repeat(span_U2[:, 0], length_U) + _ranges(length_U)
-    return token_N + offset, ids[token_N], length_U
+    return np.repeat(span_U2[:, 0], length_U) + _ranges(length_U), length_U
 
 
 def _ranges(length_U: np.ndarray) -> np.ndarray:
     """0..l-1 for each length l, concatenated."""
     return np.arange(length_U.sum()) - np.repeat(np.cumsum(length_U) - length_U, length_U)
-
-
-def _concatenate(parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> list[np.ndarray]:
-    return [_joined([part[i] for part in parts]) for i in range(3)]
-
-
-def _joined(arrays: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate([np.empty(0, np.int64), *arrays])
 
 
 def _unit_columns(alignment: UnitAlignment, units_U6: np.ndarray, shared_vocab: SharedVocab) -> np.ndarray:
