@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from simct_pl.models.cross_entropy import chunked_cross_entropy
 from simct_pl.models.lm_head import LMHead, response_states
 from simct_pl.models.microbatch import pack_by_length
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer
@@ -53,11 +53,9 @@ def pack_references(
 @torch.no_grad()
 def bits_of(model: PreTrainedModel, references: Sequence[Reference], chunk_tokens: int = 1024) -> float:
     """The bits of one forward."""
-    head, bits = LMHead.of(model), 0.0
-    states = response_states(model, [r.prompt_ids for r in references], [r.response_ids for r in references])
-    targets_N = torch.tensor([token for r in references for token in r.response_ids], dtype=torch.int64)
-    chunks = zip(states.hidden_NH.split(chunk_tokens), targets_N.split(chunk_tokens), strict=True)
-    for hidden_NH, target_N in chunks:
-        logits_NK = head(hidden_NH).float()
-        bits += F.cross_entropy(logits_NK, target_N.to(logits_NK.device), reduction="sum").item() / math.log(2)
-    return bits
+    hidden_NH = response_states(
+        model, [r.prompt_ids for r in references], [r.response_ids for r in references]
+    ).hidden_NH
+    target_N = torch.tensor([token for r in references for token in r.response_ids], dtype=torch.int64)
+    nats = chunked_cross_entropy(hidden_NH, target_N.to(hidden_NH.device), LMHead.of(model), chunk_tokens=chunk_tokens)
+    return nats.item() / math.log(2)

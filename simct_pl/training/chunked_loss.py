@@ -1,21 +1,29 @@
 """The chunker: from hidden states to the loss sum of many responses, a few units at a time.
 
-No tensor of [response x vocabulary] ever exists. A chunk's logits are made in a buffer that the next chunk uses again;
-its gradients are taken at once, written over the logits, and turned into those of the hidden states and of the head's
-weight. Nothing is recomputed in backward, which only multiplies by the gradient that arrives. Chunks are cut between
-units, so an objective always sees whole units.
+No tensor of [response x vocabulary] ever exists. What happens, in order:
+
+1. The units are cut into chunks, between units, so that an objective always sees whole ones.
+2. Each source of logits (the student, the teacher; for objectives in two hidden spaces two more) is projected into a
+   buffer that the next chunk uses again.
+3. The objective sees a strip of the chunk, small enough for its temporaries to stay in the caches.
+4. The strip's gradients are taken at once and written over its logits.
+5. A chunk's gradients become those of its hidden states and of the student's head.
+
+Nothing is recomputed in backward, which only multiplies by the gradient that arrives. FSDP2 gathers the head's weight
+within the root module's forward only: run this in there (simct_pl.training.student_with_loss).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from simct_pl.losses.base import Objective, UnitChunk
+from simct_pl.losses.base import Objective, UnitChunk, UnitLosses
 from simct_pl.losses.inputs.logprobs import at_least_fp32
 from simct_pl.losses.inputs.unit_rows import UnitRows, unit_bounds
 from simct_pl.losses.inputs.vocab_tables import PairTables
@@ -29,8 +37,27 @@ from simct_pl.types import UnitStats
 CPU_STRIP_BYTES = 16 * 2**20
 GPU_STRIP_BYTES = 128 * 2**20
 # glibc hands freed memory back to the system, and pays for fresh pages at the next allocation, until it has seen a
-# large block freed. 32 MiB is the most that teaches it.
-TEACHING_BLOCK_BYTES = 31 * 2**20
+# large block freed; its dynamic mmap threshold is capped at 32 MiB.
+MMAP_THRESHOLD_BYTES = 31 * 2**20
+
+# Logits of each source, and the units they belong to → what the statistics need, and the losses.
+ComputeLosses = Callable[[Sequence[Tensor], UnitRows], tuple[UnitChunk, UnitLosses]]
+
+
+@dataclass(frozen=True, eq=False)
+class LogitSource:
+    """One matrix of the logits that an objective compares, not yet made.
+
+    states_RH: a row for each response token of `side`, any float dtype. head: reads them. Gradients reach the states
+    that autograd asks for, and the head of the first source alone.
+    """
+
+    states_RH: Tensor
+    head: LMHead
+    side: Literal["student", "teacher"]
+
+    def rows_in(self, rows: UnitRows) -> Tensor:
+        return rows.student_rows_N if self.side == "student" else rows.teacher_rows_M
 
 
 def chunked_loss(
@@ -46,34 +73,50 @@ def chunked_loss(
 ) -> tuple[Tensor, UnitStats]:
     """Sum of the objective over all units, and its statistics.
 
-    Under autocast the products run in its dtype, otherwise in that of the head's weight; everything after the
-    projection is at least fp32, and so is the sum of the weight's gradient over chunks.
-
     Args:
         student_hidden_NH, teacher_hidden_MH: states whose rows UnitRows refers to; any float dtype.
-        rows: the units, best left on the CPU.
+        rows, chunk_tokens, and what is returned: see sum_over_chunks.
         student_head, teacher_head: states → logits.
-        chunk_tokens: at most this many rows of either side have logits at a time (a longer unit is a chunk of its own).
+    """
+
+    def compute(logits: Sequence[Tensor], rows: UnitRows) -> tuple[UnitChunk, UnitLosses]:
+        student_NK, teacher_MK = logits
+        chunk = UnitChunk(student_NK, teacher_MK, rows, tables)
+        return chunk, objective(chunk)
+
+    sources = (
+        LogitSource(student_hidden_NH, student_head, "student"),
+        LogitSource(teacher_hidden_MH.detach(), teacher_head, "teacher"),
+    )
+    return sum_over_chunks(sources, rows, compute, chunk_tokens)
+
+
+def sum_over_chunks(
+    sources: Sequence[LogitSource], rows: UnitRows, compute: ComputeLosses, chunk_tokens: int
+) -> tuple[Tensor, UnitStats]:
+    """Sum of the losses of all units, and their statistics.
+
+    Under autocast the products of the student's head run in autocast's dtype, otherwise in that of its weight; those of
+    another head in its weight's. Everything after the projection is at least fp32, and so is the sum of the weight's
+    gradient over chunks.
+
+    Args:
+        sources: the student's own logits first; its head is trained with it.
+        rows: the units, best left on the CPU.
+        compute: losses of a few units.
+        chunk_tokens: at most this many rows of a source have logits at a time (a longer unit is a chunk of its own).
 
     Returns:
         (loss_sum, stats). loss_sum can run backward once. Without any unit it is a zero that still runs backward
         through the student, so that ranks on which nothing aligns keep collectives in step.
     """
-    projection = student_head.projection
-    like = at_least_fp32(student_hidden_NH.new_zeros(0, dtype=projection.weight.dtype))
+    states_NH, projection = sources[0].states_RH, sources[0].head.projection
+    like = at_least_fp32(states_NH.new_zeros(0, dtype=projection.weight.dtype))
     stats = UnitStats.allocate(rows.num_units, len(rows.student_ids_N), like)
-    work = _Work(
-        teacher_hidden_MH.detach(),
-        rows,
-        student_head,
-        teacher_head,
-        objective,
-        tables,
-        chunk_tokens,
-        stats,
-        with_gradients=torch.is_grad_enabled(),  # asked here: within an autograd function it is off
-    )
-    loss_sum: Tensor = _ChunkedLoss.apply(student_hidden_NH, projection.weight, projection.bias, work)
+    # Whether gradients are wanted is asked here: within an autograd function they are off.
+    work = _Work(sources, rows, compute, chunk_tokens, stats, with_gradients=torch.is_grad_enabled())
+    states = [source.states_RH for source in sources]
+    loss_sum: Tensor = _ChunkedLoss.apply(work, projection.weight, projection.bias, *states)
     return loss_sum, stats
 
 
@@ -81,29 +124,31 @@ def chunked_loss(
 class _Work:
     """What stays the same from chunk to chunk; stats is written while they run."""
 
-    teacher_hidden_MH: Tensor
+    sources: Sequence[LogitSource]
     rows: UnitRows
-    student_head: LMHead
-    teacher_head: LMHead
-    objective: Objective
-    tables: PairTables
+    compute: ComputeLosses
     chunk_tokens: int
     stats: UnitStats
     with_gradients: bool
 
+    def weights(self, weight_KH: Tensor, bias_K: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:
+        """Of each source's head; weight_KH, bias_K: the student's, in the dtype of its products."""
+        student = self.sources[0].head.projection
+        heads = [source.head.projection for source in self.sources]
+        return [(weight_KH, bias_K) if head is student else (head.weight, head.bias) for head in heads]
+
 
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_NH: Tensor, weight_KH: Tensor, bias_K: Tensor | None, work: _Work) -> Tensor:
-        device = hidden_NH.device.type
+    def forward(ctx: Any, work: _Work, weight_KH: Tensor, bias_K: Tensor | None, *states: Tensor) -> Tensor:
+        device = states[0].device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_KH.dtype
-        needed = tuple(work.with_gradients and need for need in ctx.needs_input_grad)
-        sums = _GradientSums.zeros(hidden_NH, weight_KH, bias_K, needed)
+        needed = [work.with_gradients and need for need in ctx.needs_input_grad[1:]]
+        sums = _GradientSums.zeros(weight_KH, bias_K, states, needed)
         ctx.sums = sums
         with torch.autocast(device, enabled=False):
-            return _walk_chunks(
-                work, hidden_NH, weight_KH.to(dtype), None if bias_K is None else bias_K.to(dtype), sums
-            )
+            weights = work.weights(weight_KH.to(dtype), None if bias_K is None else bias_K.to(dtype))
+            return _walk_chunks(work, states, weights, sums)
 
     @staticmethod
     @once_differentiable
@@ -114,102 +159,111 @@ class _ChunkedLoss(torch.autograd.Function):
                 "This chunked loss has run backward before and its gradients are spent; compute it again."
             )
         # In place: they are [vocabulary x width] large, and nobody else has them.
-        found = (sums.hidden_NH, sums.weight_KH, sums.bias_K)
-        return (*(None if gradient is None else gradient.mul_(grad) for gradient in found), None)
+        found = (sums.weight_KH, sums.bias_K, *sums.states)
+        return (None, *(None if gradient is None else gradient.mul_(grad) for gradient in found))
 
 
 @dataclass(frozen=True)
 class _GradientSums:
     """Gradients of the loss sum so far, None where none is needed. Over chunks they add up in at least fp32."""
 
-    hidden_NH: Tensor | None
     weight_KH: Tensor | None
     bias_K: Tensor | None
+    states: list[Tensor | None]
 
     @classmethod
     def zeros(
-        cls,
-        hidden_NH: Tensor,
-        weight_KH: Tensor,
-        bias_K: Tensor | None,
-        needed: tuple[bool, ...],
+        cls, weight_KH: Tensor, bias_K: Tensor | None, states: Sequence[Tensor], needed: Sequence[bool]
     ) -> _GradientSums:
         sum_dtype = torch.promote_types(weight_KH.dtype, torch.float32)
         return cls(
-            torch.zeros_like(hidden_NH) if needed[0] else None,
-            torch.zeros_like(weight_KH, dtype=sum_dtype) if needed[1] else None,
-            torch.zeros_like(bias_K, dtype=sum_dtype) if needed[2] and bias_K is not None else None,
+            torch.zeros_like(weight_KH, dtype=sum_dtype) if needed[0] else None,
+            torch.zeros_like(bias_K, dtype=sum_dtype) if needed[1] and bias_K is not None else None,
+            [torch.zeros_like(one) if need else None for one, need in zip(states, needed[2:], strict=True)],
         )
 
-    @property
-    def any(self) -> bool:
-        return not (self.hidden_NH is None and self.weight_KH is None and self.bias_K is None)
+    def wanted(self) -> list[bool]:
+        """Whether each source's logits need a gradient."""
+        trains_head = self.weight_KH is not None or self.bias_K is not None
+        return [one is not None or (i == 0 and trains_head) for i, one in enumerate(self.states)]
 
-    def add(self, grad_NK: Tensor, states_NH: Tensor, row_N: Tensor, weight_KH: Tensor) -> None:
-        """The part of a chunk whose logits have the gradient grad_NK. No row belongs to two chunks."""
-        if self.hidden_NH is not None:
-            self.hidden_NH.index_copy_(0, row_N, (grad_NK @ weight_KH).to(self.hidden_NH.dtype))
+    def add(self, source: int, grad_RK: Tensor, states_RH: Tensor, row_R: Tensor, weight_KH: Tensor) -> None:
+        """A chunk's part, given the gradient of one source's logits. No row of states belongs to two chunks."""
+        states = self.states[source]
+        if states is not None:
+            states.index_copy_(0, row_R, (grad_RK @ weight_KH).to(states.dtype))
+        if source > 0:
+            return
         if self.weight_KH is not None:
-            if self.weight_KH.dtype == grad_NK.dtype:
-                self.weight_KH.addmm_(grad_NK.T, states_NH)
+            if self.weight_KH.dtype == grad_RK.dtype:
+                self.weight_KH.addmm_(grad_RK.T, states_RH)
             else:
-                self.weight_KH.add_(grad_NK.T @ states_NH)
+                self.weight_KH.add_(grad_RK.T @ states_RH)
         if self.bias_K is not None:
-            self.bias_K.add_(grad_NK.sum(0, dtype=self.bias_K.dtype))
+            self.bias_K.add_(grad_RK.sum(0, dtype=self.bias_K.dtype))
 
 
 def _walk_chunks(
-    work: _Work, hidden_NH: Tensor, weight_KH: Tensor, bias_K: Tensor | None, sums: _GradientSums
+    work: _Work, states: Sequence[Tensor], weights: Sequence[tuple[Tensor, Tensor | None]], sums: _GradientSums
 ) -> Tensor:
     """The loss sum; adds to sums and fills work.stats."""
-    device, teacher = hidden_NH.device, work.teacher_head.projection
+    device = states[0].device
     if device.type == "cpu":
-        torch.empty(TEACHING_BLOCK_BYTES, dtype=torch.uint8)
+        torch.empty(MMAP_THRESHOLD_BYTES, dtype=torch.uint8)
     parts = [work.rows.slice(start, end) for start, end in unit_bounds(work.rows, work.chunk_tokens)]
-    student_NK = weight_KH.new_empty(max((len(p.student_ids_N) for p in parts), default=0), len(weight_KH))
-    teacher_MK = teacher.weight.new_empty(max((len(p.teacher_ids_M) for p in parts), default=0), len(teacher.weight))
-    writer = StatsWriter(work.stats)
+    most_rows = [max((len(source.rows_in(part)) for part in parts), default=0) for source in work.sources]
+    buffers = [weight.new_empty(most, len(weight)) for most, (weight, _) in zip(most_rows, weights, strict=True)]
+    wanted, writer = sums.wanted(), StatsWriter(work.stats)
     for part in parts:
-        row_N, row_M = part.student_rows_N.to(device), part.teacher_rows_M.to(device)
-        states_NH = hidden_NH.index_select(0, row_N).to(weight_KH.dtype)
-        states_MH = work.teacher_hidden_MH.index_select(0, row_M).to(teacher.weight.dtype)
-        logits_NK = _project(states_NH, weight_KH, bias_K, student_NK[: len(row_N)])
-        logits_MK = _project(states_MH, teacher.weight, teacher.bias, teacher_MK[: len(row_M)])
-        _grade_chunk(work, part, logits_NK, logits_MK, writer, sums)
-        if sums.any:
-            sums.add(logits_NK, states_NH, row_N, weight_KH)
+        row = [source.rows_in(part).to(device) for source in work.sources]
+        picked = [
+            one.index_select(0, row_R).to(weight.dtype)
+            for one, row_R, (weight, _) in zip(states, row, weights, strict=True)
+        ]
+        logits = [
+            _project(states_RH, *head, buffer[: len(states_RH)])
+            for states_RH, head, buffer in zip(picked, weights, buffers, strict=True)
+        ]
+        _compute_chunk(work, part, logits, wanted, writer)
+        for i, _ in filter(lambda pair: pair[1], enumerate(wanted)):
+            sums.add(i, logits[i], picked[i], row[i], weights[i][0])
     return work.stats.loss_U.sum()
 
 
-def _project(states_NH: Tensor, weight_KH: Tensor, bias_K: Tensor | None, out_NK: Tensor) -> Tensor:
+def _project(states_RH: Tensor, weight_KH: Tensor, bias_K: Tensor | None, out_RK: Tensor) -> Tensor:
     if bias_K is None:
-        return torch.mm(states_NH, weight_KH.T, out=out_NK)
-    return torch.addmm(bias_K, states_NH, weight_KH.T, out=out_NK)
+        return torch.mm(states_RH, weight_KH.T, out=out_RK)
+    return torch.addmm(bias_K, states_RH, weight_KH.T, out=out_RK)
 
 
-def _grade_chunk(
-    work: _Work, part: UnitRows, logits_NK: Tensor, logits_MK: Tensor, writer: StatsWriter, sums: _GradientSums
+def _compute_chunk(
+    work: _Work, part: UnitRows, logits: Sequence[Tensor], wanted: Sequence[bool], writer: StatsWriter
 ) -> None:
-    """Write the statistics. With gradients, those of the student's projected logits take the place of the logits."""
-    device = logits_NK.device
+    """Write the statistics. Gradients of the projected logits that want one take the place of the logits."""
+    device = logits[0].device
     strip_bytes = CPU_STRIP_BYTES if device.type == "cpu" else GPU_STRIP_BYTES
-    strip_rows = max(1, strip_bytes // (4 * max(logits_NK.shape[1], logits_MK.shape[1])))
+    strip_rows = max(1, strip_bytes // (4 * max(one.shape[1] for one in logits)))
     strips = [part.slice(start, end) for start, end in unit_bounds(part, strip_rows)]
-    strips_NK = logits_NK.split([len(rows.student_ids_N) for rows in strips])
-    strips_MK = logits_MK.split([len(rows.teacher_ids_M) for rows in strips])
-    for rows, strip_NK, strip_MK in zip(strips, strips_NK, strips_MK, strict=True):
-        writer.add(_grade_strip(work, rows.to(device), strip_NK, strip_MK, sums))
+    in_strips = [
+        one.split([len(source.rows_in(rows)) for rows in strips])
+        for source, one in zip(work.sources, logits, strict=True)
+    ]
+    for rows, *projected in zip(strips, *in_strips, strict=True):
+        writer.add(_compute_strip(work, rows.to(device), projected, wanted))
 
 
-def _grade_strip(
-    work: _Work, rows: UnitRows, projected_NK: Tensor, projected_MK: Tensor, sums: _GradientSums
-) -> UnitStats:
-    with torch.set_grad_enabled(sums.any):
-        leaf_NK = projected_NK.detach().requires_grad_(sums.any)
-        chunk = UnitChunk(work.student_head.finish(leaf_NK), work.teacher_head.finish(projected_MK), rows, work.tables)
-        losses = work.objective(chunk)
+def _compute_strip(work: _Work, rows: UnitRows, projected: Sequence[Tensor], wanted: Sequence[bool]) -> UnitStats:
+    with torch.set_grad_enabled(any(wanted)):
+        leaves = [one.detach().requires_grad_(want) for one, want in zip(projected, wanted, strict=True)]
+        chunk, losses = work.compute(
+            [source.head.finish(leaf) for source, leaf in zip(work.sources, leaves, strict=True)], rows
+        )
         loss = losses.loss_U.sum()
-    if sums.any:
-        (gradient_NK,) = torch.autograd.grad(loss, leaf_NK)
-        projected_NK.copy_(gradient_NK)
-    return unit_stats(chunk, losses)
+    stats = unit_stats(chunk, losses)  # before gradients replace the logits that it may still have to read
+    if any(wanted):
+        trained = [i for i, want in enumerate(wanted) if want]
+        # An objective in two hidden spaces need not use every matrix that it is given.
+        gradients = torch.autograd.grad(loss, [leaves[i] for i in trained], allow_unused=True, materialize_grads=True)
+        for i, gradient in zip(trained, gradients, strict=True):
+            projected[i].copy_(gradient)
+    return stats

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import cached_property
 
@@ -221,11 +221,9 @@ class DistillModule(L.LightningModule):
         with_prefixes = self.objective.uses_prefixes
         return AlignedBatch.of(rollouts, self.pair, self.aligner, self.teacher_context, with_prefixes=with_prefixes)
 
-    def loss_sum(
-        self, rollouts: Sequence[Rollout], aligned: AlignedBatch | Future[AlignedBatch]
-    ) -> tuple[Tensor, UnitStats]:
+    def loss_sum(self, rollouts: Sequence[Rollout], aligned: AlignedBatch) -> tuple[Tensor, UnitStats]:
         """Loss summed over all units of a micro-batch, and their statistics: see StudentWithLoss."""
-        loss, stats = self.graded(rollouts, aligned, self.tables)
+        loss, stats = self.graded(rollouts, lambda: aligned, self.tables)
         return loss, stats
 
     def _losses(
@@ -235,8 +233,8 @@ class DistillModule(L.LightningModule):
         worker = ThreadPoolExecutor(1, thread_name_prefix="alignment")
         try:
             parts = [[rollouts[i] for i in members] for members in groups]
-            for part, aligned in zip(parts, [worker.submit(self.align, part) for part in parts], strict=True):
-                yield (*self.loss_sum(part, aligned), aligned.result())
+            for part, to_come in zip(parts, [worker.submit(self.align, part) for part in parts], strict=True):
+                yield (*self.graded(part, to_come.result, self.tables), to_come.result())
         finally:
             worker.shutdown(cancel_futures=True)
 

@@ -1,14 +1,13 @@
 """The student with its loss behind it: one module whose forward takes a micro-batch and returns the loss sum.
 
-Body, chunks and the head's weight belong into ONE forward. FSDP2 gathers what is outside the decoder blocks
-(embeddings, head, last norm) before the root's forward and shares its gradients after backward, so that the head, which
-the chunks read as a plain tensor, must be read in here. Without sharding it is a module like any other.
+FSDP2 gathers the lm_head (and the embeddings, and the last norm: what is outside the decoder blocks) only inside the
+root module's forward, and reduces its gradients after backward; so decoder and chunked loss both run in this one.
+Without sharding it is a module like any other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -75,18 +74,18 @@ class StudentWithLoss(nn.Module):
         return groups
 
     def forward(
-        self, rollouts: Sequence[Rollout], aligned: AlignedBatch | Future[AlignedBatch], tables: PairTables
+        self, rollouts: Sequence[Rollout], align: Callable[[], AlignedBatch], tables: PairTables
     ) -> tuple[Tensor, UnitStats]:
         """Loss summed over all units of a micro-batch, and their statistics.
 
-        aligned: these rollouts aligned, or what will be when the student has read them.
+        align: these rollouts aligned; asked for when the student has read them, since a thread may be at it meanwhile.
         """
         with self.phases("student_forward"):
             student = response_states(
                 self.student, [r.prompt_ids for r in rollouts], [r.response_ids for r in rollouts]
             )
         with self.phases("alignment"):
-            aligned = aligned.result() if isinstance(aligned, Future) else aligned
+            aligned = align()
         with self.phases("teacher"):
             device = student.hidden_NH.device
             teacher = self.teacher.to(device).states(aligned.teacher_prompt_ids, aligned.teacher_response_ids)

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from simct_pl.models.lm_head import LMHead, ResponseStates, response_states, verify_head
 from simct_pl.models.loading import DtypeName, load_causal_lm
-from simct_pl.models.microbatch import pack_by_length
+from simct_pl.models.microbatch import pack_by_length, unpack
 from simct_pl.models.sharding import shard_teacher
 
 
@@ -49,17 +49,14 @@ class FrozenTeacher:
         They come in the teacher's own dtype, whatever the trainer's autocast says.
         """
         lengths = [len(p) + len(r) for p, r in zip(prompt_ids, response_ids, strict=True)]
-        rows_by_response: dict[int, Tensor] = {}
-        num_positions = 0
+        groups, parts, num_positions = self._pack(lengths), [], 0
         with self.without_gradients(), torch.autocast(self.model.device.type, enabled=False):
-            for batch in self._pack(lengths):
+            for batch in groups:
                 found = response_states(self.model, [prompt_ids[i] for i in batch], [response_ids[i] for i in batch])
-                rows = found.hidden_NH.split([len(response_ids[i]) for i in batch])
-                rows_by_response.update(zip(batch, rows, strict=True))
+                parts.append(found.hidden_NH.split([len(response_ids[i]) for i in batch]))
                 num_positions += found.num_positions
         # Outside inference mode, so that it is an ordinary tensor: autograd may save what is made of it.
-        parts = [rows_by_response[i] for i in range(len(lengths))]
-        hidden_MH = torch.cat(parts) if parts else self._no_states()
+        hidden_MH = torch.cat(unpack(groups, parts)) if lengths else self._no_states()
         offsets = list(accumulate(map(len, response_ids), initial=0))[:-1]
         return ResponseStates(hidden_MH, offsets, sum(lengths), num_positions)
 

@@ -21,7 +21,7 @@ from simct_pl.losses.inputs.unit_rows import build_unit_rows
 from simct_pl.losses.inputs.vocab_tables import PairTables
 from simct_pl.losses.projectors import least_squares_map
 from simct_pl.models.lm_head import LMHead
-from simct_pl.training import dual_space_loss as dual_space
+from simct_pl.training import chunked_loss
 from simct_pl.training.dual_space_loss import dual_space_loss
 from simct_pl.types import UnitStats
 from tests.reference import dskd as reference
@@ -241,20 +241,17 @@ def test_the_map_is_the_pseudo_inverse_without_weak_directions(weakest: float) -
 
 @every_objective
 def test_no_logits_are_larger_than_a_chunk(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A budget in bytes for four rows of the wider vocabulary; a longer unit is a chunk of its own."""
-    heads = [len(model.get_output_embeddings().weight) for model in (batch().student, batch().teacher)]
+    """At most four rows of a source at a time; a longer unit is a chunk of its own."""
     units = [unit for own, theirs in batch().ids for unit in partition(*sides_of(batch()), own, theirs)]
     longest = max(max(len(unit.student_ids), len(unit.teacher_ids)) for unit in units)
-    whole, real, seen = graded(name, batch()), nn.functional.linear, []
+    whole, real, seen = graded(name, batch()), chunked_loss._project, []
 
-    def linear(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        if len(weight) in heads:
-            seen.append(len(states))
-        return real(states, weight, bias)
+    def project(states: Tensor, *arguments: Tensor) -> Tensor:
+        seen.append(len(states))
+        return real(states, *arguments)
 
-    monkeypatch.setattr(dual_space, "CHUNK_BYTES", 4 * 4 * max(heads))
-    monkeypatch.setattr(nn.functional, "linear", linear)
-    cut = graded(name, batch())
+    monkeypatch.setattr(chunked_loss, "_project", project)
+    cut = graded(name, batch(), chunk_tokens=4)
     assert len(seen) > 4 * 6
     assert max(seen) <= max(4, longest) < len(units)
     torch.testing.assert_close(cut.loss, whole.loss)

@@ -418,3 +418,24 @@ def test_the_state_of_a_row_predicts_its_token() -> None:
     for prompt, response, offset in zip(prompts, responses, states.offsets, strict=True):
         own = teacher(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
         torch.testing.assert_close(logits[offset : offset + len(response)], own)
+
+
+class ReadsLogitsAlone(Objective):
+    """Asks neither side for log-probabilities, which the statistics then have to make themselves."""
+
+    def __call__(self, chunk: UnitChunk) -> UnitLosses:
+        square_N = chunk.student_logits_NK.square().sum(-1)
+        loss_U = chunk.student.sum_by_unit(square_N)
+        return UnitLosses.over_everything(loss_U, torch.ones_like(loss_U, dtype=torch.bool))
+
+    def describe(self) -> dict[str, object]:
+        return {}
+
+
+def test_statistics_are_of_the_logits_and_not_of_what_replaces_them() -> None:
+    stats = run(ReadsLogitsAlone(), 4)[1]
+    given = batch()
+    logp_NK = given.student_head(given.student_hidden_NH).log_softmax(-1)
+    ids_N = torch.cat([torch.from_numpy(alignment.student_ids_S) for alignment in given.alignments])
+    expected_N = logp_NK.gather(-1, ids_N[:, None]).squeeze(-1)
+    torch.testing.assert_close(stats.token_logprobs_N, expected_N.detach())

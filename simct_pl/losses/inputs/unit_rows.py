@@ -31,7 +31,7 @@ def _along(axis: str, counts: str = "") -> dict[str, str]:
     counts: the axis whose positions the values are, if they are any: U, N or M of these arrays, or the rows of the
     student's (S) and the teacher's (T) hidden states. They are shifted with it.
     """
-    return field(metadata={"axis": axis, "counts": counts})
+    return {"axis": axis, "counts": counts}
 
 
 @dataclass(frozen=True)
