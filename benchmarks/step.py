@@ -52,7 +52,7 @@ def run_ours(work: Work) -> Measured:
         aligner=CommonBoundaryAligner(),
         teacher_dtype="float32",
     )
-    module.check_models()  # loads both tokenizers
+    module.setup("fit")  # loads both tokenizers
     module.configure_model()
     clock = StepClock(work, module.student, module.pair.student.stop_ids)
     prompts = [Prompt(i, ({"role": "user", "content": question},)) for i, question in enumerate(work.questions())]

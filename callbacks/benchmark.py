@@ -65,7 +65,6 @@ class BenchmarkCallback(BenchmarkProvider):
         """Read the problems and try the sandbox before any weights load."""
         if stage == "test" or (stage == "fit" and self.every_n_steps is not None):
             module = distilled(self, pl_module)
-            module.check_models()
             if self.engine is not None:
                 trusted = "student" in module.trust_remote_code
                 source = StudentSource(module.student_path, module.student_context, trusted, trainer.world_size)

@@ -9,7 +9,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 from callbacks.distilled import distilled
-from simct_pl.models.export import check_output, export_model
+from simct_pl.files.outputs import check_output
+from simct_pl.models.export import export_model
 from simct_pl.models.sharding import full_state_dict
 from simct_pl.types import PromptBatch
 

@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 from typing_extensions import override
 
-from simct_pl.models.export import check_file
+from simct_pl.files.outputs import check_file
 from simct_pl.tracking.logger import MLFLOW_LOGGERS
 
 PANELS = (

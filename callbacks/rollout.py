@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from callbacks.distilled import distilled
 from simct_pl.errors import PromptDataError, RecipeError
+from simct_pl.models.context import no_room
 from simct_pl.rollout.engine import RolloutEngine, RolloutProvider, SamplingParams, StudentSource, sample_seed
 from simct_pl.rollout.hf import HFEngine
 from simct_pl.seeding import run_seed
@@ -54,7 +55,6 @@ class RolloutCallback(RolloutProvider):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Check the first prompts against the student's context, before any weights load."""
         module = distilled(self, pl_module)
-        module.check_models()  # a wrong path explains more than a prompt that cannot be rendered
         trusted = "student" in module.trust_remote_code
         self.engine.check(StudentSource(module.student_path, module.student_context, trusted, trainer.world_size))
         datamodule = getattr(trainer, "datamodule", None)
@@ -126,12 +126,8 @@ class RolloutCallback(RolloutProvider):
     @staticmethod
     def _render(module: DistillModule, prompt: Prompt, sampling: SamplingParams, context: int | None) -> list[int]:
         prompt_ids = module.pair.student.render_prompt(prompt.messages)
-        if context is not None and len(prompt_ids) + sampling.max_tokens > context:
-            raise PromptDataError(
-                f"Prompt {prompt.index} has {len(prompt_ids)} tokens, and max_tokens={sampling.max_tokens}; "
-                f"together they exceed the student's context of {context}. "
-                "Lower max_tokens, or leave long prompts out (max_prompt_chars)."
-            )
+        if too_long := no_room(f"Prompt {prompt.index}", len(prompt_ids), sampling.max_tokens, context):
+            raise PromptDataError(too_long)
         return prompt_ids
 
     @staticmethod

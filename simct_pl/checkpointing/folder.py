@@ -26,6 +26,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from simct_pl.errors import CheckpointError
+from simct_pl.files.atomic import flush, put_folder
 
 STATE, MANIFEST = "state.ckpt", "manifest.json"
 NAME = re.compile(r"step-(\d{8,})")
@@ -153,28 +154,21 @@ class CheckpointFolder:
         """
         state = staging / STATE
         written = manifest(state.stat().st_size, _sha256(state))
-        with open(staging / MANIFEST, "w", encoding="utf-8") as file:
-            json.dump(asdict(written), file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        _flush_folder(staging)
-        final = self.of_step(written.step)
-        if final.exists():  # of a run that went on from an earlier checkpoint: the same step again
-            self._remove(final)
-        staging.rename(final)
-        _flush_folder(self.path)
+        (staging / MANIFEST).write_text(json.dumps(asdict(written), indent=1), encoding="utf-8")
+        flush(staging / MANIFEST)
+        final, aside = self.of_step(written.step), self._aside(written.step)
+        put_folder(staging, final, aside)  # over that of a run that went on from an earlier checkpoint
+        shutil.rmtree(aside, ignore_errors=True)
         best = self.best_step()
         for step in self.steps()[: -self.keep_last]:
             if step != best:
-                self._remove(self.of_step(step))
+                self.of_step(step).rename(self._aside(step))  # cut short here, it is no checkpoint any more
+                shutil.rmtree(self._aside(step), ignore_errors=True)
         return final
 
-    def _remove(self, checkpoint: Path) -> None:
-        """Rename first, so that a removal cut short leaves nothing that looks like a checkpoint."""
-        doomed = checkpoint.with_name(f".{checkpoint.name}.old")
-        shutil.rmtree(doomed, ignore_errors=True)
-        checkpoint.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+    def _aside(self, step: int) -> Path:
+        """Where a checkpoint goes that is to be removed; `prepare` removes what is left there."""
+        return self.path / f".step-{step:08d}.old"
 
 
 class FlushedIO(TorchCheckpointIO):
@@ -213,12 +207,3 @@ class CheckpointProvider(L.Callback):
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush_folder(path: Path) -> None:
-    """Make renames and new names in a folder survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

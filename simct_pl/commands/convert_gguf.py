@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from simct_pl.commands.output import folder_size, report, require_new, set_special_ids, user_path
+from simct_pl.commands.output import folder_size, report, set_special_ids, user_path
 from simct_pl.errors import MissingFileError, MissingPackageError, ModelFolderError
+from simct_pl.files.outputs import check_new
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -83,7 +84,7 @@ def convert(source: Path, output: Path, dtype: str = "float32") -> None:
     """
     from simct_pl.models.export import export_model
 
-    require_new(output)
+    check_new(output)
     pre_tokenizer = read_pre_tokenizer(source)
     start = time.perf_counter()
     report(f"reading the tokenizer of {source.name}")

@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from simct_pl.config.lightning_cli import SimctCLI, own_errors
 from simct_pl.errors import PromptDataError, RecipeError, RolloutError
+from simct_pl.models.context import no_room
 from simct_pl.planning.layout import Layout
 from simct_pl.planning.plan import Plan, make_plan
 from simct_pl.planning.samples import Lengths, Sample, measure_lengths, read_samples
@@ -80,7 +81,7 @@ def plan_run(cli: PlanningCLI, gpu: str | None, num_prompts: int = NUM_PROMPTS, 
     providers = [one for one in callbacks if isinstance(one, RolloutProvider)]
     if not providers:
         raise RolloutError(NO_ROLLOUTS)
-    module.check_models()
+    module.setup("fit")
     datamodule.setup("fit")
     samples = read_samples(datamodule, num_prompts, domain)
     lengths = measure_lengths(module.pair, samples)
@@ -117,12 +118,9 @@ def check_context(run: PlannedRun) -> None:
     Raises:
         PromptDataError: naming the three numbers.
     """
-    context, longest = run.module.student_context, run.lengths.student_prompt
-    if context is not None and longest + run.rollouts.sampling.max_tokens > context:
-        raise PromptDataError(
-            f"A prompt has {longest} tokens, and max_tokens={run.rollouts.sampling.max_tokens}; together they exceed "
-            f"the student's context of {context}. Lower max_tokens, or leave long prompts out (max_prompt_chars)."
-        )
+    max_tokens = run.rollouts.sampling.max_tokens
+    if too_long := no_room("A prompt", run.lengths.student_prompt, max_tokens, run.module.student_context):
+        raise PromptDataError(too_long)
 
 
 def check_memory(plan: Plan) -> None:

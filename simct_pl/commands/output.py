@@ -1,12 +1,10 @@
-"""What the commands that write model folders share: refusing to replace one, special ids, progress."""
+"""What the commands that write model folders share: special ids, sizes, progress."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from simct_pl.errors import RecipeError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -15,16 +13,6 @@ if TYPE_CHECKING:
 def user_path(text: str) -> Path:
     """A path of the command line; a shell leaves the ~ of --option=~/folder alone."""
     return Path(text).expanduser()
-
-
-def require_new(output: Path) -> None:
-    """Refuse to write where something is, before any work is done.
-
-    Raises:
-        RecipeError: if `output` exists; these commands never replace a model.
-    """
-    if output.exists():
-        raise RecipeError(f"output {str(output)!r} exists; remove it or give another folder")
 
 
 def folder_size(path: Path) -> str:

@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
 
     from simct_pl.commands.dry_run import PlanningCLI, plan_run
     from simct_pl.config.lightning_cli import open_recipes
-    from simct_pl.models.export import check_file
+    from simct_pl.files.outputs import check_file
     from simct_pl.planning.section import print_sections
     from simct_pl.preflight.page import html
     from simct_pl.preflight.report import build_preflight

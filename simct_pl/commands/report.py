@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from simct_pl.commands.output import user_path
 
 if TYPE_CHECKING:
+    from simct_pl.files.outputs import check_parent
     from simct_pl.lab.compare import Comparison
     from simct_pl.lab.results import SweepResults
 
@@ -51,7 +52,6 @@ def _write(arguments: argparse.Namespace, folder: Path) -> int:
     from simct_pl.lab.pictures import draw_all
     from simct_pl.lab.results import load_results
     from simct_pl.lab.tables import markdown
-    from simct_pl.models.export import check_parent
 
     check_name(arguments.metric)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # for a file of a few lines

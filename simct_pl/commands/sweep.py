@@ -111,10 +111,10 @@ def _cleared(cell: Cell) -> Cell:
 
 
 def _write_result(ended: Ended) -> None:
+    from simct_pl.files.parquet import write_json
+
     result: dict[str, Any] = {"key": ended.cell.key, "cell": ended.cell.name, "seconds": round(ended.seconds, 1)}
-    fresh = ended.cell.folder / "result.new"
-    fresh.write_text(json.dumps(result) + "\n", encoding="utf-8")
-    fresh.replace(ended.cell.folder / "result.json")
+    write_json(ended.cell.folder / "result.json", result)
 
 
 def _failure(ended: Ended) -> str:

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from simct_pl.commands.output import folder_size, report, require_new, set_special_ids, user_path
+from simct_pl.commands.output import folder_size, report, set_special_ids, user_path
 from simct_pl.errors import MissingStopTokenError
+from simct_pl.files.outputs import check_new
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -62,7 +63,7 @@ def transplant(model_folder: Path, tokenizer_path: str, output: Path, stop: str 
 
     start = time.perf_counter()
     check_model_path("model", str(model_folder))
-    require_new(output)
+    check_new(output)
     old, old_stop_ids, num_rows = load_tokenizer(str(model_folder))
     new, *_ = load_tokenizer(tokenizer_path)
     if stop is not None:

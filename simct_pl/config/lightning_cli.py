@@ -32,7 +32,7 @@ from simct_pl.config.recipes import check_yaml, resolve_recipes
 from simct_pl.config.summary import TRACKING_URI, print_summary
 from simct_pl.errors import CheckpointError, RecipeError, SimctError
 from simct_pl.evaluation.runner import BenchmarkProvider
-from simct_pl.models.export import check_parent
+from simct_pl.files.outputs import check_parent
 from simct_pl.tracking.logger import RunLogger
 from simct_pl.tracking.run_info import RunInfo, installed_versions, project_commit
 from simct_pl.training.module import DistillModule

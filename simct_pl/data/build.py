@@ -14,8 +14,8 @@ from simct_pl.data.mixture import MixtureBuilder, MixtureSource, SourceReport, i
 from simct_pl.data.source import PromptSource
 from simct_pl.errors import MissingFileError, PromptDataError, RecipeError
 from simct_pl.files.fingerprint import FileFingerprint
+from simct_pl.files.outputs import check_parent
 from simct_pl.files.parquet import write_json
-from simct_pl.models.export import check_parent
 from simct_pl.progress import progress
 from simct_pl.tracking.run_info import installed_versions
 

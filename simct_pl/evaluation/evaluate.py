@@ -12,8 +12,8 @@ from simct_pl.evaluation.report import log_results, print_results, write_summary
 from simct_pl.evaluation.runner import Evaluation, Protocol
 from simct_pl.evaluation.scores import BenchmarkResult, summarise
 from simct_pl.models.loading import DtypeName
-from simct_pl.rollout.asked_model import AskedModel
 from simct_pl.rollout.engine import RolloutEngine
+from simct_pl.rollout.inference_model import InferenceModel
 from simct_pl.tracking.logger import RunLogger
 
 TRACKING_URI = "sqlite:///runs/mlflow.db"
@@ -47,7 +47,7 @@ def evaluate(
     names = [benchmark.name for benchmark in benchmarks]
     if not names or len(set(names)) != len(names):
         raise RecipeError(f"benchmarks are {names}; expected at least one, and none twice.")
-    asked = AskedModel.check(model, engine, dtype, trust_remote_code)
+    asked = InferenceModel.check(model, engine, dtype, trust_remote_code)
     folder = Path(output or Path("runs/evaluation") / Path(asked.path).name).expanduser()
     evaluation = Evaluation(asked.identity, asked.tokenizer, asked.context, asked.engine, protocol, folder)
     for benchmark in benchmarks:

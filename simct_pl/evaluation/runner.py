@@ -22,6 +22,7 @@ from simct_pl.errors import EvaluationError, PromptDataError, RecipeError
 from simct_pl.evaluation.benchmarks.base import Benchmark, Problem, subset
 from simct_pl.evaluation.items import ItemStore
 from simct_pl.evaluation.scores import Item
+from simct_pl.models.context import no_room
 from simct_pl.progress import progress
 from simct_pl.rollout.engine import Generation, RolloutEngine, SamplingParams, sample_seed
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer
@@ -138,11 +139,9 @@ class Evaluation:
         max_tokens = self.protocol.sampling(benchmark).max_tokens
         prompts = [self.tokenizer.render_prompt([{"role": "user", "content": p.prompt}]) for p in problems]
         for problem, prompt_ids in zip(problems, prompts, strict=True):
-            if self.context is not None and len(prompt_ids) + max_tokens > self.context:
-                raise PromptDataError(
-                    f"{benchmark.name}, problem {problem.id}: {len(prompt_ids)} tokens of prompt and max_tokens="
-                    f"{max_tokens} exceed the model's context of {self.context}. Lower max_tokens."
-                )
+            name, fix = f"{benchmark.name}, problem {problem.id},", "Lower max_tokens."
+            if too_long := no_room(name, len(prompt_ids), max_tokens, self.context, model="model", fix=fix):
+                raise PromptDataError(too_long)
         return [
             Request(problem, prompt_ids, k, sample_seed(self.protocol.seed, 0, _number_of(benchmark, problem), k))
             for k in range(self.protocol.num_seeds)

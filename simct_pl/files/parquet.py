@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from simct_pl.errors import ExportError, MissingFileError, PromptDataError
+from simct_pl.errors import MissingFileError, PromptDataError
+from simct_pl.files.atomic import whole_file, write_errors
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 ROWS_AT_A_TIME = 256
@@ -24,24 +23,18 @@ def write_parquet(path: Path, schema: pa.Schema, batches: Iterable[Sequence[dict
     Raises:
         ExportError: if it cannot be written; what the batches raise comes through as it is.
     """
-    part, num_rows = _part(path), 0
-    try:
-        with _writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+    num_rows = 0
+    with whole_file(path) as part:
+        with write_errors(path, pa.ArrowException):
             writer = pq.ParquetWriter(part, schema)
         try:
             for rows in batches:  # what goes wrong in there is no trouble of this file
-                with _writing(path):
+                with write_errors(path, pa.ArrowException):
                     writer.write_table(pa.Table.from_pylist(list(rows), schema))
                 num_rows += len(rows)
         finally:
-            with _writing(path):
+            with write_errors(path, pa.ArrowException):
                 writer.close()
-        with _writing(path):
-            _put(part, path)
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)  # whatever stopped it, and whoever makes the rows
     return num_rows
 
 
@@ -51,11 +44,8 @@ def write_json(path: Path, content: Any) -> None:
     Raises:
         ExportError: if it cannot be written.
     """
-    part = _part(path)
-    with _writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as part, write_errors(path):
         part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        _put(part, path)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -103,22 +93,3 @@ def schema_of(path: Path) -> pa.Schema:
         return pq.read_schema(path)
     except (OSError, pa.ArrowException) as error:
         raise PromptDataError(f"{str(path)!r} cannot be read as Parquet: {error}.") from error
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, pa.ArrowException) as error:
-        raise ExportError(f"{str(path)!r} cannot be written: {error}.") from error
-
-
-def _part(path: Path) -> Path:
-    """A hidden neighbour, which no pattern for finished files matches."""
-    return path.with_name(f".{path.name}.{os.getpid()}")
-
-
-def _put(part: Path, path: Path) -> None:
-    with open(part, "rb") as file:
-        os.fsync(file.fileno())
-    part.replace(path)

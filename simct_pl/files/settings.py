@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from simct_pl.errors import SimctError
+from simct_pl.files.outputs import check_parent
 from simct_pl.files.parquet import read_json, write_json
-from simct_pl.models.export import check_parent
 
 SETTINGS = "settings.json"
 

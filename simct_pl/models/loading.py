@@ -21,7 +21,7 @@ def torch_dtype(name: DtypeName) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
-def check_model_path(role: str, path: str) -> None:
+def check_model_path(role: str, path: str, needs_weights: bool = True) -> None:
     """Refuse early what cannot be a model: a missing local path, a folder without config.json or without weights.
 
     Raises:
@@ -37,7 +37,7 @@ def check_model_path(role: str, path: str) -> None:
         return
     if not (folder / "config.json").is_file():
         raise ModelFolderError(f"{role} {path!r} is not a model folder: it has no config.json.")
-    if not any(folder.glob("*.safetensors")):
+    if needs_weights and not any(folder.glob("*.safetensors")):
         raise ModelFolderError(
             f"{role} {path!r} has no *.safetensors weights. Only safetensors are loaded; "
             "save the model with save_pretrained()."
@@ -48,19 +48,15 @@ def load_config(role: str, path: str, trust_remote_code: bool = False) -> Pretra
     """The configuration alone, no weights.
 
     Raises:
-        ModelFolderError: if it cannot be read as one of a transformers model.
+        MissingFileError, ModelFolderError: if there is none, or it cannot be read as one of a transformers model.
     """
+    check_model_path(role, path, needs_weights=False)
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise ModelFolderError(
             f"{role} {path!r} cannot be loaded as a transformers model: {first_line(error)}"
         ) from error
-
-
-def context_length(config: PretrainedConfig) -> int | None:
-    """Longest sequence the model was made for, or None when its configuration does not say."""
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def weights_id(model: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from simct_pl.commands.dry_run import PlannedRun
+from simct_pl.models.context import no_room
 from simct_pl.models.loading import load_config
 from simct_pl.planning.section import Section
 from simct_pl.planning.words import GB, memory_section, model_section, step_section, time_section
@@ -96,10 +97,9 @@ def span_findings(run: PlannedRun, domains: Sequence[DomainReport]) -> list[Find
 def length_findings(run: PlannedRun) -> list[Finding]:
     """Prompts and responses against contexts and max_tokens."""
     module, max_tokens = run.module, run.rollouts.sampling.max_tokens
-    found, longest = [], run.lengths.student_prompt
-    if module.student_context is not None and longest + max_tokens > module.student_context:
-        text = f"A prompt of {longest} tokens and max_tokens={max_tokens} exceed the student's context of "
-        found.append(Finding(Verdict.STOP, f"{text}{module.student_context}. Lower max_tokens or max_prompt_chars."))
+    found = []
+    if too_long := no_room("A prompt", run.lengths.student_prompt, max_tokens, module.student_context):
+        found.append(Finding(Verdict.STOP, too_long))
     read = run.lengths.teacher_prompt + round(max_tokens * run.lengths.teacher_share)
     if module.teacher_context is not None and read > module.teacher_context:
         text = f"With its prompt the longest response would take {read} tokens of the teacher, whose context is "

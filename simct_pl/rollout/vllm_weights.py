@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from simct_pl.models.export import write_folder
+from simct_pl.files.atomic import whole_folder, write_errors
+from simct_pl.files.outputs import check_output
 from simct_pl.models.sharding import full_parameters
 
 SHARD_BYTES = 2**30
@@ -54,18 +56,17 @@ def write_weights(model: PreTrainedModel, folder: Path, shard_bytes: int = SHARD
         ExportError: if the folder cannot be written.
     """
     weights = named_weights(model)
-
-    def write(staging: Path) -> None:
-        model.config.save_pretrained(staging)
-        for i, shard in enumerate(_shards(weights, shard_bytes), start=1):
-            save_file(shard, staging / f"model-{i:05d}.safetensors")
-
     with torch.no_grad():
         try:
-            return write_folder(folder, write)
+            folder = check_output(folder)
+            with whole_folder(folder, survives_power_cut=False) as staging, write_errors(folder, SafetensorError):
+                model.config.save_pretrained(staging)
+                for i, shard in enumerate(_shards(weights, shard_bytes), start=1):
+                    save_file(shard, staging / f"model-{i:05d}.safetensors")
         finally:
             for _ in weights:  # what a failure left to gather
                 pass
+    return folder
 
 
 def _shards(weights: Iterator[tuple[str, Tensor]], shard_bytes: int) -> Iterator[dict[str, Tensor]]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+
+from simct_pl.files.atomic import whole_file
 
 FORMAT_VERSION = 1
 _NAMES = ("buffer", "offsets", "is_special_V", "is_fallback_V", "is_mapped_V", "dummy_prefix")
@@ -48,19 +49,8 @@ def load(fingerprint: str) -> dict[str, np.ndarray] | None:
 
 def save(fingerprint: str, arrays: dict[str, np.ndarray]) -> None:
     """Write a table under its final name in one step, so that no reader and no crash ever sees half of it."""
-    path = _path(fingerprint)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    except OSError:
-        return
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
+    with contextlib.suppress(OSError), whole_file(_path(fingerprint)) as part, part.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 def _path(fingerprint: str) -> Path:

@@ -23,6 +23,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_warn
 
 from simct_pl.errors import TrackingError
+from simct_pl.files.parquet import write_json
 
 Record = dict[str, Any]
 
@@ -136,9 +137,7 @@ class Journal:
         with self._lock:
             del self._pending[:num_records]
         self.run_id, self.num_sent = run_id, self.num_sent + num_records
-        fresh = self._receipt.with_suffix(".new")
-        fresh.write_text(json.dumps({"run_id": run_id, "num_sent": self.num_sent}))
-        fresh.replace(self._receipt)
+        write_json(self._receipt, {"run_id": run_id, "num_sent": self.num_sent})
 
     def close(self) -> None:
         self._file.close()

@@ -30,8 +30,9 @@ from simct_pl.losses.base import Objective
 from simct_pl.losses.dual_space import DualSpaceObjective
 from simct_pl.losses.inputs.vocab_tables import PairTables
 from simct_pl.models.bits_per_byte import pack_references
+from simct_pl.models.context import context_length
 from simct_pl.models.lm_head import verify_head
-from simct_pl.models.loading import DtypeName, check_model_path, context_length, load_causal_lm, load_config
+from simct_pl.models.loading import DtypeName, check_model_path, load_causal_lm, load_config
 from simct_pl.models.microbatch import pack_by_length, unpack
 from simct_pl.models.sharding import Sharding, free_gathered
 from simct_pl.tokenization.pair import TokenizerPair
@@ -108,25 +109,7 @@ class DistillModule(L.LightningModule):
 
     @cached_property
     def pair(self) -> TokenizerPair:
-        return TokenizerPair.from_pretrained(self.student_path, self.teacher_path)
-
-    @cached_property
-    def student_context(self) -> int | None:
-        """Longest prompt + response of the student, in its tokens."""
-        return context_length(load_config("student", self.student_path, "student" in self.trust_remote_code))
-
-    @cached_property
-    def teacher_context(self) -> int | None:
-        """The same for the teacher, in its tokens."""
-        return context_length(load_config("teacher", self.teacher_path, "teacher" in self.trust_remote_code))
-
-    @override
-    def setup(self, stage: str) -> None:
-        check_trainer(self.trainer, self.sharding)
-        self.check_models()
-
-    def check_models(self) -> None:
-        """Paths, configurations and tokenizers of both models; loads no weights.
+        """The tokenizers of both models. Their folders are looked at first: a wrong path explains more.
 
         Raises:
             SimctError: of the kind that fits.
@@ -134,6 +117,22 @@ class DistillModule(L.LightningModule):
         for role, path in (("student", self.student_path), ("teacher", self.teacher_path)):
             check_model_path(role, path)
             load_config(role, path, role in self.trust_remote_code)
+        return TokenizerPair.from_pretrained(self.student_path, self.teacher_path)
+
+    @cached_property
+    def student_context(self) -> int | None:
+        """Longest prompt + response of the student, in its tokens."""
+        return context_length("student", self.student_path, "student" in self.trust_remote_code)
+
+    @cached_property
+    def teacher_context(self) -> int | None:
+        """The same for the teacher, in its tokens."""
+        return context_length("teacher", self.teacher_path, "teacher" in self.trust_remote_code)
+
+    @override
+    def setup(self, stage: str) -> None:
+        if self._trainer is not None:  # a plan is made without one
+            check_trainer(self._trainer, self.sharding)
         # Reading them raises what there is to raise: a model without a stop, a tokenizer without exact bytes.
         _ = self.pair.student.stop_ids, self.pair.teacher.stop_ids, self.pair.shared_vocab
         self.objective.prepare(self.pair)

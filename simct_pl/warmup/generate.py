@@ -13,14 +13,15 @@ from typing import Any
 
 from simct_pl.data.source import PromptSource
 from simct_pl.errors import PromptDataError, RecipeError
+from simct_pl.models.context import no_room
 from simct_pl.models.loading import DtypeName
 from simct_pl.progress import progress
-from simct_pl.rollout.asked_model import AskedModel
 from simct_pl.rollout.engine import Generation, RolloutEngine, SamplingParams
+from simct_pl.rollout.inference_model import InferenceModel
 from simct_pl.tokenization.chat import with_system_prompt
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer
 from simct_pl.types import Prompt
-from simct_pl.warmup.asking import Asker, Request
+from simct_pl.warmup.response_sampler import ResponseSampler, SampleRequest
 from simct_pl.warmup.responses import GIVEN_UP, Response, ResponseStore
 
 PAPER_SAMPLING = SamplingParams(temperature=0.6, top_p=0.95, max_tokens=4096)
@@ -67,7 +68,7 @@ def generate(
     """
     if num_samples < 1 or batch_size < 1:
         raise RecipeError(f"num_samples={num_samples}, batch_size={batch_size}; expected at least 1.")
-    asked = AskedModel.check(model, engine, dtype, trust_remote_code)
+    asked = InferenceModel.check(model, engine, dtype, trust_remote_code)
     reader = PromptReader(prompts, asked.tokenizer, domain_field, system_prompt, asked.context, sampling.max_tokens)
     wanted = reader.read()
     settings = {
@@ -82,14 +83,16 @@ def generate(
         return store.report()
     with asked.loaded() as reset:
         stop_ids = asked.tokenizer.stop_ids
-        asker = Asker(asked.engine, reset, asked.tokenizer.response_text, sampling, stop_ids, seed, max_retries)
-        generating = Generating(store, asker, num_samples)
+        sampler = ResponseSampler(
+            asked.engine, reset, asked.tokenizer.response_text, sampling, stop_ids, seed, max_retries
+        )
+        generating = Generating(store, sampler, num_samples)
         generating.run(wanted, batch_size)
     return generating.finish(reader.num_too_long)
 
 
 @dataclass(frozen=True)
-class Asked:
+class RenderedPrompt:
     """A prompt as the model reads it. domain: the name of its grader, if the data set says."""
 
     prompt: Prompt
@@ -114,7 +117,7 @@ class PromptReader:
         self.context, self.max_tokens = context, max_tokens
         self.num_too_long = 0
 
-    def read(self) -> list[Asked]:
+    def read(self) -> list[RenderedPrompt]:
         """The prompts, in order.
 
         Raises:
@@ -128,7 +131,7 @@ class PromptReader:
             )
         return found
 
-    def _asked(self) -> Iterator[Asked]:
+    def _asked(self) -> Iterator[RenderedPrompt]:
         for index, row in self.source.rows():
             prompt = self.source.prompt(index, row)
             if self.domain_field is not None and row.get(self.domain_field) is None:
@@ -139,20 +142,19 @@ class PromptReader:
             domain = None if self.domain_field is None else str(row[self.domain_field])
             messages = with_system_prompt(prompt.messages, self.system_prompt)
             prompt_ids = self.tokenizer.render_prompt(messages)
-            no_room = self.context is not None and len(prompt_ids) + self.max_tokens > self.context
-            if no_room or self.source.is_too_long(prompt):
+            if no_room("A prompt", len(prompt_ids), self.max_tokens, self.context) or self.source.is_too_long(prompt):
                 self.num_too_long += 1
                 continue
-            yield Asked(prompt, domain, prompt_ids)
+            yield RenderedPrompt(prompt, domain, prompt_ids)
 
 
 class Generating:
     """What is left to be answered, batch by batch into a store."""
 
-    def __init__(self, store: ResponseStore, asker: Asker, num_samples: int) -> None:
-        self.store, self.asker, self.num_samples = store, asker, num_samples
+    def __init__(self, store: ResponseStore, sampler: ResponseSampler, num_samples: int) -> None:
+        self.store, self.sampler, self.num_samples = store, sampler, num_samples
 
-    def run(self, wanted: list[Asked], batch_size: int) -> None:
+    def run(self, wanted: list[RenderedPrompt], batch_size: int) -> None:
         """Answer what has not been answered. Batches are cut the same way whatever is done already."""
         done = self.store.done()
         batches = [wanted[start : start + batch_size] for start in range(0, len(wanted), batch_size)]
@@ -162,13 +164,15 @@ class Generating:
                     self.store.add(place, self._answer(batch))
                 bar.advance(len(batch))
 
-    def _answer(self, batch: list[Asked]) -> list[Response]:
-        requests = [Request(a.prompt.index, sample, a.prompt_ids) for a in batch for sample in range(self.num_samples)]
+    def _answer(self, batch: list[RenderedPrompt]) -> list[Response]:
+        requests = [
+            SampleRequest(a.prompt.index, sample, a.prompt_ids) for a in batch for sample in range(self.num_samples)
+        ]
         prompts = {asked.prompt.index: asked for asked in batch}
-        answers = self.asker.answers(requests)
+        answers = self.sampler.answers(requests)
         return [self._response(prompts[request.prompt], request, generation) for request, generation in answers]
 
-    def _response(self, asked: Asked, request: Request, generation: Generation | None) -> Response:
+    def _response(self, asked: RenderedPrompt, request: SampleRequest, generation: Generation | None) -> Response:
         ids = generation.response_ids if generation is not None else []
         return Response(
             prompt=request.prompt,
@@ -176,9 +180,9 @@ class Generating:
             messages=list(asked.prompt.messages),
             answer=asked.prompt.answer,
             domain=asked.domain,
-            response=self.asker.text_of(ids) if generation is not None else "",
+            response=self.sampler.text_of(ids) if generation is not None else "",
             finish_reason=generation.finish_reason if generation is not None else GIVEN_UP,
-            seed=request.seed(self.asker.seed),
+            seed=request.seed(self.sampler.seed),
             attempt=request.attempt,
             num_tokens=len(ids),
             response_ids=ids,
@@ -202,7 +206,7 @@ class Generating:
             "num_asked_again": num_retried,
             "given_up": given_up,
             "prompts_too_long": num_too_long,
-            "failures_since_the_last_start": dict(self.asker.counts),
+            "failures_since_the_last_start": dict(self.sampler.counts),
         }
         self.store.finish(report)
         return report

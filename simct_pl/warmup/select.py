@@ -19,8 +19,8 @@ from rich.table import Table
 
 from simct_pl.errors import MissingFileError, RecipeError, ResponseError, SimctError
 from simct_pl.evaluation.grader import Grader
+from simct_pl.files.outputs import check_parent
 from simct_pl.files.parquet import read_parquet, schema_of, write_json, write_parquet
-from simct_pl.models.export import check_parent
 from simct_pl.progress import Bar, progress
 from simct_pl.types import Prompt
 from simct_pl.warmup.response_filters import LengthBetween, NoReplacementCharacter, NotRepetitive, NotTruncated

@@ -24,17 +24,12 @@ from typing_extensions import override
 
 from simct_pl.errors import PromptDataError, RecipeError
 from simct_pl.evaluation.grader import Grader
+from simct_pl.files.outputs import check_output
 from simct_pl.models.bits_per_byte import Reference
-from simct_pl.models.export import check_output, export_model
+from simct_pl.models.context import context_length
+from simct_pl.models.export import export_model
 from simct_pl.models.lm_head import verify_head
-from simct_pl.models.loading import (
-    DtypeName,
-    check_model_path,
-    context_length,
-    load_causal_lm,
-    load_config,
-    torch_dtype,
-)
+from simct_pl.models.loading import DtypeName, check_model_path, load_causal_lm, load_config, torch_dtype
 from simct_pl.models.packing import Layout, PaddedRows
 from simct_pl.models.sharding import Sharding, free_gathered, full_state_dict
 from simct_pl.rollout.engine import SamplingParams
@@ -118,7 +113,7 @@ class SFTModule(L.LightningModule):
     @cached_property
     def context(self) -> int | None:
         """Longest prompt + response, in tokens."""
-        return context_length(load_config("model", self.model_path))
+        return context_length("model", self.model_path)
 
     @override
     def setup(self, stage: str) -> None:

@@ -22,8 +22,8 @@ from simct_pl.rollout.engine import Generation, SamplingParams
 from simct_pl.rollout.hf import HFEngine
 from simct_pl.tasks.arithmetic import Problem, distinct_problems
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer
-from simct_pl.warmup.asking import Asker, Request
 from simct_pl.warmup.generate import generate
+from simct_pl.warmup.response_sampler import ResponseSampler, SampleRequest
 from tests.tiny import ASSETS
 from tests.warmup.engines import ScriptedEngine
 
@@ -101,37 +101,37 @@ def test_a_row_of_a_padded_embedding_is_no_text_and_stops_nothing(tmp_path: Path
     assert [row["response"] for row in padded] == [row["response"] for row in plain]
 
 
-def asker(engine: ScriptedEngine, max_retries: int = 2) -> Asker:
+def sampler(engine: ScriptedEngine, max_retries: int = 2) -> ResponseSampler:
     def reset() -> None:
         engine.num_refreshed += 1
 
     def text_of(ids: list[int]) -> str:
         return "".join(map(str, ids[:-1]))
 
-    return Asker(engine, reset, text_of, SAMPLING, (3,), seed=0, max_retries=max_retries, wait_seconds=0.0)
+    return ResponseSampler(engine, reset, text_of, SAMPLING, (3,), seed=0, max_retries=max_retries, wait_seconds=0.0)
 
 
 def test_a_failed_batch_is_asked_again_after_a_fresh_start_and_gives_the_same() -> None:
-    requests = [Request(i, 0, [1] * (i + 1)) for i in range(5)]
+    requests = [SampleRequest(i, 0, [1] * (i + 1)) for i in range(5)]
     engine = ScriptedEngine(fail_first=2)
-    failing, calm = asker(engine), asker(ScriptedEngine())
+    failing, calm = sampler(engine), sampler(ScriptedEngine())
     assert failing.answers(requests) == calm.answers(requests)
     assert failing.counts["failed_batches"] == 2
     assert engine.num_refreshed == 2
 
 
 def test_one_bad_request_does_not_take_the_others_along() -> None:
-    requests = [Request(i, 0, [1] * (i + 1)) for i in range(5)]
-    patient = asker(ScriptedEngine(bad_prompt=3))
+    requests = [SampleRequest(i, 0, [1] * (i + 1)) for i in range(5)]
+    patient = sampler(ScriptedEngine(bad_prompt=3))
     found = {request.prompt: generation for request, generation in patient.answers(requests)}
-    calm = {request.prompt: generation for request, generation in asker(ScriptedEngine()).answers(requests)}
+    calm = {request.prompt: generation for request, generation in sampler(ScriptedEngine()).answers(requests)}
     assert found == {**calm, 2: None}
     assert patient.counts["given_up_failed"] == 1
 
 
 def test_an_engine_that_answers_nothing_ends_the_run() -> None:
     with pytest.raises(RolloutError, match="failed 3 times: out of memory"):
-        asker(ScriptedEngine(fail_first=10**6)).answers([Request(i, 0, [1]) for i in range(3)])
+        sampler(ScriptedEngine(fail_first=10**6)).answers([SampleRequest(i, 0, [1]) for i in range(3)])
 
 
 def test_prompts_without_room_for_a_response_are_counted(tmp_path: Path) -> None:

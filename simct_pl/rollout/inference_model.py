@@ -1,4 +1,4 @@
-"""A model that is asked without being trained: checked before its weights load, then handed to an engine.
+"""A model that answers without being trained: checked before its weights load, then handed to an engine.
 
 In: a model folder or hub name, and an engine. Out: its tokenizer and context, and the engine with its weights.
 """
@@ -14,14 +14,15 @@ from typing import Any
 
 import torch
 
-from simct_pl.models.loading import DtypeName, check_model_path, context_length, load_causal_lm, load_config, weights_id
+from simct_pl.models.context import context_length
+from simct_pl.models.loading import DtypeName, check_model_path, load_causal_lm, weights_id
 from simct_pl.rollout.engine import RolloutEngine, StudentSource
 from simct_pl.rollout.hf import HFEngine
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer
 
 
 @dataclass(frozen=True)
-class AskedModel:
+class InferenceModel:
     """path: with the home folder spelt out. context: in tokens, None if unknown. engine: who generates."""
 
     path: str
@@ -34,7 +35,7 @@ class AskedModel:
     @classmethod
     def check(
         cls, path: str, engine: RolloutEngine | None, dtype: DtypeName, trust_remote_code: bool = False
-    ) -> AskedModel:
+    ) -> InferenceModel:
         """Read all but the weights. engine: HFEngine by default.
 
         Raises:
@@ -42,7 +43,7 @@ class AskedModel:
         """
         path, engine = os.path.expanduser(path), engine or HFEngine()
         check_model_path("model", path)
-        context = context_length(load_config("model", path, trust_remote_code))
+        context = context_length("model", path, trust_remote_code)
         tokenizer = ModelTokenizer.from_pretrained(path)
         engine.check(StudentSource(path, context, trust_remote_code, num_ranks=1))
         return cls(path, tokenizer, context, engine, dtype, trust_remote_code)

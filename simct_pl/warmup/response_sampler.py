@@ -1,4 +1,4 @@
-"""Asking an engine for responses until there are some: what fails or comes back empty is asked again, and counted.
+"""Sampling responses from an engine until there are some: what fails or comes back empty is asked again, and counted.
 
 In: prompts as token ids. Out: generations, None where a request was given up. A second attempt draws from another seed,
 so an empty response is not simply drawn again; what was answered is kept.
@@ -7,20 +7,19 @@ so an empty response is not simply drawn again; what was answered is kept.
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from simct_pl.errors import RecipeError, RolloutError, SimctError
+from simct_pl.errors import RecipeError, RolloutError
 from simct_pl.rollout.engine import Generation, RolloutEngine, SamplingParams, sample_seed
+from simct_pl.rollout.retrying import ask_again
 
 logger = logging.getLogger(__name__)
-MAX_WAIT_SECONDS = 60
 
 
 @dataclass(frozen=True)
-class Request:
+class SampleRequest:
     """One response to be made. prompt, sample: which. attempt: how often it has been asked before."""
 
     prompt: int
@@ -33,7 +32,7 @@ class Request:
         return sample_seed(run_seed, self.attempt, self.prompt, self.sample)
 
 
-class Asker:
+class ResponseSampler:
     """Generates with an engine that may fail.
 
     Args:
@@ -66,13 +65,13 @@ class Asker:
         self.max_retries, self.wait_seconds = max_retries, wait_seconds
         self.counts: Counter[str] = Counter()
 
-    def answers(self, requests: list[Request]) -> list[tuple[Request, Generation | None]]:
+    def answers(self, requests: list[SampleRequest]) -> list[tuple[SampleRequest, Generation | None]]:
         """A response to each request, with the attempt that gave it.
 
         Raises:
             RolloutError: if the engine answers none of them, asked together and one by one.
         """
-        results: list[tuple[Request, Generation | None]] = [(request, None) for request in requests]
+        results: list[tuple[SampleRequest, Generation | None]] = [(request, None) for request in requests]
         left = list(range(len(requests)))
         for attempt in range(1 + self.max_retries):
             asked = [replace(requests[i], attempt=attempt) for i in left]
@@ -92,7 +91,7 @@ class Asker:
     def _has_text(self, generation: Generation | None) -> bool:
         return generation is not None and bool(self.text_of(generation.response_ids).strip())
 
-    def _together(self, requests: list[Request]) -> list[Generation | None]:
+    def _together(self, requests: list[SampleRequest]) -> list[Generation | None]:
         """All in one batch; when that keeps failing, one by one: a bad request must not take the others along."""
         try:
             return list(self._ask(requests))
@@ -114,27 +113,25 @@ class Asker:
         self.counts["given_up_failed"] += failed
         return found
 
-    def _ask(self, requests: list[Request]) -> list[Generation]:
+    def _ask(self, requests: list[SampleRequest]) -> list[Generation]:
         """One batch, asked again when the engine fails.
 
         Raises:
             RolloutError: when the last attempt fails too.
         """
-        for attempt in range(1 + self.max_retries):
-            if attempt:
-                time.sleep(min(self.wait_seconds * 2 ** (attempt - 1), MAX_WAIT_SECONDS))
-                self.reset()
-            try:
-                return self._generate(requests)
-            except (RuntimeError, OSError) as error:
-                if isinstance(error, SimctError):  # what the user can put right
-                    raise
-                self.counts["failed_batches"] += 1
-                logger.warning("The engine failed (attempt %d of %d): %s", attempt + 1, 1 + self.max_retries, error)
-                failure = error
-        raise RolloutError(f"The engine failed {1 + self.max_retries} times: {failure}") from failure
+        return ask_again(
+            lambda: self._generate(requests),
+            self.reset,
+            self._count_failure,
+            max_retries=self.max_retries,
+            wait_seconds=self.wait_seconds,
+        )
 
-    def _generate(self, requests: list[Request]) -> list[Generation]:
+    def _count_failure(self, failure: str) -> None:
+        self.counts["failed_batches"] += 1
+        logger.warning("%s", failure)
+
+    def _generate(self, requests: list[SampleRequest]) -> list[Generation]:
         return self.engine.generate(
             [request.prompt_ids for request in requests],
             [request.seed(self.seed) for request in requests],
