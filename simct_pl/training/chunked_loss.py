@@ -208,7 +208,9 @@ def _grade_strip(
         chunk = UnitChunk(work.student_head.finish(leaf_NK), work.teacher_head.finish(projected_MK), rows, work.tables)
         losses = work.objective(chunk)
         loss = losses.loss_U.sum()
-    if sums.any:
-        (gradient_NK,) = torch.autograd.grad(loss, leaf_NK)
-        projected_NK.copy_(gradient_NK)
-    return UnitStats.of(chunk, losses)
+    if not sums.any:
+        return UnitStats.of(chunk, losses)
+    (gradient_NK,) = torch.autograd.grad(loss, leaf_NK)
+    stats = UnitStats.of(chunk, losses)  # before the logits go: an objective may have left log-probabilities to it
+    projected_NK.copy_(gradient_NK)
+    return stats

@@ -16,7 +16,8 @@ class UnitStats:
     """What a step reports about its units, detached.
 
     Per unit: loss_U, supervised_U, student_logmass_U and teacher_logmass_U (log candidate mass), student_entropy_U
-    (nats, full vocabulary, at the unit's first token), student_stop_U and teacher_stop_U (probability of stop there).
+    (nats, full vocabulary, at the unit's first token), student_stop_U and teacher_stop_U (probability of stop there),
+    teacher_logprobs_U (log-probability of the unit in the teacher's own tokens).
     Per student token in a unit: token_logprobs_N.
     """
 
@@ -27,6 +28,7 @@ class UnitStats:
     student_entropy_U: Tensor
     student_stop_U: Tensor
     teacher_stop_U: Tensor
+    teacher_logprobs_U: Tensor
     token_logprobs_N: Tensor
 
     @classmethod
@@ -40,6 +42,7 @@ class UnitStats:
             student_entropy_U=_entropy(chunk.student.first_logp_UK.detach()),
             student_stop_U=_stop_probability(chunk.student, chunk.tables.stop_column),
             teacher_stop_U=_stop_probability(chunk.teacher, chunk.tables.stop_column),
+            teacher_logprobs_U=chunk.teacher.unit_logp_U,
             token_logprobs_N=chunk.student.token_logp_N.detach(),
         )
 
