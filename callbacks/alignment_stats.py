@@ -11,7 +11,9 @@ import torch
 from typing_extensions import override
 
 from callbacks.distilled import distilled
+from simct_pl.training.collectives import over_ranks
 from simct_pl.training.module import DistillModule
+from simct_pl.training.text_kl import TextKL, text_kl_sums
 from simct_pl.types import LostReason, PromptBatch, StepRecord, UnitAlignment
 
 # Classes of unit lengths: name, from, to. A sweep's report draws them.
@@ -30,6 +32,7 @@ class AlignmentStats(L.Callback):
     align/non_canonical: responses that the student's own tokenizer would have spelt with other ids.
     loss/shared_units, loss/span_units: the loss per response token from either kind of unit.
     policy/entropy: of the student at unit starts, nats. policy/stop_probability, policy/teacher_stop_probability.
+    policy/text_kl, policy/text_kl_error, policy/text_kl_coverage: of the whole batch, over all ranks; see TextKL.
     rollout/response_tokens, rollout/truncation_rate.
     """
 
@@ -40,9 +43,11 @@ class AlignmentStats(L.Callback):
         module = distilled(self, pl_module)
         assert batch.record is not None
         record = batch.record
+        sums = text_kl_sums(record.alignments, record.stats)
         metrics = {
             **alignment_metrics(record.alignments),
             **unit_metrics(record),
+            **TextKL.of(over_ranks(module, sums.tolist()).sum(0)).metrics("policy/text_kl"),
             "align/non_canonical": _non_canonical_share(module, record),
             "rollout/response_tokens": _mean([len(r.response_ids) for r in record.rollouts]),
             "rollout/truncation_rate": _mean([not r.stopped for r in record.rollouts]),

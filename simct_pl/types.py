@@ -172,7 +172,8 @@ class UnitStats:
     """What a step reports about its units, detached.
 
     Per unit: loss_U, supervised_U, student_logmass_U and teacher_logmass_U (log candidate mass), student_entropy_U
-    (nats, full vocabulary, at the unit's first token), student_stop_U and teacher_stop_U (probability of stop there).
+    (nats, full vocabulary, at the unit's first token), student_stop_U and teacher_stop_U (probability of stop there),
+    teacher_logprobs_U (log-probability of the unit in the teacher's own tokens).
     Per student token in a unit: token_logprobs_N.
     """
 
@@ -183,6 +184,7 @@ class UnitStats:
     student_entropy_U: Tensor
     student_stop_U: Tensor
     teacher_stop_U: Tensor
+    teacher_logprobs_U: Tensor
     token_logprobs_N: Tensor
 
     @classmethod

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from simct_pl.errors import RecipeError
 
-LOWER_IS_BETTER = re.compile(r"loss|bits_per_byte|perplexity|truncation|non_canonical|seconds")
-UNBOUNDED = re.compile(r"loss|bits_per_byte|perplexity|entropy|tokens|seconds")  # no shares, even if below 1
+LOWER_IS_BETTER = re.compile(r"loss|bits_per_byte|perplexity|text_kl|truncation|non_canonical|seconds")
+UNBOUNDED = re.compile(r"loss|bits_per_byte|perplexity|text_kl|entropy|tokens|seconds")  # no shares, even if below 1
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,16 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 # What a report shows beside the metric that it is about; a run lacks those that its recipe does not log.
-SHOWN = ("eval/", "loss/", "align/", "rollout/", "policy/entropy", "timing/step_seconds", "timing/seconds/")
+SHOWN = (
+    "eval/",
+    "loss/",
+    "align/",
+    "rollout/",
+    "policy/entropy",
+    "policy/text_kl",
+    "timing/step_seconds",
+    "timing/seconds/",
+)
 LATE = 10  # logged steps at the end of a run, over which diagnostics are averaged
 REASONS = {"FAILED": "failed", "KILLED": "killed", "RUNNING": "running, or killed"}
 NOT_BEGUN = "not begun"

@@ -259,11 +259,12 @@ def _compute_strip(work: _Work, rows: UnitRows, projected: Sequence[Tensor], wan
             [source.head.finish(leaf) for source, leaf in zip(work.sources, leaves, strict=True)], rows
         )
         loss = losses.loss_U.sum()
-    stats = unit_stats(chunk, losses)  # before gradients replace the logits that it may still have to read
-    if any(wanted):
-        trained = [i for i, want in enumerate(wanted) if want]
-        # An objective in two hidden spaces need not use every matrix that it is given.
-        gradients = torch.autograd.grad(loss, [leaves[i] for i in trained], allow_unused=True, materialize_grads=True)
-        for i, gradient in zip(trained, gradients, strict=True):
-            projected[i].copy_(gradient)
+    if not any(wanted):
+        return unit_stats(chunk, losses)
+    trained = [i for i, want in enumerate(wanted) if want]
+    # An objective in two hidden spaces need not use every matrix that it is given.
+    gradients = torch.autograd.grad(loss, [leaves[i] for i in trained], allow_unused=True, materialize_grads=True)
+    stats = unit_stats(chunk, losses)  # before the logits go: an objective may have left log-probabilities to it
+    for i, gradient in zip(trained, gradients, strict=True):
+        projected[i].copy_(gradient)
     return stats

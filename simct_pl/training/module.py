@@ -276,16 +276,16 @@ class DistillModule(L.LightningModule):
         # "step" is what Lightning hands to the logger; left to itself it would count one step too few here.
         self.log_dict({**metrics, "step": float(self.global_step)})
         if not self.trainer.sanity_checking:
-            numbers = {name: float(value) for name, value in metrics.items()}
-            self.history.append(HeldOutResult(self.global_step, numbers, self.held_out.samples))
+            self.history.append(HeldOutResult(self.global_step, metrics, self.held_out.samples))
         self.held_out.reset()
 
     def _score_held_out(self) -> None:
         """Loss of the responses and bits of the references that this rank has kept."""
         for rollouts, aligned in in_step(self, self._held_out_parts, idle=([], self.align([]))):
-            loss, _ = self.loss_sum(rollouts, aligned)
+            loss, stats = self.loss_sum(rollouts, aligned)
             if rollouts:
                 self.held_out.update_loss(loss.item(), sum(len(rollout.response_ids) for rollout in rollouts))
+                self.held_out.update_text_kl(aligned.alignments, aligned.split(stats))
         groups = pack_references(self.pair.student, self._references, self.micro_batch_tokens)
         bits = sum(self.graded.bits(group) for group in in_step(self, groups, idle=[]))
         if self._references:

@@ -23,6 +23,7 @@ def unit_stats(chunk: UnitChunk, losses: UnitLosses) -> UnitStats:
         student_entropy_U=_entropy(chunk.student.first_logp_UK.detach()),
         student_stop_U=_stop_probability(chunk.student, chunk.tables.stop_column),
         teacher_stop_U=_stop_probability(chunk.teacher, chunk.tables.stop_column),
+        teacher_logprobs_U=chunk.teacher.unit_logp_U,
         token_logprobs_N=chunk.student.token_logp_N.detach(),
     )
 

@@ -29,8 +29,13 @@ from tests.tiny import data, distill_module, trainer
 SHAPES, LENGTHS = ("1_1", "1_n", "n_1", "n_m"), ("1", "2", "3", "4_7", "8_up")
 
 
-def record(losses: tuple[float, ...] = (1.0, 2.0, 0.5), length: int = 5, entropy: float = 1.0) -> StepRecord:
-    """One response: a 1:1 unit, a 2:1 unit, one lost student token of 3 bytes, and the stop."""
+def record(
+    losses: tuple[float, ...] = (1.0, 2.0, 0.5), length: int = 5, entropy: float = 1.0, drift: float = 0.0
+) -> StepRecord:
+    """One response: a 1:1 unit, a 2:1 unit, one lost student token of 3 bytes, and the stop.
+
+    drift: nats by which the teacher likes it less.
+    """
     alignment = UnitAlignment(
         units_U6=np.array([[0, 1, 0, 1, 0, 1], [1, 3, 1, 2, 1, 4], [4, 5, 3, 4, 7, 7]]),
         student_ids_S=np.arange(5),
@@ -52,6 +57,7 @@ def record(losses: tuple[float, ...] = (1.0, 2.0, 0.5), length: int = 5, entropy
         student_entropy_U=torch.full((3,), entropy),
         student_stop_U=torch.tensor([0.0, 0.3, 0.9]),
         teacher_stop_U=torch.tensor([0.0, 0.0, 0.6]),
+        teacher_logprobs_U=torch.tensor([-1.0, -3.0 - drift, -0.75]),
         token_logprobs_N=torch.tensor([-0.5, -1.25, -1.5, -0.5]),
     )
     return StepRecord([rollout], [alignment], [stats], sum(losses), 5)
@@ -132,11 +138,31 @@ def test_the_guard_stops_on_length_entropy_and_nan() -> None:
         (record(length=60), "as long"),
         (record(entropy=0.001), "entropy"),
         (record((math.nan,) * 3), "nan"),
+        (record(drift=9.0), "leave the teacher's: text KL is 2.50 nats a byte"),
     ):
         guard = CollapseGuard("stop", num_reference_steps=2, smoothing=0.5)
         steps(guard, record(), 3)
         with pytest.raises(CollapseError, match=word):
             steps(guard, bad, 4)
+
+
+def test_a_student_next_to_its_teacher_may_drift_by_a_multiple_of_nothing() -> None:
+    """From .0025 nats a byte to .19, which is less than four times the floor; and a student that nears the teacher."""
+    guard = CollapseGuard("stop", num_reference_steps=1, smoothing=0.0)
+    steps(guard, record(drift=-0.99), 1)
+    steps(guard, record(drift=-0.24), 2)
+    steps(guard, record(drift=-30.0), 2)
+    with pytest.raises(CollapseError, match="text KL"):
+        steps(guard, record(drift=0.0), 1)
+
+
+def test_a_checkpoint_from_before_text_kl_was_watched_is_read() -> None:
+    guard, again = CollapseGuard(num_reference_steps=1), CollapseGuard(num_reference_steps=1)
+    steps(guard, record(), 2)
+    older = {name: value for name, value in guard.state_dict().items() if name != "text_kl"}
+    again.load_state_dict(older)
+    assert vars(again.length) == vars(guard.length)
+    assert again.text_kl.first == []
 
 
 def test_the_guard_warns_once_for_each_kind() -> None:
@@ -255,6 +281,9 @@ def test_every_callback_together_in_a_fit(tmp_path: Path) -> None:
     run = trainer(tmp_path, *reports, export, max_steps=2, val_check_interval=1)
     run.fit(module, datamodule=data())
     assert {"align/coverage", "align/non_canonical", "policy/mismatch_p99", "loss/span_units"} <= set(
+        run.callback_metrics
+    )
+    assert {f"{group}/text_kl{part}" for group in ("policy", "eval") for part in ("", "_error", "_coverage")} <= set(
         run.callback_metrics
     )
     assert [p for p, _ in curve.curves["eval/bits_per_byte"]] == [1, 2]

@@ -13,6 +13,7 @@ from scripts.list_recipes import recipe_table
 from simct_pl import errors
 from simct_pl.lab.sweep_file import SweepFile
 from simct_pl.training.step_timer import PHASES
+from simct_pl.training.text_kl import TextKL
 from simct_pl.types import LostReason
 from tests.docs.pages import DOCS, ROOT, files_of, read
 
@@ -61,6 +62,8 @@ def test_metrics_are_logged_by_somebody(page: str) -> None:
     named = names(page, r"(?:loss|align|rollout|policy|optim|timing|eval)/[\w<>/]+")
     assert len(named) > 10
     built = {f"timing/share/{phase}" for phase in PHASES} | {"timing/share/<phase>", "align/lost_<reason>"}
+    for group in ("policy", "eval"):
+        built |= TextKL(0.0, 0.0, 0.0).metrics(f"{group}/text_kl").keys()
     metrics = (ROOT / "simct_pl/training/held_out.py").read_text(encoding="utf-8")
     listed = re.search(r"names = \((.*)\)", metrics)
     assert listed is not None

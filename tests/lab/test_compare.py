@@ -90,6 +90,7 @@ def test_an_upper_bound_that_gained_nothing_recovers_no_share() -> None:
         ("eval/loss", [0.1, 0.2], True, False),
         ("eval/bits_per_byte", [0.9], True, False),
         ("eval/truncation_rate", [0.0], True, True),
+        ("policy/text_kl", [0.1, 0.3], True, False),
     ],
 )
 def test_a_metric_is_known_by_name_and_values(name: str, values: list[float], lower: bool, share: bool) -> None:
@@ -115,6 +116,12 @@ def test_run_rows_leave_out_what_nobody_logged() -> None:
         {"method": "a", "1:1 units": "80.0 %"},
         {"method": "b", "1:1 units": "–"},
     ]
+
+
+def test_text_kl_is_a_column_in_nats_a_byte() -> None:
+    values = {"good": [0.25, 0.35]}
+    results = results_of("eval/accuracy", values, values, policy__text_kl={"good": [0.1, 0.3]})
+    assert run_rows(results, compare(results)) == [{"method": "good", "text KL": "0.200"}]
 
 
 def test_the_picture_shows_noise_in_grey_and_the_best_on_top() -> None:

@@ -340,6 +340,14 @@ def test_statistics_mean_what_they_say() -> None:
     logp = given.student_head(given.student_hidden_NH).log_softmax(-1).detach()
     ids = torch.from_numpy(np.concatenate([alignment.student_ids_S for alignment in given.alignments]))
     torch.testing.assert_close(stats.token_logprobs_N, logp.gather(-1, ids[:, None])[:, 0])
+    teacher_logp = given.teacher_head(given.teacher_hidden_MH).log_softmax(-1).detach()
+    units, start = [], 0
+    for alignment in given.alignments:
+        rows = teacher_logp[start : start + alignment.num_teacher_tokens]
+        chosen = [rows[i, int(token_id)] for i, token_id in enumerate(alignment.teacher_ids_T)]
+        units += [sum(chosen[first:last]) for first, last in alignment.units_U6[:, 2:4].tolist()]
+        start += alignment.num_teacher_tokens
+    torch.testing.assert_close(stats.teacher_logprobs_U, torch.stack(units))
     teacher_p = given.teacher_head(given.teacher_hidden_MH).softmax(-1).detach()
     first_M = np.concatenate(
         [
