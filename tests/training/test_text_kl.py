@@ -19,7 +19,7 @@ from tests.tiny import distill_module, sampled
 
 
 def measured(module: DistillModule, rollouts: list[Rollout]) -> tuple[Tensor, list[UnitAlignment]]:
-    module.check_models()
+    module.setup("fit")
     aligned = module.align(rollouts)
     _, stats = module.loss_sum(rollouts, aligned)
     return text_kl_sums(aligned.alignments, aligned.split(stats)), aligned.alignments
