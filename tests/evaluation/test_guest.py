@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simct_pl.evaluation.sandbox.guest.confine import ALLOW, CALLS, KILL, NOT_THERE, REFUSE, filter_program
-from simct_pl.evaluation.sandbox.guest.test_process import Remote, free_names
+from simct_pl.evaluation.sandbox.guest.suite import free_names
+from simct_pl.evaluation.sandbox.guest.test_process import Remote
 from simct_pl.evaluation.sandbox.guest.wire import pack, unpack
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary() | st.dates()

@@ -333,7 +333,7 @@ def test_an_interrupted_wait_ends_the_program(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(subprocess.Popen, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         SANDBOX.run_program("while True: pass", b"")
-    assert started[0].returncode == -signal.SIGKILL
+    assert started[0].returncode in (-signal.SIGKILL, 128 + signal.SIGKILL)  # bwrap's end, or that of what was in it
 
 
 def test_limits_must_be_positive() -> None:

@@ -23,7 +23,8 @@ HOW_TO_GET = (
     "'simct_pl[eval]', or apt-get install bubblewrap), or set sandbox.unsafe to true where nothing can be harmed, such "
     "as in a throw-away virtual machine."
 )
-NAMESPACES = ("--unshare-user", "--unshare-all", "--disable-userns", "--die-with-parent", "--new-session")
+# --as-pid-1: no process of bwrap's own is inside, which would be without the limits that a program sets itself.
+NAMESPACES = ("--unshare-user", "--unshare-all", "--disable-userns", "--as-pid-1", "--die-with-parent", "--new-session")
 POWERLESS = ("--clearenv", "--cap-drop", "ALL", "--uid", "65534", "--gid", "65534")
 
 

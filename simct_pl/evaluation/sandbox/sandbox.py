@@ -12,24 +12,26 @@ import os
 import secrets
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import cached_property
-from typing import IO, Any
+from typing import Any
 
 from simct_pl.errors import RecipeError, SandboxError
 from simct_pl.evaluation.sandbox.bwrap import GUEST, find_bwrap, interpreter, sandboxed
+from simct_pl.evaluation.sandbox.process import Running, content_of, memory_file, running
 
 START_SECONDS = 5.0  # for interpreters to start on a busy machine; not counted as the code's time
 KILLED = (signal.SIGKILL, signal.SIGXCPU)  # by the limit of processor time
 EXAMINER_MB = 512
+UNGRADABLE = "ungradable"
 
 
 @dataclass(frozen=True)
 class Verdict:
     """passed: whether every test passed. reason: "passed", "wrong", "timeout", "died" (it ended, was killed, or ran out
-    of memory). detail: which test, and what it raised.
+    of memory), "ungradable" (the tests can tell no code right from wrong). detail: which test, and what it raised.
     """
 
     passed: bool
@@ -83,58 +85,63 @@ class Sandbox:
         if not verdict.passed:
             raise SandboxError(f"The sandbox's own test does not pass here: {verdict}.")
 
-    def run_tests(self, code: str, tests: Sequence[str], setup: str = "", entry: str | None = None) -> Verdict:
+    def run_tests(
+        self, code: str, tests: Sequence[str], setup: str = "", entry: str | Sequence[str] | None = None
+    ) -> Verdict:
         """Whether the code's definitions pass tests (sources of statements, in order) after a setup.
 
-        What a test uses and nobody defines is the code's; that includes what the setup makes with it. entry: is the
-        code's too, although a built-in function has its name.
+        What a test uses and nobody defines is the code's; that includes what the setup makes with it. entry: one name
+        or several that are the code's too, although a built-in function or a module is called so.
         """
+        if not tests:
+            return Verdict(False, UNGRADABLE, "there is no test")
         secret = secrets.token_hex(16)
         job = {"secret": secret, "code": code, "setup": setup, "tests": list(tests), "time_limit": self.time_limit}
-        job["entry"] = [entry] if entry is not None else []
+        job["entry"] = [entry] if isinstance(entry, str) else list(entry or ())
         seconds = (len(tests) + 2) * self.time_limit
         limits = f"{self.memory_mb}, {round(seconds) + 1}, {self.file_mb}"
         requests, answers = os.pipe(), os.pipe()
-        with _memory_file(json.dumps(job).encode()) as job_file, _memory_file() as verdict_file, ExitStack() as ended:
-            try:
-                candidate = self._start(f"solution_process.functions({limits})", requests[0], answers[1])
-                ended.callback(_finish, candidate, 0)
-                examine = f"test_process.examine({requests[1]}, {answers[0]}, {EXAMINER_MB}, {round(seconds) + 1})"
-                examiner = self._start(examine, job_file, verdict_file, pass_fds=(requests[1], answers[0]))
-            finally:
-                for descriptor in (*requests, *answers):
-                    os.close(descriptor)
-            _finish(examiner, seconds + START_SECONDS)
-            return _verdict(_content(verdict_file), secret)
+        with memory_file(json.dumps(job).encode()) as job_file, memory_file() as verdict_file:
+            with ExitStack() as started:
+                try:
+                    call = f"solution_process.functions({limits})"
+                    started.enter_context(self._running(call, requests[0], answers[1]))
+                    call = f"test_process.examine({requests[1]}, {answers[0]}, {EXAMINER_MB}, {round(seconds) + 1})"
+                    pipes = (requests[1], answers[0])
+                    examiner = started.enter_context(self._running(call, job_file, verdict_file, pass_fds=pipes))
+                finally:
+                    for descriptor in (*requests, *answers):
+                        os.close(descriptor)
+                examiner.wait(seconds + START_SECONDS)
+            return _verdict(content_of(verdict_file), secret)
 
     def run_program(self, code: str, stdin: bytes) -> ProgramRun:
         """Run the code as a program that reads `stdin`."""
         limits = f"{self.memory_mb}, {round(self.time_limit) + 1}, {self.file_mb}"
         with (
-            _memory_file(code.encode(errors="surrogatepass")) as code_file,
-            _memory_file(stdin) as stdin_file,
-            _memory_file() as stdout,
-            _memory_file() as stderr,
+            memory_file(code.encode(errors="surrogatepass")) as code_file,
+            memory_file(stdin) as stdin_file,
+            memory_file() as stdout,
+            memory_file() as stderr,
         ):
             call = f"solution_process.program({code_file}, {limits})"
-            process = self._start(call, stdin_file, stdout, stderr, pass_fds=(code_file,))
-            in_time = _finish(process, self.time_limit + START_SECONDS)
-            killed = abs(process.returncode) % 128 in KILLED
-            reason = "timeout" if killed or not in_time else "ok" if process.returncode == 0 else "error"
-            error = _content(stderr).decode(errors="replace").strip()[-500:]
-            return ProgramRun(_content(stdout), reason, error)
+            with self._running(call, stdin_file, stdout, stderr, (code_file,)) as process:
+                in_time = process.wait(self.time_limit + START_SECONDS)
+            code_of_exit = process.exit_code or 0
+            killed = code_of_exit - 128 in KILLED
+            reason = "timeout" if killed or not in_time else "ok" if code_of_exit == 0 else "error"
+            error = content_of(stderr).decode(errors="replace").strip()[-500:]
+            return ProgramRun(content_of(stdout), reason, error)
 
     @cached_property
-    def _prefix(self) -> list[str]:
+    def _bwrap(self) -> list[str]:
         return [] if self.unsafe else sandboxed(find_bwrap(), self.file_mb)
 
-    def _start(
+    def _running(
         self, call: str, stdin: int, stdout: int, stderr: int = subprocess.DEVNULL, pass_fds: Sequence[int] = ()
-    ) -> subprocess.Popen[bytes]:
-        command = [*self._prefix, *interpreter(call, str(GUEST.parent) if self.unsafe else "/sandbox")]
-        return subprocess.Popen(
-            command, stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=pass_fds, start_new_session=True, env={}
-        )
+    ) -> AbstractContextManager[Running]:
+        command = interpreter(call, str(GUEST.parent) if self.unsafe else "/sandbox")
+        return running(command, stdin, stdout, stderr, pass_fds, self._bwrap)
 
 
 def _verdict(content: bytes, secret: str) -> Verdict:
@@ -145,36 +152,3 @@ def _verdict(content: bytes, secret: str) -> Verdict:
     if secrets.compare_digest(str(found.get("secret")), secret):
         return Verdict(True, "passed")
     return Verdict(False, str(found.get("reason")), f"{found.get('failed')}: {found.get('error', '')}".strip(": "))
-
-
-def _finish(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    """Wait so long, or until somebody interrupts; then end it and all it started. Whether it ended by itself."""
-    try:
-        process.wait(seconds)
-        return True
-    except subprocess.TimeoutExpired:
-        return False
-    finally:
-        if process.returncode is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-@contextmanager
-def _memory_file(content: bytes = b"") -> Iterator[int]:
-    """A file without a name, for a process to read or write; writes are bounded by the writer's own limit."""
-    descriptor = os.memfd_create("simct_pl")
-    try:
-        with os.fdopen(os.dup(descriptor), "wb") as file:
-            file.write(content)
-        os.lseek(descriptor, 0, os.SEEK_SET)
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _content(descriptor: int) -> bytes:
-    file: IO[bytes]
-    with os.fdopen(os.dup(descriptor), "rb") as file:
-        file.seek(0)
-        return file.read()

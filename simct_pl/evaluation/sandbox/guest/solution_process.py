@@ -6,15 +6,15 @@ value, and nothing it says counts but the values it returns.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import traceback
 from types import ModuleType
-from typing import IO, Any
+from typing import Any
 
-from .confine import confine
-from .wire import Wire, items_of, pack, unpack
+from . import SOLUTION
+from .confine import confine, silence
+from .wire import Wire, items_of, pack, receive, send, unpack
 
 Request = dict[str, Any]
 
@@ -38,18 +38,15 @@ def program(code_fd: int, memory_mb: int, cpu_seconds: int, file_mb: int) -> int
 
 def functions(memory_mb: int, cpu_seconds: int, file_mb: int) -> int:
     """Read the code and then calls from standard input, one JSON object a line; answer each with one."""
-    requests, answers = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(nowhere, standard)
-    code = json.loads(requests.readline())["code"]
-    sys.set_int_max_str_digits(0)
-    module = _module("solution")
+    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    silence()
+    code = receive(requests)["code"]
+    module = _module(SOLUTION)
     confine(memory_mb, cpu_seconds, file_mb)
     answers_of = Answers(module)
-    _say(answers, _guarded(lambda: exec(compile(code, "solution.py", "exec", dont_inherit=True), module.__dict__)))
-    for line in requests:
-        _say(answers, _guarded(lambda request=line: answers_of(json.loads(request))))
+    send(_guarded(lambda: exec(compile(code, "solution.py", "exec", dont_inherit=True), module.__dict__)), answers)
+    while requests.peek(1):  # empty at the end
+        send(_guarded(lambda: answers_of(receive(requests))), answers)
     return 0
 
 
@@ -89,11 +86,6 @@ def _guarded(action: Any) -> dict[str, Any]:
         return {"value": action()}
     except BaseException as error:
         return {"error": [type(error).__name__, str(error)[:500]]}
-
-
-def _say(answers: IO[str], answer: dict[str, Any]) -> None:
-    answers.write(json.dumps(answer) + "\n")
-    answers.flush()
 
 
 def _module(name: str) -> ModuleType:

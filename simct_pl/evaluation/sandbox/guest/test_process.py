@@ -1,25 +1,35 @@
 """The process that holds the tests. Names that a test uses and nobody else defines are the candidate's: calling one
-asks the other process. When every test has passed, and only then, the secret is printed.
+asks the other process. When every test has passed, and only then, the secret is written down.
 
 Comparisons happen here, on plain data built here (wire.py), so that the code under test can neither read what is
-expected nor change what `==` means.
+expected nor change what `==` means. What it sends may be made to take long (a set whose items collide): a signal ends
+a step that takes too long, and where a single call of the interpreter's takes all the time, a watchdog ends the
+process. The verdict that counts then is written down before the step.
 """
 
 from __future__ import annotations
 
-import ast
 import builtins
+import faulthandler
 import importlib
 import json
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator
-from types import FrameType
-from typing import IO, Any
+from collections.abc import Callable, Iterable, Iterator
+from types import CodeType, FrameType, ModuleType
+from typing import Any
 
-from .confine import confine
-from .wire import Wire, pack, unpack
+from . import SOLUTION
+from .confine import confine, silence
+from .suite import free_names, modules_meant, why_ungradable
+from .wire import Wire, pack, receive, send, unpack
+
+WATCHDOG_SECONDS = 0.5  # what a step may take beyond its limit before the process ends
+MAX_ERROR_CHARS = 500
+
+Verdict = dict[str, Any]  # {"secret"}, or what failed: {"failed", "reason", "error"}
+Step = tuple[str, Callable[[], object]]
 
 
 class OutOfTime(BaseException):
@@ -35,82 +45,96 @@ class CandidateError(Exception):
 
 
 def examine(to_candidate: int, from_candidate: int, memory_mb: int, cpu_seconds: int) -> int:
-    """Read a job from standard input, run it, print {"secret"} or {"failed", "reason"}."""
+    """Read a job from standard input, run it, and write a verdict to what standard output was at the start."""
     job = json.loads(sys.stdin.read())
+    verdict_fd = os.dup(1)
+    silence()  # tests may print
     sys.set_int_max_str_digits(0)
     channel = Channel(to_candidate, from_candidate)
     confine(memory_mb, cpu_seconds, file_mb=1)
-    signal.signal(signal.SIGALRM, _out_of_time)
-    names = free_names("\n".join([job["setup"], *job["tests"]])) + job["entry"]
-    verdict = run_tests(channel, names, job["code"], job["setup"], job["tests"], job["time_limit"])
-    sys.__stdout__.write(json.dumps(verdict or {"secret": job["secret"]}))  # type: ignore[union-attr]
-    sys.__stdout__.flush()  # type: ignore[union-attr]
+    failure = run_job(channel, job, verdict_fd)
+    write_verdict(verdict_fd, failure or {"secret": job["secret"]})
     os._exit(0)  # objects that live in the other process need no farewell
 
 
-def run_tests(
-    channel: Channel, names: list[str], code: str, setup: str, tests: list[str], time_limit: float
-) -> dict[str, Any] | None:
-    """What failed first, or None. The code's definitions and each test have the time limit to themselves.
-
-    names: which the setup and the tests take from the code.
-    """
-    namespace: dict[str, Any] = {"__name__": "tests"}
-    steps = [("code", ""), ("setup", setup), *((f"test {i}", test) for i, test in enumerate(tests, start=1))]
-    for name, source in steps:
-        signal.setitimer(signal.ITIMER_REAL, time_limit)
-        try:
-            if name == "code":
-                channel.begin(code)
-                namespace.update(values_of(channel, names))
-            exec(compile(source, name, "exec", dont_inherit=True), namespace)
-        except OutOfTime:
-            return {"failed": name, "reason": "timeout"}
-        except CandidateLost:
-            return {"failed": name, "reason": "died"}
-        except BaseException as error:
-            return {"failed": name, "reason": "wrong", "error": f"{type(error).__name__}: {error}"[:500]}
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+def run_job(channel: Channel, job: dict[str, Any], verdict_fd: int) -> Verdict | None:
+    """What failed first, or None."""
+    if why := why_ungradable(job["setup"], job["tests"]):
+        return {"failed": "", "reason": "ungradable", "error": why}
+    signal.signal(signal.SIGALRM, _out_of_time)
+    for name, step in steps_of(channel, job):
+        write_verdict(verdict_fd, {"failed": name, "reason": "timeout"})
+        if failure := run_step(step, job["time_limit"]):
+            return {"failed": name, **failure}
     return None
 
 
-def values_of(channel: Channel, names: Iterable[str]) -> dict[str, Any]:
-    """What names mean: the code's own, but for modules that a test forgot to import."""
+def steps_of(channel: Channel, job: dict[str, Any]) -> list[Step]:
+    """What is done one after the other, each with the time limit to itself: the code's definitions, setup and tests.
+    They are compiled before any clock runs, because tests may hold megabytes of literals.
+    """
+    namespace: dict[str, Any] = {"__name__": "tests"}
+    sources = [("setup", job["setup"]), *((f"test {i}", test) for i, test in enumerate(job["tests"], start=1))]
+    texts = [text for _, text in sources]
+    modules = {name: module for name, module in modules_meant(*texts).items() if name not in job["entry"]}
+    names = dict.fromkeys([*free_names(*texts), *job["entry"]])
+
+    def begin() -> None:
+        channel.begin(job["code"])
+        sys.modules[SOLUTION] = Solution(channel)
+        namespace.update(values_of(channel, names, modules))
+
+    def run(program: CodeType) -> Callable[[], object]:
+        return lambda: exec(program, namespace)
+
+    compiled = [(name, compile(text, name, "exec", dont_inherit=True)) for name, text in sources]
+    return [("code", begin), *((name, run(program)) for name, program in compiled)]
+
+
+def run_step(step: Callable[[], object], time_limit: float) -> Verdict | None:
+    """Why a step failed, or None; it gets so many seconds."""
+    faulthandler.dump_traceback_later(time_limit + WATCHDOG_SECONDS, exit=True, file=2)
+    signal.setitimer(signal.ITIMER_REAL, time_limit)
+    try:
+        step()
+    except OutOfTime:
+        return {"reason": "timeout"}
+    except CandidateLost:
+        return {"reason": "died"}
+    except BaseException as error:
+        return {"reason": "wrong", "error": f"{type(error).__name__}: {error}"[:MAX_ERROR_CHARS]}
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        faulthandler.cancel_dump_traceback_later()
+    return None
+
+
+def write_verdict(verdict_fd: int, verdict: Verdict) -> None:
+    """Replace what the file holds."""
+    content = json.dumps(verdict).encode()
+    os.pwrite(verdict_fd, content, 0)
+    os.ftruncate(verdict_fd, len(content))
+
+
+def values_of(channel: Channel, names: Iterable[str], modules: dict[str, ModuleType]) -> dict[str, Any]:
+    """What names mean: modules that a test forgot to import, and the code's own."""
     found: dict[str, Any] = {}
     for name in names:
-        if name in sys.stdlib_module_names:
-            found[name] = importlib.import_module(name)
-            continue
         try:
-            found[name] = channel.ask(do="global", name=name)
+            found[name] = modules[name] if name in modules else channel.ask(do="global", name=name)
         except (AttributeError, CandidateError):
-            continue  # a test that needs it raises NameError
+            if name in sys.stdlib_module_names:
+                found[name] = importlib.import_module(name)
+            # A test that needs another one raises NameError.
     return found
-
-
-def free_names(source: str) -> list[str]:
-    """Names that a source uses and neither defines, imports nor finds among the built-ins, sorted."""
-    used: set[str] = set()
-    bound = set(dir(builtins))
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Name):
-            (used if isinstance(node.ctx, ast.Load) else bound).add(node.id)
-        elif isinstance(node, ast.arg):
-            bound.add(node.arg)
-        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
-            bound.add(node.name)
-        elif isinstance(node, ast.alias):
-            bound.add((node.asname or node.name).partition(".")[0])
-    return sorted(used - bound)
 
 
 class Channel:
     """The pipe to the candidate: one request, one answer."""
 
     def __init__(self, to_candidate: int, from_candidate: int) -> None:
-        self._requests: IO[str] = os.fdopen(to_candidate, "w", encoding="utf-8")
-        self._answers: IO[str] = os.fdopen(from_candidate, encoding="utf-8")
+        self._requests = os.fdopen(to_candidate, "wb")
+        self._answers = os.fdopen(from_candidate, "rb")
 
     def begin(self, code: str) -> None:
         """Have the code's definitions run."""
@@ -128,17 +152,31 @@ class Channel:
 
     def _exchange(self, request: dict[str, Any]) -> Any:
         try:
-            self._requests.write(json.dumps(request) + "\n")
-            self._requests.flush()
-            answer = json.loads(self._answers.readline())
+            send(request, self._requests)
+            answer = receive(self._answers)
             if "error" not in answer:
                 return unpack(answer["value"], lambda number: Remote(self, int(number)))
-            name, text = answer["error"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError, MemoryError) as error:
+            name, text = map(str, answer["error"])
+        except (OSError, EOFError, ValueError, LookupError, TypeError, ArithmeticError) as error:
             raise CandidateLost from error
-        known = getattr(builtins, str(name), None)
+        except (AttributeError, RecursionError, MemoryError) as error:
+            raise CandidateLost from error
+        known = getattr(builtins, name, None)
         is_error = isinstance(known, type) and issubclass(known, Exception)
-        raise (known if is_error else CandidateError)(str(text))  # type: ignore[misc]
+        raise _error_of(known if is_error else CandidateError, text)  # type: ignore[arg-type]
+
+
+class Solution(ModuleType):
+    """The code under test as the module that tests may import its names from."""
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__(SOLUTION)
+        self.__dict__["_channel"] = channel
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self._channel.ask(do="global", name=name)
 
 
 class Remote:
@@ -170,6 +208,13 @@ def _handle_of(value: Any) -> Wire:
     if isinstance(value, Remote):
         return {"handle": value._number}
     raise TypeError(f"a {type(value).__name__} cannot be handed to the code under test")
+
+
+def _error_of(kind: type[Exception], text: str) -> Exception:
+    """An exception without its own constructor, which may want more (UnicodeDecodeError)."""
+    error = kind.__new__(kind, text)
+    error.args = (text,)
+    return error
 
 
 def _out_of_time(number: int, frame: FrameType | None) -> None:

@@ -1,20 +1,54 @@
 """Values between the two processes, as JSON. What arrives is built from its plain content: a list is a list, and
 nothing that the sender defined (an `__eq__` that always agrees, say) comes along. Everything else travels as a handle.
+
+A message is one line. What the other side sends may be made to take long to read: its length is bounded, and so is
+that of its decimal numbers, whose reading takes time that grows with the square; large ones travel as hexadecimal.
 """
 
 from __future__ import annotations
 
 import builtins
 import itertools
+import json
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any
+from typing import Any, BinaryIO
 
 Wire = Any  # what json.dumps takes
 MAX_ITEMS = 1_000_000  # of an iterator: it may have no end
+MAX_MESSAGE_BYTES = 32 * 2**20
+MAX_DIGITS = 4300  # of a decimal number; Python's own default
+MAX_DECIMAL_BITS = 4096  # an integer of more bits travels as hexadecimal
+
+
+def send(message: Wire, to: BinaryIO) -> None:
+    """Write a message.
+
+    Raises:
+        OSError: if nobody reads it.
+    """
+    to.write(json.dumps(message).encode() + b"\n")
+    to.flush()
+
+
+def receive(source: BinaryIO) -> Wire:
+    """Read a message.
+
+    Raises:
+        EOFError: if there is no more, or no end within the bound. ValueError, RecursionError: if it is no JSON.
+    """
+    line = source.readline(MAX_MESSAGE_BYTES)
+    if not line.endswith(b"\n"):
+        raise EOFError
+    sys.set_int_max_str_digits(MAX_DIGITS)
+    try:
+        return json.loads(line)
+    finally:
+        sys.set_int_max_str_digits(0)  # the code and the tests may print numbers of any length
 
 
 def pack(value: Any, as_handle: Callable[[Any], Wire]) -> Wire:
@@ -22,7 +56,8 @@ def pack(value: Any, as_handle: Callable[[Any], Wire]) -> Wire:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
-        return int(value)
+        plain = int(value)
+        return plain if plain.bit_length() <= MAX_DECIMAL_BITS else {"int": [hex(plain)]}
     if isinstance(value, str):
         return "".join(value)
     if isinstance(value, float):
@@ -91,6 +126,7 @@ CONTAINERS: list[tuple[str, Any, Callable[[Any], Any]]] = [
     ("timedelta", timedelta, lambda t: (t.days, t.seconds, t.microseconds)),
 ]
 BUILDERS: dict[str, Callable[..., Any]] = {
+    "int": lambda text: int(text, 16),
     "tuple": lambda *parts: parts,
     "dict": _dict,
     "set": lambda *parts: set(parts),
