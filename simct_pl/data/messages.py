@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from simct_pl.errors import PromptDataError
+from simct_pl.errors import PromptDataError, TokenizerError
+from simct_pl.tokenization.bytes import as_bytes
 from simct_pl.types import Message
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -56,12 +57,9 @@ def check_text(place: str, text: str) -> None:
         PromptDataError: for half a character, which JSON can write and no tokenizer reads.
     """
     try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise PromptDataError(
-            f"{place} has half a character ({text[error.start]!r}) at {error.start}, a surrogate without its other "
-            "half. Correct or leave out such rows."
-        ) from error
+        as_bytes(text)
+    except TokenizerError as error:
+        raise PromptDataError(f"{place}: {error} Or leave out such rows.") from error
 
 
 def _keys(is_sharegpt: bool) -> tuple[str, str, Mapping[str, str]]:

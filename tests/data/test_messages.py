@@ -112,5 +112,5 @@ def test_half_characters_are_named_wherever_they_are_used(tmp_path: Path, field:
     path.write_text('{"prompt": "x", "other": "ok \\ud83d ok"}\n')
     [(index, row)] = PromptSource(str(path)).rows()
     assert PromptSource(str(path)).prompt(index, row).messages[0]["content"] == "x"  # nothing reads the other field
-    with pytest.raises(PromptDataError, match=r"Row 0 of .*'other' has half a character"):
+    with pytest.raises(PromptDataError, match=r"Row 0 of .*'other': the text has half a character"):
         PromptSource(str(path), **{field: "other"}).prompt(index, row)  # type: ignore[arg-type]
