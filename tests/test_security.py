@@ -104,7 +104,7 @@ def test_a_checkpoint_with_code_is_refused_though_its_manifest_is_right(
 
 
 @pytest.mark.parametrize("name", ["data.pkl", "data.pt", "data.bin", "data.py", "data.arrow"])
-def test_data_comes_from_json_and_parquet_alone(tmp_path: Path, crater: Path, name: str) -> None:
+def test_data_comes_from_json_csv_and_parquet_alone(tmp_path: Path, crater: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(pickle.dumps(Bomb(crater)))
     with pytest.raises(SimctError):
@@ -127,6 +127,6 @@ def test_a_data_set_of_another_format_is_refused_by_its_name(
     assert [row["prompt"] for row in PromptSource("sets/ok").open()] == ["x"]
     with pytest.raises(PromptDataError):
         PromptSource("sets/script").open()
-    with pytest.raises(PromptDataError, match="stored as text; only json and parquet"):
+    with pytest.raises(PromptDataError, match="stored as text; only json, csv and parquet"):
         PromptSource("sets/text").open()
     assert not crater.exists()

@@ -111,6 +111,7 @@ def quiet_libraries() -> None:
     )
     # Prompts are cheap to load; rollouts are what takes time.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*`IterableDataset` has `__len__` defined.*")  # about several workers
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*have not been set for this class.*")
 

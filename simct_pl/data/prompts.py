@@ -33,7 +33,8 @@ class PromptStream(TorchIterableDataset[Prompt]):
 
     epoch, num_done: the first pass is that of this epoch, without so many prompts of this rank.
     file: what the source reads, when that is a local file; looked at with every row.
-    num_too_long: prompts left out so far by max_prompt_chars.
+    num_prompts: of a pass on each rank, where that is known: the stream has a length then, and ends there.
+    num_too_long: prompts of the present pass, of all ranks, left out so far by max_prompt_chars.
     """
 
     def __init__(
@@ -49,40 +50,55 @@ class PromptStream(TorchIterableDataset[Prompt]):
         epoch: int = 0,
         num_done: int = 0,
         file: WatchedFile | None = None,
+        num_prompts: int | None = None,
     ) -> None:
         self.source, self.shuffle_buffer, self.seed = source, shuffle_buffer, seed
         self.rank, self.world_size = rank, world_size
         self.system_prompt, self.teacher_system_prompt = system_prompt, teacher_system_prompt
         self.epoch, self.num_done = epoch, num_done
         self.num_too_long = 0
-        self.file = file
+        self.file, self.num_prompts = file, num_prompts
+
+    def __len__(self) -> int:
+        if self.num_prompts is None:
+            raise TypeError("the length of the stream is not known")  # what asks for a length expects this type
+        return self.num_prompts
 
     def __iter__(self) -> Iterator[Prompt]:
         # Rows that are left out are read all the same: the shuffle draws the next one among those that came before.
         num_done, self.num_done = self.num_done, 0
-        return islice(self._pass(), num_done, None)
+        yield from islice(self._pass(), num_done, self.num_prompts)
+        self._report_too_long()
 
     def _pass(self) -> Iterator[Prompt]:
+        # Each row is marked with its place in the file first: that is what a prompt is known by ever after.
         rows = self.source.open().map(lambda row, index: {**row, "_index": index}, with_indices=True)
         rows = rows.skip(self.source.skip)
         if self.source.limit is not None:
             rows = rows.take(self.source.limit)
         if self.shuffle_buffer:
             rows = rows.shuffle(seed=self.seed + self.epoch, buffer_size=self.shuffle_buffer)
+        # Long prompts leave before the ranks share the rest out, so that each gets as many as the others.
+        self.num_too_long = 0
+        if self.source.max_prompt_chars is not None:
+            rows = rows.filter(self._is_short)
         if self.world_size > 1:
             rows = split_dataset_by_node(rows, self.rank, self.world_size)
         self.epoch += 1
         for row in self._readable(rows):
-            prompt = self._with_system_prompts(self.source.prompt(row.pop("_index"), row))
-            if self.source.is_too_long(prompt):
-                self.num_too_long += 1
-                continue
-            yield prompt
+            yield self._with_system_prompts(self.source.prompt(row.pop("_index"), row))
+
+    def _report_too_long(self) -> None:
         if self.num_too_long:
             rank_zero_info(
                 f"{self.source.path}: {self.num_too_long} prompts left out, longer than "
                 f"{self.source.max_prompt_chars} characters."
             )
+
+    def _is_short(self, row: dict[str, Any]) -> bool:
+        fits = not self.source.is_too_long(self.source.prompt(row["_index"], row))
+        self.num_too_long += not fits
+        return fits
 
     def _readable(self, rows: IterableDataset) -> Iterator[dict[str, Any]]:
         """The rows, while their file stays what it was."""
@@ -170,6 +186,8 @@ class PromptDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Prompt]:
         num_done = self.position.batch * self.batch_size
         stream = self._stream(self.train, self.shuffle_buffer, self.position.epoch, num_done)
+        if self._ends_by_epochs() and (self.train.limit is not None or self.train.is_local):
+            stream.num_prompts = self._count()
         return ContinuedLoader(stream, self.batch_size, collate_fn=PromptBatch)
 
     @override
@@ -177,6 +195,26 @@ class PromptDataModule(L.LightningDataModule):
         if self.val is None:
             return []
         return DataLoader(self._stream(self.val), self.val_batch_size, collate_fn=PromptBatch)
+
+    def _ends_by_epochs(self) -> bool:
+        """Whether only the length of a pass says how many steps the run has. With max_steps a length is of no use,
+        and Lightning would bind validation to it.
+        """
+        return self.trainer is not None and self.trainer.max_steps < 0
+
+    def _count(self) -> int:
+        """Prompts that each rank gets of a pass: every row is read, and the last few may stay out, so that all ranks
+        take equally many steps.
+        """
+        counts_all = self.train.max_prompt_chars is None
+        rows = self.train.rows()
+        num = sum(1 for row in rows if counts_all or not self.train.is_too_long(self.train.prompt(*row)))
+        world_size = self.trainer.world_size if self.trainer else 1
+        if num < world_size:
+            raise PromptDataError(
+                f"Prompts {self.train.path!r} hold {num} usable rows; {world_size} ranks need one each."
+            )
+        return num // world_size
 
     def _stream(self, source: PromptSource, shuffle_buffer: int = 0, epoch: int = 0, num_done: int = 0) -> PromptStream:
         trainer = self.trainer

@@ -1,6 +1,7 @@
 """PromptSource: where prompts come from, which fields hold what; a row in, a Prompt out.
 
-Only JSON and Parquet are read: formats that hold data and no code.
+Only JSON, CSV and Parquet are read: formats that hold data and no code. Files on disk go by local_rows.py, data sets on
+the hub by the `datasets` library; messages.py reads conversations.
 """
 
 from __future__ import annotations
@@ -9,20 +10,21 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from datasets import IterableDataset, load_dataset, load_dataset_builder
-from datasets.exceptions import DatasetsError
 
-from simct_pl.errors import MissingFileError, PromptDataError, RecipeError, SimctError
+from simct_pl.data.local_rows import local_rows, naming
+from simct_pl.data.messages import check_text, read_messages, split_answer
+from simct_pl.errors import MissingFileError, PromptDataError, RecipeError
 from simct_pl.files.fingerprint import FileFingerprint
 from simct_pl.types import Prompt
 
-BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 COMPRESSIONS = {".gz", ".zst", ".xz", ".bz2"}
 
 
@@ -30,9 +32,10 @@ COMPRESSIONS = {".gz", ".zst", ".xz", ".bz2"}
 class PromptSource:
     """Where prompts come from and which fields hold what.
 
-    path: a .jsonl, .json or .parquet file (also compressed), or a hub name. name, split: of a hub data set.
-    prompt_field: a string, or a list of {"role", "content"} messages.
-    response_field: a reference response, for bits per byte and supervised fine-tuning.
+    path: a .jsonl, .json, .csv or .parquet file (also compressed), or a hub name. name, split: of a hub data set.
+    prompt_field: a text, a list of {"role", "content"} messages, or one of ShareGPT's {"from", "value"} turns.
+    response_field: a reference response, for bits per byte and supervised fine-tuning; by default the assistant's
+        answer that a conversation ends with, if it does.
     answer_field: what the grader compares with; a list or a structure becomes JSON. answer_pattern: a regular
         expression whose first group is the answer inside it.
     skip, limit: rows left out at the beginning, and at most so many taken after them.
@@ -76,25 +79,21 @@ class PromptSource:
         """
         builder, looks_local = _builder(self.path)
         if looks_local:
-            if not Path(self.path).is_file():
-                raise MissingFileError(f"Prompt file {self.path!r} does not exist.")
-            if builder is None:
-                raise PromptDataError(f"Prompt file {self.path!r} is no .jsonl, .json or .parquet file.")
-            if Path(self.path).stat().st_size == 0:
-                raise PromptDataError(f"Prompt file {self.path!r} is empty; expected at least one row.")
-        try:
-            if builder is not None:
-                rows = load_dataset(builder, data_files=self.path, split="train", streaming=True)
-            else:
-                rows = self._from_the_hub()
-        except (OSError, ValueError, RuntimeError) as error:
-            if isinstance(error, PromptDataError):
-                raise
-            raise PromptDataError(
-                f"Prompts {self.path!r} cannot be opened: {error}. "
-                "Expected a .jsonl, .json or .parquet file, or a hub name."
-            ) from error
-        return rows
+            self._check_file(builder)
+            rows: IterableDataset = IterableDataset.from_generator(local_rows, gen_kwargs={"path": self.path})
+            return rows
+        with naming(self.path, "Expected a .jsonl, .json, .csv or .parquet file, or a hub name."):
+            if builder is not None:  # an address
+                return load_dataset(builder, data_files=self.path, split="train", streaming=True)
+            return self._from_the_hub()
+
+    def _check_file(self, builder: str | None) -> None:
+        if not Path(self.path).is_file():
+            raise MissingFileError(f"Prompt file {self.path!r} does not exist.")
+        if builder is None:
+            raise PromptDataError(f"Prompt file {self.path!r} is no .jsonl, .json, .csv or .parquet file.")
+        if Path(self.path).stat().st_size == 0:
+            raise PromptDataError(f"Prompt file {self.path!r} is empty; expected at least one row.")
 
     def rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """The rows with their index, streamed in order; skip and limit are heeded.
@@ -106,26 +105,16 @@ class PromptSource:
         with self.reading():
             yield from islice(enumerate(self.open()), self.skip, end)
 
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """What the reader finds broken in the file becomes an error that names it.
-
-        Raises:
-            PromptDataError: that one.
-        """
-        try:
-            yield
-        except (OSError, ValueError, DatasetsError) as error:
-            if isinstance(error, SimctError):
-                raise
-            raise PromptDataError(f"Prompts {self.path!r} cannot be read: {error}") from error
+    def reading(self) -> AbstractContextManager[None]:
+        """What the reader finds broken becomes an error (PromptDataError) that names where the rows are."""
+        return naming(self.path)
 
     def _from_the_hub(self) -> IterableDataset:
         """Formats that can hold pickles (WebDataset, say) are refused before a row is read."""
         hub = load_dataset_builder(self.path, self.name)
         kind = type(hub).__module__.rpartition(".")[2]
         if kind not in BUILDERS.values():
-            raise PromptDataError(f"Data set {self.path!r} is stored as {kind}; only json and parquet are read.")
+            raise PromptDataError(f"Data set {self.path!r} is stored as {kind}; only json, csv and parquet are read.")
         return hub.as_streaming_dataset(split=self.split)
 
     @property
@@ -148,47 +137,46 @@ class PromptSource:
         Raises:
             PromptDataError: naming the row, if a field is missing, empty or of the wrong type.
         """
+        place = f"Row {index} of {self.path!r}"
         value = self._field(index, row, self.prompt_field)
-        messages = [{"role": "user", "content": value}] if isinstance(value, str) else value
-        if not _are_messages(messages):
-            raise PromptDataError(
-                f"Row {index} of {self.path!r}: {self.prompt_field!r} is {value!r:.80}; "
-                "expected a text, or a list of messages with 'role' and 'content'."
-            )
-        response = self._field(index, row, self.response_field) if self.response_field else None
-        if response is not None and not isinstance(response, str):
-            raise PromptDataError(
-                f"Row {index} of {self.path!r}: {self.response_field!r} is {response!r:.80}; expected a text."
-            )
-        answer = _as_text(self._field(index, row, self.answer_field)) if self.answer_field else None
+        messages, response = split_answer(read_messages(f"{place}: {self.prompt_field!r}", value))
+        if not messages:
+            raise PromptDataError(f"{place}: {self.prompt_field!r} is an assistant's answer alone; what is it asked?")
+        if self.response_field:
+            response = self._field(index, row, self.response_field)
+            if not isinstance(response, str):
+                raise PromptDataError(f"{place}: {self.response_field!r} is {response!r:.80}; expected a text.")
+            check_text(f"{place}: {self.response_field!r}", response)
+        answer = None
+        if self.answer_field:
+            answer = _as_text(f"{place}: {self.answer_field!r}", self._field(index, row, self.answer_field))
         if answer is not None and self.answer_pattern:
             match = re.search(self.answer_pattern, answer)
             if match is None:
-                raise PromptDataError(
-                    f"Row {index} of {self.path!r}: answer_pattern {self.answer_pattern!r} is not in {answer!r:.80}."
-                )
+                raise PromptDataError(f"{place}: answer_pattern {self.answer_pattern!r} is not in {answer!r:.80}.")
             answer = match.group(1)
-        return Prompt(index, tuple({"role": m["role"], "content": m["content"]} for m in messages), response, answer)
+        if answer is not None:
+            check_text(f"{place}: {self.answer_field!r}", answer)
+        return Prompt(index, tuple(messages), response, answer)
 
     def _field(self, index: int, row: Mapping[str, Any], name: str) -> Any:
-        if row.get(name) in (None, ""):
+        value = row.get(name)
+        if value is None or value == "" or value != value:  # the last: not a number, which stands for an empty cell
             raise PromptDataError(
                 f"Row {index} of {self.path!r} has no {name!r}; its fields are {', '.join(sorted(row))}. "
                 "Set prompt_field (response_field, answer_field) to the right name."
             )
-        return row[name]
+        return value
 
 
-def _as_text(value: Any) -> str:
+def _as_text(place: str, value: Any) -> str:
     """Texts as they are; tests in lists or structures as JSON, which a grader can read again."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _are_messages(value: Any) -> bool:
-    """Whether a value is a conversation: a list, not empty, of texts with a role each."""
-    if not isinstance(value, list) or not value:
-        return False
-    return all(isinstance(m, Mapping) and all(isinstance(m.get(k), str) for k in ("role", "content")) for m in value)
+    if isinstance(value, str):
+        return value
+    try:
+        return json.dumps(value, ensure_ascii=False, default=str)
+    except RecursionError as error:
+        raise PromptDataError(f"{place} is nested too deep for a grader; leave such rows out.") from error
 
 
 def _builder(path: str) -> tuple[str | None, bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -22,7 +23,7 @@ def torch_dtype(name: DtypeName) -> torch.dtype:
 
 
 def check_model_path(role: str, path: str, needs_weights: bool = True) -> None:
-    """Refuse early what cannot be a model: a missing local path, a folder without config.json or without weights.
+    """Refuse early what cannot be a model: a missing local path, an adapter, a folder without config.json or weights.
 
     Raises:
         MissingFileError, ModelFolderError: naming the role ("student", "teacher") and the path.
@@ -35,13 +36,49 @@ def check_model_path(role: str, path: str, needs_weights: bool = True) -> None:
                 f"{role} {path!r} does not exist. Give a model folder, or a hub name such as org/model."
             )
         return
+    refuse_adapter(role, path)
     if not (folder / "config.json").is_file():
-        raise ModelFolderError(f"{role} {path!r} is not a model folder: it has no config.json.")
+        raise ModelFolderError(f"{role} {path!r} is not a model folder: it has no config.json.{_other_kind(folder)}")
     if needs_weights and not any(folder.glob("*.safetensors")):
         raise ModelFolderError(
             f"{role} {path!r} has no *.safetensors weights. Only safetensors are loaded; "
             "save the model with save_pretrained()."
         )
+
+
+def refuse_adapter(role: str, path: str) -> None:
+    """Refuse a folder with an adapter, whatever else it holds: where peft is installed, transformers would load the
+    adapter's base model, and leave weights beside it unread.
+
+    Raises:
+        ModelFolderError: naming the base model, and how the two become one.
+    """
+    folder = Path(path).expanduser()
+    if not (folder / "adapter_config.json").is_file():
+        return
+    try:
+        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # the advice is the same without the name
+        base = None
+    base = base if isinstance(base, str) and base else "its base model"
+    raise ModelFolderError(
+        f"{role} {path!r} is an adapter (LoRA), which changes the weights of {base} and has none of its own. Merge the "
+        f"two and give the merged folder: with peft, AutoPeftModelForCausalLM.from_pretrained({str(folder)!r})"
+        ".merge_and_unload().save_pretrained(FOLDER), and save the tokenizer there too."
+    )
+
+
+def _other_kind(path: Path) -> str:
+    """What a path without config.json may be instead, and what to do; empty if nothing is known of it."""
+    if path.is_file():
+        kind = "convert-gguf makes a folder of it" if path.suffix == ".gguf" else "give the folder it is in"
+        return f" It is a file; {kind}."
+    if any(path.glob("*.gguf")):
+        return " It holds a GGUF file: python -m simct_pl convert-gguf makes a model folder of it."
+    if (path / "params.json").is_file():
+        return " It holds weights in their maker's own layout (params.json); get the model in transformers' layout."
+    inner = sorted(config.parent.name for config in path.glob("*/config.json"))
+    return f" There is one in {', '.join(inner[:3])}; give that folder." if inner else ""
 
 
 def load_config(role: str, path: str, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -72,6 +109,7 @@ def load_causal_lm(role: str, path: str, dtype: DtypeName | None, trust_remote_c
     Raises:
         ModelFolderError: if the folder's architecture has no causal language model, or its weights cannot be read.
     """
+    refuse_adapter(role, path)
     try:
         return AutoModelForCausalLM.from_pretrained(
             path,

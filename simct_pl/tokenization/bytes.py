@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from simct_pl.errors import TokenizerError
 from simct_pl.tokenization import cache as table_cache
 from simct_pl.tokenization.families import read_token_bytes
 
@@ -29,6 +30,25 @@ def as_text(data: bytes) -> str | None:
         return data.decode()
     except UnicodeDecodeError:
         return None
+
+
+def as_bytes(text: str) -> bytes:
+    """A text in UTF-8, which is what tokenizers read.
+
+    Raises:
+        TokenizerError: for half a character (a surrogate without its other half: JSON and Python can hold one, UTF-8
+            cannot), and for what is no text at all.
+    """
+    if not isinstance(text, str):
+        raise TokenizerError(f"{text!r:.80} is no text; expected a str.")
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise TokenizerError(
+            f"the text has half a character ({text[error.start]!r}) at {error.start}: a surrogate without its other "
+            "half, which no tokenizer reads. Mend it: "
+            'text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").'
+        ) from error
 
 
 @dataclass(frozen=True, eq=False)

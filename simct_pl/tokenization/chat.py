@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from jinja2 import TemplateError
 
 from simct_pl.errors import PromptDataError, TokenizerError
+from simct_pl.tokenization.bytes import as_bytes
 from simct_pl.types import Message
 
 if TYPE_CHECKING:
@@ -26,13 +27,15 @@ def render_prompt(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message
     Without a chat template the contents are joined by line breaks; the tokenizer's own BOS stays, an EOS does not.
 
     Raises:
-        TokenizerError: if the template refuses the messages, for example a system role.
+        TokenizerError: if the template refuses the messages, for example a system role, or UTF-8 cannot write them.
         PromptDataError: if nothing is left to condition on, not even a BOS.
     """
     if tokenizer.chat_template is None:
         ids = _plain_prompt(tokenizer, "\n".join(message["content"] for message in messages))
     else:
-        ids = tokenizer.encode(_render(tokenizer, list(messages), add_generation_prompt=True), add_special_tokens=False)
+        text = _render(tokenizer, list(messages), add_generation_prompt=True)
+        as_bytes(text)
+        ids = tokenizer.encode(text, add_special_tokens=False)
     if not ids:
         raise PromptDataError(f"the messages {list(messages)!r:.80} render to no token; give the prompt some content")
     return ids
@@ -90,6 +93,7 @@ def _render(tokenizer: PreTrainedTokenizerFast, messages: list[Message], add_gen
 
 
 def _plain_prompt(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    as_bytes(text)
     ids = tokenizer.encode(text, add_special_tokens=True)
     if ids and ids[-1] == tokenizer.eos_token_id:
         ids = ids[:-1]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from simct_pl.errors import MissingStopTokenError, UnsupportedTokenizerError
-from simct_pl.tokenization.bytes import TokenBytes
+from simct_pl.tokenization.bytes import TokenBytes, as_bytes
 from simct_pl.tokenization.chat import find_stop_ids, render_prompt
 from simct_pl.tokenization.loading import load_tokenizer
 from simct_pl.types import Message
@@ -95,7 +95,11 @@ class ModelTokenizer:
         return self.table.dummy_prefix and self.encode("\n" + text) == [*before, *ids]
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text: no specials added, and nothing in it becomes a control token."""
+        """Ids of a text: no specials added, and nothing in it becomes a control token.
+
+        Raises:
+            TokenizerError: for a text that UTF-8 cannot write.
+        """
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -105,6 +109,10 @@ class ModelTokenizer:
         backend.encode_special_tokens = True  # "as text"; prompts need the opposite, so it is set back
         try:
             encodings = backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        except TypeError:  # it does not say of which text, nor why
+            for text in texts:
+                as_bytes(text)
+            raise
         finally:
             backend.encode_special_tokens = before
         return [encoding.ids for encoding in encodings]

@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from simct_pl.errors import AlignmentError
-from simct_pl.tokenization.bytes import TokenBytes
+from simct_pl.tokenization.bytes import TokenBytes, as_bytes
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer
 from simct_pl.tokenization.shared_vocab import SharedVocab
 from simct_pl.types import LostReason
@@ -124,8 +124,12 @@ class TokenizerPair:
         ]
 
     def tokenize_text(self, text: str) -> TokenizedPair:
-        """Both sides read a given text; no stop."""
-        data = text.encode()
+        """Both sides read a given text; no stop.
+
+        Raises:
+            TokenizerError: for a text that UTF-8 cannot write.
+        """
+        data = as_bytes(text)
         student, teacher = (read_side(side.table, side.encode(text), data) for side in (self.student, self.teacher))
         return TokenizedPair(data, student, teacher, has_stop=False)
 

@@ -6,12 +6,16 @@ import gzip
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import lightning as L
 import pytest
 
 from simct_pl.data.prompts import PromptDataModule, PromptSource, PromptStream
 from simct_pl.errors import MissingFileError, PromptDataError, RecipeError, SimctError
 from simct_pl.files.fingerprint import WatchedFile
+from tests.tiny import trainer
 
 
 def jsonl(path: Path, rows: list[dict[str, object]]) -> str:
@@ -178,3 +182,70 @@ def test_a_file_that_changes_while_it_is_read_stops_the_run(tmp_path: Path) -> N
     path.unlink()
     with pytest.raises(PromptDataError, match="changed while the run reads it"):
         list(reading)
+
+
+def test_ranks_get_equally_many_prompts_whichever_are_left_out(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", [{"prompt": "x" * (9 if i % 2 else 1)} for i in range(20)])
+    source = PromptSource(path, max_prompt_chars=4)
+    parts = [[p.index for p in PromptStream(source, rank=rank, world_size=2)] for rank in range(2)]
+    assert [len(part) for part in parts] == [5, 5]
+    assert sorted(parts[0] + parts[1]) == list(range(0, 20, 2))
+
+
+class Steps(L.LightningModule):
+    """Counts its batches, and remembers how many the trainer expected."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.seen: list[int] = []
+        self.expected: float = 0
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        self.seen += [prompt.index for prompt in batch.prompts]
+
+    def configure_optimizers(self) -> None:
+        self.expected = self.trainer.estimated_stepping_batches
+
+
+def steps_of(data: PromptDataModule, folder: Path, **options: Any) -> Steps:
+    module = Steps()
+    trainer(folder, callbacks=[], **options).fit(module, datamodule=data)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("values", "seen"),
+    [
+        ({"limit": 4}, [0, 1, 2, 3]),
+        ({"limit": 40}, list(range(10))),
+        ({"skip": 7, "limit": 40}, [7, 8, 9]),
+        ({}, list(range(10))),
+        ({"limit": 9, "max_prompt_chars": 4}, [0, 1, 2, 3]),
+    ],
+    ids=["limit", "fewer rows", "skip", "a whole file", "long ones left out"],
+)
+@pytest.mark.filterwarnings("ignore:.*has `__len__` defined.*")
+def test_a_run_of_epochs_knows_its_steps(tmp_path: Path, values: dict[str, int], seen: list[int]) -> None:
+    path = jsonl(tmp_path / "a.jsonl", [{"prompt": "x" * (i + 1)} for i in range(10)])
+    data = PromptDataModule(PromptSource(path, **values), batch_size=2, shuffle_buffer=0)
+    module = steps_of(data, tmp_path, max_steps=-1, max_epochs=2)
+    assert module.seen == 2 * seen
+    assert module.expected == 2 * ((len(seen) + 1) // 2)
+
+
+def test_with_max_steps_a_pass_has_no_length_that_would_bind_validation_to_it(tmp_path: Path) -> None:
+    data = PromptDataModule(PromptSource(numbered(tmp_path / "a.jsonl", 5), limit=4), batch_size=2, shuffle_buffer=0)
+    assert len(steps_of(data, tmp_path, max_steps=5, val_check_interval=5).seen) == 10
+    with pytest.raises(TypeError):
+        len(data.train_dataloader())
+
+
+def test_rows_that_do_not_reach_every_rank_are_refused(tmp_path: Path) -> None:
+    data = PromptDataModule(PromptSource(numbered(tmp_path / "a.jsonl", 3), limit=1))
+    data.trainer = SimpleNamespace(world_size=2, global_rank=0, max_steps=-1)  # type: ignore[assignment]
+    with pytest.raises(PromptDataError, match="hold 1 usable rows; 2 ranks need one each"):
+        data.train_dataloader()
+    data.trainer = SimpleNamespace(world_size=2, global_rank=0, max_steps=-1)  # type: ignore[assignment]
+    data.train = PromptSource(data.train.path)
+    assert len(data.train_dataloader().dataset) == 1  # type: ignore[arg-type]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from simct_pl.commands.transplant import transplant
 from simct_pl.errors import ModelFolderError
-from simct_pl.models.loading import load_causal_lm, weights_id
+from simct_pl.models.loading import check_model_path, load_causal_lm, load_config, weights_id
 from tests.tiny import ASSETS
 
 
@@ -36,3 +37,44 @@ def test_weights_have_a_name_of_their_own(folder: Path) -> None:
     os.truncate(folder / "model.safetensors", 1000)
     assert weights_id(str(folder)) != before
     assert weights_id("org/model") == ""
+
+
+@pytest.mark.parametrize("with_weights", [False, True])
+@pytest.mark.parametrize(
+    ("config", "base"),
+    [
+        ('{"peft_type": "LORA", "base_model_name_or_path": "org/base"}', "org/base"),
+        ('{"base_model_name_or_path": null}', "its base model"),
+        ("[]", "its base model"),
+        ("{", "its base model"),
+    ],
+)
+def test_an_adapter_is_called_one_and_told_how_to_become_a_model(
+    folder: Path, config: str, base: str, with_weights: bool
+) -> None:
+    (folder / "adapter_config.json").write_text(config)
+    (folder / "adapter_model.safetensors").write_bytes(b"")
+    if not with_weights:
+        (folder / "config.json").unlink()
+        (folder / "model.safetensors").unlink()
+    for load in (check_model_path, load_config, partial(load_causal_lm, dtype=None)):
+        with pytest.raises(ModelFolderError, match=rf"teacher '.*' is an adapter.*{base}.*merge_and_unload"):
+            load("teacher", str(folder))
+
+
+def test_what_is_no_model_folder_is_told_what_it_is(tmp_path: Path, folder: Path) -> None:
+    def refusal(path: Path) -> str:
+        with pytest.raises(ModelFolderError, match=r"no config\.json") as raised:
+            check_model_path("student", str(path))
+        return str(raised.value)
+
+    other = tmp_path / "other"
+    other.mkdir()
+    assert refusal(other).endswith("it has no config.json.")
+    (other / "params.json").write_text("{}")
+    assert "maker's own layout" in refusal(other)
+    (other / "model.gguf").touch()
+    assert "convert-gguf" in refusal(other)
+    assert "convert-gguf" in refusal(other / "model.gguf")
+    assert "give the folder it is in" in refusal(folder / "model.safetensors")
+    assert "There is one in model; give that folder" in refusal(folder.parent)

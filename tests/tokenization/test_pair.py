@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simct_pl.errors import AlignmentError, MissingStopTokenError
+from simct_pl.errors import AlignmentError, MissingStopTokenError, TokenizerError
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer
 from simct_pl.tokenization.pair import ADDED, MISMATCH, NORMALIZED, TRUNCATED, UNMAPPED, TokenizerPair, readable_text
 from tests.tokenization import small
@@ -187,3 +187,35 @@ def test_canonical_spelling_alone_or_behind_a_line() -> None:
     assert not PREPEND.is_canonical("hello", _bytes_of(PREPEND, b"hello"))
     assert BYTE_LEVEL.is_canonical("hello", BYTE_LEVEL.encode("hello"))
     assert not BYTE_LEVEL.is_canonical("hello", _bytes_of(BYTE_LEVEL, b"hello"))
+
+
+HALF_CHARACTERS = ["\ud800", "1+\udc002", "🙂\ud83d", "\ude42\ud83d"]
+
+
+@pytest.mark.parametrize("text", HALF_CHARACTERS)
+def test_half_a_character_is_a_typed_error_everywhere_that_takes_a_text(text: str) -> None:
+    tokenizer = ModelTokenizer(small.byte_level(chat_template=small.CHATML))
+    plain = ModelTokenizer(small.byte_level())
+    message = {"role": "user", "content": text}
+    for read in (
+        lambda: tokenizer.encode(text),
+        lambda: tokenizer.encode_batch(["whole", text]),
+        lambda: tokenizer.is_canonical(text, [1]),
+        lambda: tokenizer.render_prompt([message]),
+        lambda: plain.render_prompt([message]),
+        lambda: TokenizerPair(tokenizer, plain).tokenize_text(text),
+    ):
+        with pytest.raises(TokenizerError, match=r"half a character .* at \d"):
+            read()
+    mended = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # what the error says to do
+    assert TokenizerPair(tokenizer, plain).tokenize_text(mended).text == mended.encode()
+    assert tokenizer.encode("1+2") == tokenizer.encode_batch(["1+2"])[0]  # nothing is left set by a failure
+    assert tokenizer.hf.backend_tokenizer.encode_special_tokens is False
+
+
+@pytest.mark.parametrize("value", [None, b"bytes", 3])
+def test_what_is_no_text_is_a_typed_error(value: object) -> None:
+    tokenizer = ModelTokenizer(small.byte_level())
+    for read in (tokenizer.encode, TokenizerPair(tokenizer, tokenizer).tokenize_text):
+        with pytest.raises(TokenizerError, match="is no text"):
+            read(value)  # type: ignore[arg-type]

@@ -1,0 +1,110 @@
+"""What a row holds as a conversation: a text, chat messages or ShareGPT turns in; messages out, texts with a role each.
+
+The answer that a conversation ends with is no part of the prompt: it comes apart, as a reference response.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from simct_pl.errors import PromptDataError, TokenizerError
+from simct_pl.tokenization.bytes import as_bytes
+from simct_pl.types import Message
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", **{role: role for role in ROLES}}
+TEXT = "text"  # the type of a content's part that is read
+FIX = "Correct prompt_field, or convert or leave out such rows."
+
+
+def read_messages(place: str, value: Any) -> list[Message]:
+    """A field's value as messages, never none.
+
+    value: a text; a list of {"role", "content"}, whose content is a text or a list of {"type": "text", "text"} parts,
+    which are put together; or a list of ShareGPT's {"from", "value"}. place: what errors call the field.
+
+    Raises:
+        PromptDataError: for anything else, and for contents that say nothing.
+    """
+    if isinstance(value, str):
+        value = [{"role": "user", "content": value}]
+    if not isinstance(value, list) or not value or not all(isinstance(message, Mapping) for message in value):
+        raise PromptDataError(
+            f"{place} is {value!r:.80}; expected a text, or a list of messages with 'role' and 'content' (or 'from' "
+            f"and 'value'). {FIX}"
+        )
+    is_sharegpt = [_has(message, "from") and not _has(message, "role") for message in value]
+    if any(is_sharegpt) and not all(is_sharegpt):
+        raise PromptDataError(f"{place} mixes messages with 'role' and with 'from'; write all of them one way. {FIX}")
+    messages = [_message(place, message, *_keys(is_sharegpt[0])) for message in value]
+    if not any(message["content"].strip() for message in messages):
+        raise PromptDataError(f"{place} is {value!r:.80}, which says nothing; expected some text. {FIX}")
+    return messages
+
+
+def split_answer(messages: Sequence[Message]) -> tuple[list[Message], str | None]:
+    """(what is asked, the assistant's answer if the conversation ends with one)."""
+    if messages[-1]["role"] != "assistant":
+        return list(messages), None
+    return list(messages[:-1]), messages[-1]["content"]
+
+
+def check_text(place: str, text: str) -> None:
+    """Refuse a text that is none.
+
+    Raises:
+        PromptDataError: for half a character, which JSON can write and no tokenizer reads.
+    """
+    try:
+        as_bytes(text)
+    except TokenizerError as error:
+        raise PromptDataError(f"{place}: {error} Or leave out such rows.") from error
+
+
+def _keys(is_sharegpt: bool) -> tuple[str, str, Mapping[str, str]]:
+    """(name of the role, name of the content, what the roles mean)."""
+    return ("from", "value", SHAREGPT_ROLES) if is_sharegpt else ("role", "content", {role: role for role in ROLES})
+
+
+def _has(message: Mapping[str, Any], key: str) -> bool:
+    """Whether a key is set: tables fill up what only some of their rows have."""
+    return message.get(key) is not None
+
+
+def _message(
+    place: str, message: Mapping[str, Any], role_key: str, content_key: str, roles: Mapping[str, str]
+) -> Message:
+    for key in (role_key, content_key):
+        if not _has(message, key):
+            raise PromptDataError(
+                f"{place} has a message without {key!r} ({dict(message)!r:.80}); expected a text, or a list of "
+                f"messages with {role_key!r} and {content_key!r}. {FIX}"
+            )
+    role = message[role_key]
+    if not isinstance(role, str) or role not in roles:
+        raise PromptDataError(f"{place} has the role {role!r:.40}; expected one of {', '.join(sorted(roles))}. {FIX}")
+    text = _content_text(place, message[content_key])
+    check_text(place, text)
+    return {"role": roles[role], "content": text}
+
+
+def _content_text(place: str, content: Any) -> str:
+    """A message's content, its parts put together as chat templates do: with nothing between them."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise PromptDataError(
+            f"{place} has the content {content!r:.80}; expected a text, or a list of text parts. {FIX}"
+        )
+    texts = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        text = part.get("text") if isinstance(part, Mapping) else None
+        if kind != TEXT or not isinstance(text, str):
+            found = f"a part of type {kind!r}" if kind not in (None, TEXT) else f"the part {part!r:.80}"
+            raise PromptDataError(
+                f'{place} has {found}; only {{"type": "text", "text": …}} is read: models get texts. {FIX}'
+            )
+        texts.append(text)
+    return "".join(texts)
