@@ -36,6 +36,8 @@ class AlignmentStats(L.Callback):
     rollout/response_tokens, rollout/truncation_rate.
     """
 
+    only_reports = True
+
     @override
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: PromptBatch, batch_idx: int

@@ -39,6 +39,8 @@ class BenchmarkCallback(BenchmarkProvider):
         RecipeError: for two benchmarks of one name, none, or every_n_steps below 1.
     """
 
+    only_reports = True
+
     def __init__(
         self,
         benchmarks: list[Benchmark],

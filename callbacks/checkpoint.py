@@ -45,6 +45,8 @@ class Checkpoint(CheckpointProvider):
         best_mode: whether better is higher ("max") or lower ("min").
     """
 
+    only_reports = True
+
     def __init__(
         self,
         folder: str | None = None,

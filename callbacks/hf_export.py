@@ -22,6 +22,8 @@ class HFExport(L.Callback):
         output: folder; `<output>-step<N>` for the intermediate ones. every_n_steps: None exports at the end only.
     """
 
+    only_reports = True
+
     def __init__(self, output: str, every_n_steps: int | None = None) -> None:
         self.output, self.every_n_steps = Path(output), every_n_steps
         self._exported_at = 0

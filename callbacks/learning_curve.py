@@ -28,6 +28,8 @@ class LearningCurve(L.Callback):
         output: path of the PNG. title: heading of the picture.
     """
 
+    only_reports = True
+
     def __init__(self, output: str, title: str = "On-policy distillation") -> None:
         self.output, self.title = Path(output), title
         self.curves: dict[str, list[tuple[int, float]]] = {}

@@ -21,6 +21,8 @@ class PolicyMismatch(L.Callback):
         mean_limit, p99_limit: a warning is given, once, when a step exceeds them.
     """
 
+    only_reports = True
+
     def __init__(self, mean_limit: float = 0.1, p99_limit: float = 0.5) -> None:
         self.mean_limit, self.p99_limit = mean_limit, p99_limit
         self._warned = False

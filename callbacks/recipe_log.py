@@ -18,6 +18,8 @@ class RecipeLog(L.Callback):
     MLflow.
     """
 
+    only_reports = True
+
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module = distilled(self, pl_module)

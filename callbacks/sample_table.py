@@ -21,6 +21,8 @@ class SampleTable(L.Callback):
         every_n_steps: how often, from the first step on. num_samples: responses a time.
     """
 
+    only_reports = True
+
     def __init__(self, every_n_steps: int = 50, num_samples: int = 4) -> None:
         self.every_n_steps, self.num_samples = every_n_steps, num_samples
 

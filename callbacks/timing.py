@@ -31,6 +31,8 @@ class TimingCallback(L.Callback):
     On CUDA the step waits for the device once, at its end.
     """
 
+    only_reports = True
+
     def __init__(self) -> None:
         self.total: Lap | None = None  # of this rank
         self.num_steps = self.num_response_tokens = 0

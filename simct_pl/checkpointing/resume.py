@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,6 @@ REPORTS = (
     "trainer.enable_model_summary",
     "trainer.enable_checkpointing",
     "trainer.profiler",
-)
-REPORTING_CALLBACKS = (
-    "AlignmentStats",
-    "BenchmarkCallback",
-    "Checkpoint",
-    "HFExport",
-    "LearningCurve",
-    "PolicyMismatch",
-    "RecipeLog",
-    "SampleTable",
-    "TimingCallback",
 )
 # Keys that change speed and memory, and the numbers by their rounding alone.
 ROUNDING = (
@@ -122,5 +112,16 @@ def _leaves(prefix: str, value: Any) -> list[tuple[str, Any]]:
 def _by_class(callbacks: list[Any]) -> dict[str, Any]:
     """Callbacks by class name, without those that only report: their order and number may differ."""
     described = [{"class_path": entry} if isinstance(entry, str) else entry for entry in callbacks]
-    named: dict[str, Any] = {entry["class_path"].rpartition(".")[2]: entry.get("init_args", {}) for entry in described}
-    return {name: values for name, values in named.items() if name not in REPORTING_CALLBACKS}
+    return {
+        entry["class_path"].rpartition(".")[2]: entry.get("init_args", {})
+        for entry in described
+        if not only_reports(entry["class_path"])
+    }
+
+
+def only_reports(class_path: str) -> bool:
+    """Whether a callback class has the attribute `only_reports`, and it is true: its runs have the numbers of those
+    without it. Nothing is imported: a class of the run is loaded, and a checkpoint's recipe may name any module.
+    """
+    module, _, name = class_path.rpartition(".")
+    return bool(getattr(getattr(sys.modules.get(module), name, None), "only_reports", False))

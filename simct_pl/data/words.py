@@ -1,6 +1,6 @@
 """Texts as words, so that two spellings of one prompt are equal: for de-duplication and decontamination.
 
-In: a text. Out: its words without case, accents, punctuation, layout and thousands commas; and hashes of runs of words.
+In: a text. Out: its words without case, accents, punctuation, layout and thousands commas; its n-grams; a hash.
 """
 
 from __future__ import annotations
@@ -36,6 +36,6 @@ def digest_of(words: Sequence[str]) -> str:
     return hashlib.blake2b("\x1f".join(words).encode(), digest_size=16).hexdigest()
 
 
-def runs_of(words: Sequence[str], length: int) -> Iterator[tuple[str, ...]]:
-    """Every run of `length` words; none if there are fewer."""
-    return (tuple(words[i : i + length]) for i in range(len(words) - length + 1))
+def ngrams(words: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:
+    """Every run of n words; none if there are fewer."""
+    return (tuple(words[i : i + n]) for i in range(len(words) - n + 1))

@@ -1,8 +1,8 @@
 """Approximate Likelihood Matching (arXiv 2503.20083, Eq. 5): the two models' probabilities of each whole unit.
 
-With l the log-probability of a unit and p = exp(l / tau), the loss compares the coins (p_T, 1 - p_T) and
-(p_S, 1 - p_S). Nothing of the teacher's distribution but the realised unit is used. A high tau keeps long, improbable
-units from all looking alike; tau times the loss has a limit in closed form:
+With l the log-probability of a unit and p = exp(l / tau), the loss compares the Bernoulli distributions
+(p_T, 1 - p_T) and (p_S, 1 - p_S). Nothing of the teacher's distribution but the realised unit is used. A high tau keeps
+long, improbable units from all looking alike; tau times the loss has a limit in closed form:
 
     kl    (l_T - l_S) + l_T * log(l_S / l_T)          tvd    |l_T - l_S|
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 from simct_pl.errors import RecipeError, require_choice
 from simct_pl.losses.base import Objective, UnitChunk, UnitLosses
 
-CoinDivergenceName = Literal["kl", "tvd"]
+BernoulliDivergenceName = Literal["kl", "tvd"]
 LOWEST_LOGP = -1e4  # of a unit; below it nothing is learned, instead of a loss that is not finite
 
 
@@ -26,15 +26,15 @@ class ALMLoss(Objective):
     """Binarised divergence of unit probabilities, at every unit.
 
     Args:
-        divergence: `kl` from the teacher's coin to the student's, or `tvd`.
+        divergence: `kl` from the teacher's Bernoulli distribution to the student's, or `tvd`.
         tau: the temperature; null takes the limit of tau * loss.
 
     Raises:
         RecipeError: for an unknown divergence, or tau not above 0.
     """
 
-    def __init__(self, divergence: CoinDivergenceName = "kl", tau: float | None = 100.0) -> None:
-        require_choice("divergence", divergence, get_args(CoinDivergenceName))
+    def __init__(self, divergence: BernoulliDivergenceName = "kl", tau: float | None = 100.0) -> None:
+        require_choice("divergence", divergence, get_args(BernoulliDivergenceName))
         if tau is not None and tau <= 0:
             raise RecipeError(f"tau is {tau}; expected more than 0, or null for the limit.")
         self.divergence, self.tau = divergence, tau
@@ -56,15 +56,15 @@ class ALMLoss(Objective):
         """Log-probabilities already divided by tau."""
         if self.divergence == "tvd":
             return (teacher_U.exp() - student_U.exp()).abs()
-        heads_U = teacher_U.exp() * (teacher_U - student_U)
-        return heads_U - torch.expm1(teacher_U) * (log1mexp(teacher_U) - log1mexp(student_U))
+        unit_U = teacher_U.exp() * (teacher_U - student_U)
+        return unit_U - torch.expm1(teacher_U) * (log1mexp(teacher_U) - log1mexp(student_U))
 
     def describe(self) -> dict[str, object]:
         return {"objective": type(self).__name__, "divergence": self.divergence, "tau": self.tau}
 
 
 def _bounded(logp_U: Tensor) -> Tensor:
-    """Kept away from certainty and from impossibility, at both of which the coins' logarithms leave the numbers."""
+    """Kept away from certainty and from impossibility, at both of which a logarithm is infinite."""
     return logp_U.clamp(LOWEST_LOGP, -torch.finfo(logp_U.dtype).eps)
 
 

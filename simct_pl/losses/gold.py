@@ -31,7 +31,7 @@ class GOLDLoss(Objective):
 
     Args:
         merge: `first` takes the distribution at the unit's first position (what TRL's "observed" is meant to do; as it
-            stands it reads the row behind, see gold_trl); `last` the one at its last position, given the realised
+            stands it reads the row behind); `last` the one at its last position, given the realised
             tokens before it (TRL's "bayesian").
         beta: of the generalised JSD, in [0, 1]: 0 is KL(T || S), 1 is KL(S || T); TRL's configuration starts from 0.5.
         matched_weight: w; null is TRL's share of the teacher's vocabulary that is matched.

@@ -9,7 +9,7 @@ from collections import Counter
 
 from typing_extensions import override
 
-from simct_pl.data.words import runs_of
+from simct_pl.data.words import ngrams
 from simct_pl.errors import RecipeError
 from simct_pl.warmup.responses import Response
 
@@ -76,7 +76,7 @@ class NotRepetitive(ResponseFilter):
 
     @override
     def __call__(self, response: Response) -> bool:
-        counts = Counter(runs_of(response.response.split(), self.num_words))
+        counts = Counter(ngrams(response.response.split(), self.num_words))
         return max(counts.values(), default=0) <= self.max_times
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import lightning as L
 import pytest
 import yaml
 
+import callbacks
 from simct_pl.checkpointing.folder import CheckpointFolder, Manifest, SavedCheckpoint
-from simct_pl.checkpointing.resume import AUTO, NEVER, check_same_run, choose_checkpoint
+from simct_pl.checkpointing.resume import AUTO, NEVER, check_same_run, choose_checkpoint, only_reports
 from simct_pl.errors import CheckpointError, RecipeError
 from tests.checkpointing.test_folder import save
 
@@ -85,6 +89,32 @@ def test_what_rounds_differently_is_warned_about() -> None:
 def test_what_changes_numbers_is_refused_by_name(changes: dict[str, Any], named: str) -> None:
     with pytest.raises(RecipeError, match=named):
         check_same_run(checkpoint(), recipe(**changes), 1)
+
+
+def test_the_callbacks_that_only_report_say_so() -> None:
+    found = {name for name in callbacks.__all__ if only_reports(f"callbacks.{name}")}
+    assert set(callbacks.__all__) - found == {"CollapseGuard", "RolloutCallback", "TeacherRollout"}
+
+
+def test_a_callback_of_somebody_elses_says_so_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = ModuleType("own_callbacks")
+    own.Table = type("Table", (L.Callback,), {"only_reports": True})  # type: ignore[attr-defined]
+    own.Noise = type("Noise", (L.Callback,), {})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, own.__name__, own)
+    added = yaml.safe_load(recipe())["trainer"]["callbacks"]
+    check_same_run(checkpoint(), recipe(trainer__callbacks=[*added, "own_callbacks.Table"]), 1)
+    with pytest.raises(RecipeError, match=r"trainer\.callbacks\.Noise"):
+        check_same_run(checkpoint(), recipe(trainer__callbacks=[*added, "own_callbacks.Noise"]), 1)
+
+
+def test_a_class_that_is_not_loaded_counts_and_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "module_of_a_stranger.py").write_text("class Table:\n    only_reports = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    added = [*yaml.safe_load(recipe())["trainer"]["callbacks"], "module_of_a_stranger.Table"]
+    strange = SavedCheckpoint(Path("c"), Manifest(4, 1, 0, "", recipe(trainer__callbacks=added), [], {}))
+    with pytest.raises(RecipeError, match=r"trainer\.callbacks\.Table"):
+        check_same_run(strange, recipe(), 1)
+    assert "module_of_a_stranger" not in sys.modules
 
 
 def test_another_number_of_ranks_is_refused() -> None:

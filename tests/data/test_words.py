@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from simct_pl.data.overlap import OverlapIndex
-from simct_pl.data.words import digest_of, runs_of, words_of
+from simct_pl.data.words import digest_of, ngrams, words_of
 from simct_pl.errors import RecipeError
 
 SAME = [
@@ -54,8 +54,8 @@ def test_a_digest_knows_where_words_end() -> None:
 
 
 def test_runs() -> None:
-    assert list(runs_of(["a", "b", "c"], 2)) == [("a", "b"), ("b", "c")]
-    assert list(runs_of(["a", "b", "c"], 4)) == []
+    assert list(ngrams(["a", "b", "c"], 2)) == [("a", "b"), ("b", "c")]
+    assert list(ngrams(["a", "b", "c"], 4)) == []
 
 
 TEST_PROMPT = "A train leaves Paris at 7 and drives 80 km an hour until it reaches Lyon at noon."

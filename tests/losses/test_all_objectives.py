@@ -230,7 +230,7 @@ def test_nothing_is_to_be_learned_from_a_teacher_that_agrees(name: str) -> None:
         assert float(student_SV.grad.abs().max()) < 1e-9
 
 
-def test_the_other_side_of_a_coin_keeps_its_digits_at_both_ends() -> None:
+def test_the_probability_of_another_unit_keeps_its_digits_at_both_ends() -> None:
     """log(1 - p) and its derivative -p / (1 - p) in float32, from almost certain to almost impossible."""
     logps = [-1e-30, -1e-7, -1e-4, -0.5, -math.log(2), -0.7, -5.0, -30.0, -80.0]
     logp = torch.tensor(logps, dtype=torch.float32, requires_grad=True)

@@ -58,7 +58,7 @@ def uld(weight: float, top_k: int | None) -> UnitReference:
 
 
 def alm(divergence: str, tau: float | None) -> UnitReference:
-    """arXiv 2503.20083: coins with the probability of the unit to the power of 1 / tau; the limit as it is written."""
+    """arXiv 2503.20083: Bernoulli(p^(1 / tau)), p the unit's probability; the limit as it is written."""
 
     def reference(scene: Scene, unit: Unit, student_kV: Tensor, teacher_kV: Tensor) -> Tensor:
         p_student, p_teacher = (

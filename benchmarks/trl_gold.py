@@ -1,4 +1,4 @@
-"""GOLD's loss of one response as TRL 1.16 computes it, faults included: for comparisons, not for training.
+"""GOLD's loss of one response as TRL 1.16 computes it, faults included: for comparisons with numbers that it gave.
 
 In: two logit matrices and an alignment, as distillation_loss takes them. Out: TRL's number. It differs from GOLDLoss in
 
