@@ -58,15 +58,26 @@ def main(argv: list[str]) -> int:
 
 
 def run(sweep: SweepFile, path: Path, cells: list[Cell], num_cells: int, jobs: int, threads: int) -> int:
-    """Run some cells of a sweep; a cell that fails is shown and does not stop the others."""
+    """Run some cells of a sweep; a cell that fails is shown and does not stop the others.
+
+    Raises:
+        SweepError: at the end, if cells failed. ExportError: if another process runs the sweep.
+    """
+    from simct_pl.files.lock import sole_writer
+
+    if not cells:
+        return 0
+    with sole_writer(cells[0].folder.parent.parent, "sweep"):
+        return _run(sweep, path, cells, num_cells, jobs, threads)
+
+
+def _run(sweep: SweepFile, path: Path, cells: list[Cell], num_cells: int, jobs: int, threads: int) -> int:
     from rich import progress
     from rich.console import Console
 
     from simct_pl.lab.pool import CellPool
     from simct_pl.lab.tracked import SweepRun
 
-    if not cells:
-        return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that cells are ended
     parent = SweepRun.open(sweep.name, path, cells[0].folder.parent.parent)
     pool, failed = CellPool(jobs, threads), list[str]()

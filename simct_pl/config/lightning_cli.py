@@ -12,7 +12,7 @@ import os
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, TypeVar
@@ -32,6 +32,7 @@ from simct_pl.config.recipes import check_yaml, resolve_recipes
 from simct_pl.config.summary import TRACKING_URI, print_summary
 from simct_pl.errors import CheckpointError, RecipeError, SimctError
 from simct_pl.evaluation.runner import BenchmarkProvider
+from simct_pl.files.lock import sole_writer
 from simct_pl.files.outputs import check_parent
 from simct_pl.tracking.logger import RunLogger
 from simct_pl.tracking.run_info import RunInfo, installed_versions, project_commit
@@ -203,6 +204,14 @@ class SimctCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         with own_errors():
             super().instantiate_classes()
+
+    @override
+    def _run_subcommand(self, subcommand: str) -> None:
+        """A fit has its folder for itself, from before anything is read in it until its last line is logged."""
+        writes = subcommand == "fit" and self.trainer.is_global_zero
+        root = Path(self.trainer.default_root_dir)
+        with sole_writer(root, "fit", "trainer.default_root_dir") if writes else nullcontext():
+            super()._run_subcommand(subcommand)
 
     def before_fit(self) -> None:
         """Choose where to begin. A new run scores the held-out prompts first: a curve needs a step 0."""

@@ -14,6 +14,7 @@ from simct_pl.data.mixture import MixtureBuilder, MixtureSource, SourceReport, i
 from simct_pl.data.source import PromptSource
 from simct_pl.errors import MissingFileError, PromptDataError, RecipeError
 from simct_pl.files.fingerprint import FileFingerprint
+from simct_pl.files.lock import sole_writer
 from simct_pl.files.outputs import check_parent
 from simct_pl.files.parquet import write_json
 from simct_pl.progress import progress
@@ -61,23 +62,24 @@ def build_mixture(
     if missing_all := {**missing, **{f"{name} (test prompts)": why for name, why in missing_tests.items()}}:
         _refuse_or_warn(missing_all, allow_missing and bool(there))
     check_parent(folder / MIXTURE)
-    with progress("rows read", total=None) as bar:
-        test_index = index_of_tests(there_tests, decontaminate_words, mask_numbers)
-        builder = MixtureBuilder(test_index, duplicate_words, seed, bar.advance)
-        for name, source in there.items():
-            bar.describe(name)
-            builder.add(name, source)
-    num_rows = builder.write(folder / MIXTURE)
-    manifest = {
-        "mixture": MIXTURE,
-        "num_rows": num_rows,
-        "sha256": FileFingerprint.of(folder / MIXTURE).sha256,
-        "test_prompts": {name: _identity(source) for name, source in there_tests.items()},
-        "missing": missing_all,
-        "versions": installed_versions(),
-        **builder.manifest(),
-    }
-    write_json(folder / MANIFEST, manifest)
+    with sole_writer(folder, "data"):
+        with progress("rows read", total=None) as bar:
+            test_index = index_of_tests(there_tests, decontaminate_words, mask_numbers)
+            builder = MixtureBuilder(test_index, duplicate_words, seed, bar.advance)
+            for name, source in there.items():
+                bar.describe(name)
+                builder.add(name, source)
+        num_rows = builder.write(folder / MIXTURE)
+        manifest = {
+            "mixture": MIXTURE,
+            "num_rows": num_rows,
+            "sha256": FileFingerprint.of(folder / MIXTURE).sha256,
+            "test_prompts": {name: _identity(source) for name, source in there_tests.items()},
+            "missing": missing_all,
+            "versions": installed_versions(),
+            **builder.manifest(),
+        }
+        write_json(folder / MANIFEST, manifest)
     print_mixture(builder.reports, folder, num_rows)
     return manifest
 

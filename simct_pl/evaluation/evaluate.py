@@ -11,6 +11,7 @@ from simct_pl.evaluation.benchmarks.base import Benchmark
 from simct_pl.evaluation.report import log_results, print_results, write_summary
 from simct_pl.evaluation.runner import Evaluation, Protocol
 from simct_pl.evaluation.scores import BenchmarkResult, summarise
+from simct_pl.files.lock import sole_writer
 from simct_pl.models.loading import DtypeName
 from simct_pl.rollout.engine import RolloutEngine
 from simct_pl.rollout.inference_model import InferenceModel
@@ -52,9 +53,10 @@ def evaluate(
     evaluation = Evaluation(asked.identity, asked.tokenizer, asked.context, asked.engine, protocol, folder)
     for benchmark in benchmarks:
         evaluation.check(benchmark)
-    with asked.loaded():
-        results = [summarise(benchmark.name, evaluation.run(benchmark)) for benchmark in benchmarks]
-    write_summary(folder, results)
+    with sole_writer(folder, "evaluate"):
+        with asked.loaded():
+            results = [summarise(benchmark.name, evaluation.run(benchmark)) for benchmark in benchmarks]
+        write_summary(folder, results)
     print_results(results, f"{asked.path}, {protocol.num_seeds} seeds, temperature {protocol.temperature}")
     if tracking_uri is not None:
         logger = RunLogger(str(folder / "tracking"), tracking_uri, run_name=f"evaluate {Path(asked.path).name}")

@@ -13,6 +13,7 @@ from typing import Any
 
 from simct_pl.data.source import PromptSource
 from simct_pl.errors import PromptDataError, RecipeError
+from simct_pl.files.lock import sole_writer
 from simct_pl.models.context import no_room
 from simct_pl.models.loading import DtypeName
 from simct_pl.progress import progress
@@ -77,18 +78,20 @@ def generate(
         **{"domain_field": domain_field, "system_prompt": system_prompt, "sampling": asdict(sampling)},
         "prompts": {**asdict(prompts), "sha256": prompts.sha256()},
     }
-    store = ResponseStore(Path(output).expanduser(), settings)
-    if store.finished:
-        store.tidy()
-        return store.report()
-    with asked.loaded() as reset:
-        stop_ids = asked.tokenizer.stop_ids
-        sampler = ResponseSampler(
-            asked.engine, reset, asked.tokenizer.response_text, sampling, stop_ids, seed, max_retries
-        )
-        generating = Generating(store, sampler, num_samples)
-        generating.run(wanted, batch_size)
-    return generating.finish(reader.num_too_long)
+    folder = Path(output).expanduser()
+    with sole_writer(folder, "generate"):
+        store = ResponseStore(folder, settings)
+        if store.finished:
+            store.tidy()
+            return store.report()
+        with asked.loaded() as reset:
+            stop_ids = asked.tokenizer.stop_ids
+            sampler = ResponseSampler(
+                asked.engine, reset, asked.tokenizer.response_text, sampling, stop_ids, seed, max_retries
+            )
+            generating = Generating(store, sampler, num_samples)
+            generating.run(wanted, batch_size)
+        return generating.finish(reader.num_too_long)
 
 
 @dataclass(frozen=True)

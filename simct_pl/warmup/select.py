@@ -19,6 +19,7 @@ from rich.table import Table
 
 from simct_pl.errors import MissingFileError, RecipeError, ResponseError, SimctError
 from simct_pl.evaluation.grader import Grader
+from simct_pl.files.lock import sole_writer
 from simct_pl.files.outputs import check_parent
 from simct_pl.files.parquet import read_parquet, schema_of, write_json, write_parquet
 from simct_pl.progress import Bar, progress
@@ -71,11 +72,12 @@ def select(
             f"graders has none for the domains {', '.join(missing)}; it knows {', '.join(sorted(graders)) or 'none'}. "
             f"Add one for each, or one for {ANY_DOMAIN!r}."
         )
-    with progress("prompts graded", num_prompts) as bar, ThreadPoolExecutor(num_workers) as pool:
-        selection = Selection(graders, judges, per_prompt, pool, bar)
-        num_selected = write_parquet(folder / "selected.parquet", SCHEMA, selection.run(path))
-    report = selection.report(num_selected)
-    write_json(folder / "report.json", report)
+    with sole_writer(folder, "select"):
+        with progress("prompts graded", num_prompts) as bar, ThreadPoolExecutor(num_workers) as pool:
+            selection = Selection(graders, judges, per_prompt, pool, bar)
+            num_selected = write_parquet(folder / "selected.parquet", SCHEMA, selection.run(path))
+        report = selection.report(num_selected)
+        write_json(folder / "report.json", report)
     print_selection(report, folder)
     return report
 

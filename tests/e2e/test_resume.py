@@ -80,14 +80,25 @@ def test_a_truncated_checkpoint_gives_way_to_the_one_before(finished: Path, tmp_
 
 
 @pytest.mark.slow
-def test_sigterm_ends_a_run_with_its_own_exit_code(tmp_path: Path) -> None:
+def test_a_run_has_its_folder_for_itself_and_sigterm_ends_it_with_its_own_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "saves.yaml").write_text(SAVES)
     arguments = [sys.executable, "-m", "simct_pl", *FIT, "--trainer.max_steps=400", "--trainer.logger=false"]
     with open(tmp_path / "output.txt", "wb") as output:
         environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
         process = subprocess.Popen(arguments, cwd=tmp_path, stdout=output, stderr=output, env=environment)
-    checkpoints = tmp_path / "runs/quickstart+saves/checkpoints"
-    while process.poll() is None and not list(checkpoints.glob("step-*")):
+    root = tmp_path / "runs/quickstart+saves"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    while process.poll() is None and not (root / ".in_use").exists():
+        time.sleep(0.02)
+    for resume in ((), ("--resume",)):  # before there is any checkpoint to stop at
+        assert main([*FIT, *resume, "--trainer.logger=false"]) == 2
+        message = capsys.readouterr().err
+        assert f"in use by `fit`, process {process.pid}" in message
+        assert "trainer.default_root_dir" in message
+    while process.poll() is None and not list((root / "checkpoints").glob("step-*")):
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=120) == 75
