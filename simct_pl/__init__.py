@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from simct_pl.data.prompts import PromptDataModule, PromptSource
     from simct_pl.losses.alm import ALMLoss
     from simct_pl.losses.api import distillation_loss
+    from simct_pl.losses.bpm import BPMLoss
     from simct_pl.losses.cross_entropy import CrossEntropyLoss
     from simct_pl.losses.dpca import DPCALoss
     from simct_pl.losses.dskd import DSKDCma, DSKDEta
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "ALMLoss": "simct_pl.losses.alm",
     "AnchorMergedAligner": "simct_pl.alignment",
+    "BPMLoss": "simct_pl.losses.bpm",
     "CommonBoundaryAligner": "simct_pl.alignment",
     "CrossEntropyLoss": "simct_pl.losses.cross_entropy",
     "DPCALoss": "simct_pl.losses.dpca",
@@ -67,6 +69,7 @@ _HOMES = {
 __all__ = [
     "ALMLoss",
     "AnchorMergedAligner",
+    "BPMLoss",
     "CommonBoundaryAligner",
     "CrossEntropyLoss",
     "DPCALoss",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from simct_pl import (
     ALMLoss,
+    BPMLoss,
     CrossEntropyLoss,
     DPCALoss,
     GOLDLoss,
@@ -30,6 +31,7 @@ from simct_pl.losses.inputs.vocab_tables import PairTables
 from simct_pl.losses.mixture import Weighted
 from simct_pl.tokenization.projection import TokenProjection
 from tests.reference import objectives as reference
+from tests.reference.bpm import bpm
 from tests.reference.bridge import scene_inputs
 from tests.reference.objectives import UnitReference, response_loss
 from tests.reference.scenes import Scene, random_scene
@@ -57,6 +59,8 @@ BASELINES: dict[str, tuple[Objective, UnitReference]] = {
         reference.gold("first", 0.5, 0.4, reference.best_of_projection(0.3, 0.9)),
     ),
     "xtoken-pkl-decay": (XTokenPKL(decay=0.5), reference.xtoken_pkl(0.5)),
+    "bpm": (BPMLoss(), bpm(0.5, skip_blank=True)),
+    "bpm-every-row": (BPMLoss(jsd_beta=0.3, skip_blank=False), bpm(0.3, skip_blank=False)),
     "cross-entropy": (CrossEntropyLoss(), reference.cross_entropy()),
     "mixture": (
         MixtureLoss([Weighted(ULDLoss(), 0.5), Weighted(ALMLoss("kl", None), 2.0)]),
@@ -76,7 +80,9 @@ scene_of = cache(random_scene)
 
 
 def prepared(objective: Objective, scene: Scene) -> Objective:
-    """With the projection of the scene's vocabularies, where it needs one; they have no tokenizer of their own."""
+    """With what it needs of the scene's vocabularies, which have no tokenizer of their own."""
+    if isinstance(objective, BPMLoss):
+        objective.use(scene_inputs(scene)[1])
     if isinstance(objective, XTokenPKL | XTokenHKL):
         known = {byte for token in scene.teacher.ids_by_bytes() for byte in token}
         _, shared_vocab = scene_inputs(scene)
@@ -206,7 +212,7 @@ def test_ids_that_a_head_rules_out_change_nothing(name: str) -> None:
     assert torch.isfinite(gradient).all()
 
 
-AGREE = ("uld", "uld-top-5", "alm-kl-100", "alm-kl-limit", "alm-tvd-10", "gold-first", "dpca", "xtoken-pkl")
+AGREE = ("uld", "uld-top-5", "alm-kl-100", "alm-kl-limit", "alm-tvd-10", "gold-first", "dpca", "xtoken-pkl", "bpm")
 
 
 @pytest.mark.parametrize("name", AGREE)
