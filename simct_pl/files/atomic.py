@@ -91,9 +91,10 @@ def write_errors(path: Path, *others: type[Exception]) -> Iterator[None]:
     Raises:
         ExportError: instead of it.
     """
+    kinds: tuple[type[Exception], ...] = (OSError, *others)
     try:
         yield
-    except (OSError, *others) as error:
+    except kinds as error:
         raise ExportError(f"{str(path)!r} cannot be written: {error}. What was there before is untouched.") from error
 
 
