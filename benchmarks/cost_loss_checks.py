@@ -13,18 +13,18 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks.cost_checks import Check
+from benchmarks.loss_forms import MARGINAL, chunked
 from benchmarks.measure import best_seconds, in_fresh_process, peak_memory
 from benchmarks.synthetic import UNIT_SHAPES, UNIT_SHARES, Problem, make_problem
 from benchmarks.tracers import LiveBytes, TrafficCounter
 from simct_pl.losses.base import UnitChunk
-from simct_pl.losses.simct import SimCTLoss
 from simct_pl.planning.cost_inputs import FP32, Efficiency, HardwareShape, LossShape, StepShape
 from simct_pl.planning.cost_model import CostModel
 from simct_pl.planning.shapes import ModelShape
-from simct_pl.training.chunked_loss import CPU_STRIP_BYTES, chunked_loss
+from simct_pl.training.chunked_loss import CPU_STRIP_BYTES
 from simct_pl.training.unit_stats import unit_stats
 
-OBJECTIVE = SimCTLoss("sum_logprob", "marginal")
+OBJECTIVE = MARGINAL
 VOCABS = 32_000, 19_000  # about in the ratio of the published pair
 WIDTH = 256  # of the states of both sides
 TEACHER_TOKENS = sum(share * teacher for share, (_, teacher) in zip(UNIT_SHARES, UNIT_SHAPES, strict=True)) / sum(
@@ -36,17 +36,7 @@ MEASURED_RATES = Efficiency(products=1, decode=1, elementwise=1, link=1)
 
 def run_chunked(problem: Problem, chunk_tokens: int = 1024) -> None:
     """Forward and backward of ours."""
-    loss, _ = chunked_loss(
-        problem.student_hidden_NH,
-        problem.teacher_hidden_MH,
-        problem.rows,
-        student_head=problem.student_head,
-        teacher_head=problem.teacher_head,
-        objective=OBJECTIVE,
-        tables=problem.tables,
-        chunk_tokens=chunk_tokens,
-    )
-    loss.backward()
+    chunked(problem, chunk_tokens, objective=OBJECTIVE).backward()
 
 
 def run_dense(problem: Problem) -> None:

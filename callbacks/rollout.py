@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from callbacks.distilled import distilled
 from simct_pl.errors import PromptDataError, RecipeError
-from simct_pl.models.context import no_room
+from simct_pl.models.loading import no_room
 from simct_pl.rollout.engine import RolloutEngine, RolloutProvider, SamplingParams, StudentSource, sample_seed
 from simct_pl.rollout.hf import HFEngine
 from simct_pl.seeding import run_seed

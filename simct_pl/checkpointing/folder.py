@@ -8,7 +8,6 @@ A checkpoint is written into a hidden sibling, flushed, and renamed. Whatever is
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -27,6 +26,7 @@ from typing_extensions import override
 
 from simct_pl.errors import CheckpointError
 from simct_pl.files.atomic import flush, put_folder
+from simct_pl.files.fingerprint import FileFingerprint
 
 STATE, MANIFEST = "state.ckpt", "manifest.json"
 NAME = re.compile(r"step-(\d{8,})")
@@ -70,10 +70,10 @@ class SavedCheckpoint:
         """
         try:
             manifest = Manifest(**json.loads((path / MANIFEST).read_text(encoding="utf-8")))
-            num_bytes = (path / STATE).stat().st_size
-            if num_bytes != manifest.num_bytes:
-                raise CheckpointError(f"{path / STATE} has {num_bytes} bytes; expected {manifest.num_bytes}.")
-            if _sha256(path / STATE) != manifest.sha256:
+            found = FileFingerprint.of(path / STATE)
+            if found.num_bytes != manifest.num_bytes:
+                raise CheckpointError(f"{path / STATE} has {found.num_bytes} bytes; expected {manifest.num_bytes}.")
+            if found.sha256 != manifest.sha256:
                 raise CheckpointError(f"{path / STATE} is not what was written: its hash differs from the manifest's.")
         except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(f"{path} is no whole checkpoint: {error}") from error
@@ -152,8 +152,8 @@ class CheckpointFolder:
         Raises:
             OSError: if the disk does not take it; what was there before stays.
         """
-        state = staging / STATE
-        written = manifest(state.stat().st_size, _sha256(state))
+        state = FileFingerprint.of(staging / STATE)
+        written = manifest(state.num_bytes, state.sha256)
         (staging / MANIFEST).write_text(json.dumps(asdict(written), indent=1), encoding="utf-8")
         flush(staging / MANIFEST)
         final, aside = self.of_step(written.step), self._aside(written.step)
@@ -202,8 +202,3 @@ class CheckpointProvider(L.Callback):
     @abstractmethod
     def checkpoints(self, trainer: L.Trainer) -> CheckpointFolder:
         """Where this run's checkpoints are."""
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from simct_pl.config.lightning_cli import SimctCLI, own_errors
 from simct_pl.errors import PromptDataError, RecipeError, RolloutError
-from simct_pl.models.context import no_room
+from simct_pl.models.loading import no_room
 from simct_pl.planning.layout import Layout
 from simct_pl.planning.plan import Plan, make_plan
 from simct_pl.planning.samples import Lengths, Sample, measure_lengths, read_samples

@@ -16,12 +16,12 @@ from simct_pl.types import Prompt
 
 
 class RowFilter(ABC):
-    """Says which rows of a source may be drawn."""
+    """Says which rows of a source may be drawn.
 
-    @property
-    @abstractmethod
-    def reason(self) -> str:
-        """Why a row was dropped, as the manifest counts it."""
+    reason: why a row was dropped, as the manifest counts it.
+    """
+
+    reason: str
 
     @abstractmethod
     def __call__(self, row: Mapping[str, Any], prompt: Prompt) -> bool:
@@ -31,15 +31,12 @@ class RowFilter(ABC):
 class PromptLength(RowFilter):
     """Keeps prompts whose characters, over all messages, are within bounds."""
 
+    reason = "prompt_length"
+
     def __init__(self, min_chars: int = 1, max_chars: int = 8_000) -> None:
         if not 0 <= min_chars <= max_chars:
             raise RecipeError(f"min_chars={min_chars}, max_chars={max_chars}; expected 0 <= min_chars <= max_chars.")
         self.min_chars, self.max_chars = min_chars, max_chars
-
-    @property
-    @override
-    def reason(self) -> str:
-        return "prompt_length"
 
     @override
     def __call__(self, row: Mapping[str, Any], prompt: Prompt) -> bool:
@@ -51,11 +48,7 @@ class FieldIn(RowFilter):
 
     def __init__(self, field: str, values: list[str]) -> None:
         self.field, self.values = field, frozenset(values)
-
-    @property
-    @override
-    def reason(self) -> str:
-        return f"{self.field}_not_wanted"
+        self.reason = f"{field}_not_wanted"
 
     @override
     def __call__(self, row: Mapping[str, Any], prompt: Prompt) -> bool:
@@ -67,11 +60,7 @@ class FieldBetween(RowFilter):
 
     def __init__(self, field: str, minimum: float = float("-inf"), maximum: float = float("inf")) -> None:
         self.field, self.minimum, self.maximum = field, minimum, maximum
-
-    @property
-    @override
-    def reason(self) -> str:
-        return f"{self.field}_out_of_bounds"
+        self.reason = f"{field}_out_of_bounds"
 
     @override
     def __call__(self, row: Mapping[str, Any], prompt: Prompt) -> bool:
@@ -89,11 +78,7 @@ class PromptWithout(RowFilter):
             self.pattern = re.compile(pattern)
         except re.error as error:
             raise RecipeError(f"pattern {pattern!r} is no regular expression: {error}.") from error
-
-    @property
-    @override
-    def reason(self) -> str:
-        return f"matches_{self.pattern.pattern}"
+        self.reason = f"matches_{pattern}"
 
     @override
     def __call__(self, row: Mapping[str, Any], prompt: Prompt) -> bool:

@@ -22,7 +22,7 @@ from simct_pl.errors import EvaluationError, PromptDataError, RecipeError
 from simct_pl.evaluation.benchmarks.base import Benchmark, Problem, subset
 from simct_pl.evaluation.items import ItemStore
 from simct_pl.evaluation.scores import Item
-from simct_pl.models.context import no_room
+from simct_pl.models.loading import no_room
 from simct_pl.progress import progress
 from simct_pl.rollout.engine import Generation, RolloutEngine, SamplingParams, sample_seed
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer

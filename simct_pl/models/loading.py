@@ -9,12 +9,13 @@ from typing import Literal, get_args
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from simct_pl.errors import MissingFileError, ModelFolderError, first_line, require_choice
 from simct_pl.files.fingerprint import FileFingerprint
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
+SHORTEN_PROMPTS = "Lower max_tokens, or leave long prompts out (max_prompt_chars)."
 
 
 def torch_dtype(name: DtypeName) -> torch.dtype:
@@ -96,6 +97,37 @@ def load_config(role: str, path: str, trust_remote_code: bool = False) -> Pretra
         ) from error
 
 
+def context_length(role: str, path: str, trust_remote_code: bool = False) -> int | None:
+    """Longest prompt + response, in the model's tokens; None when its configuration does not say.
+
+    Raises:
+        SimctError: see load_config.
+    """
+    config = load_config(role, path, trust_remote_code)
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def no_room(
+    prompt: str,
+    num_tokens: int,
+    max_tokens: int,
+    context: int | None,
+    *,
+    model: str = "student",
+    fix: str = SHORTEN_PROMPTS,
+) -> str | None:
+    """Why a prompt cannot be answered with max_tokens tokens, in words; None if it can, or nobody knows the context.
+
+    prompt, model: as the sentence names them. num_tokens: of the prompt. fix: what the user can do.
+    """
+    if context is None or num_tokens + max_tokens <= context:
+        return None
+    return (
+        f"{prompt} has {num_tokens} tokens, and max_tokens={max_tokens}; together they exceed the {model}'s context of "
+        f"{context}. {fix}"
+    )
+
+
 def weights_id(model: str) -> str:
     """Names the weights in a model folder, so that responses of others are not gone on with; empty for a hub name."""
     files = sorted(Path(model).glob("*.safetensors"))
@@ -121,3 +153,14 @@ def load_causal_lm(role: str, path: str, dtype: DtypeName | None, trust_remote_c
         raise ModelFolderError(
             f"{role} {path!r} cannot be loaded as a causal language model: {first_line(error)}"
         ) from error
+
+
+def untrained_causal_lm(role: str, path: str, dtype: DtypeName, seed: int) -> PreTrainedModel:
+    """A model with the folder's configuration and the weights that `seed` initialises."""
+    config = load_config(role, path)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch_dtype(dtype))
+    if (Path(path) / "generation_config.json").is_file():  # as from_pretrained would: it names the stops
+        model.generation_config = GenerationConfig.from_pretrained(path)
+    return model

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from simct_pl.commands.dry_run import PlannedRun
-from simct_pl.models.context import no_room
-from simct_pl.models.loading import load_config
+from simct_pl.models.loading import load_config, no_room
 from simct_pl.planning.section import Section
 from simct_pl.planning.words import GB, memory_section, model_section, step_section, time_section
 from simct_pl.preflight.findings import Finding, Verdict, verdict

@@ -14,8 +14,7 @@ from typing import Any
 
 import torch
 
-from simct_pl.models.context import context_length
-from simct_pl.models.loading import DtypeName, check_model_path, load_causal_lm, weights_id
+from simct_pl.models.loading import DtypeName, check_model_path, context_length, load_causal_lm, weights_id
 from simct_pl.rollout.engine import RolloutEngine, StudentSource
 from simct_pl.rollout.hf import HFEngine
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer

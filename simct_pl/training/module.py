@@ -30,9 +30,8 @@ from simct_pl.losses.base import Objective
 from simct_pl.losses.dual_space import DualSpaceObjective
 from simct_pl.losses.inputs.vocab_tables import PairTables
 from simct_pl.models.bits_per_byte import pack_references
-from simct_pl.models.context import context_length
 from simct_pl.models.lm_head import verify_head
-from simct_pl.models.loading import DtypeName, check_model_path, load_causal_lm, load_config
+from simct_pl.models.loading import DtypeName, check_model_path, context_length, load_causal_lm, load_config
 from simct_pl.models.microbatch import pack_by_length, unpack
 from simct_pl.models.sharding import Sharding, free_gathered
 from simct_pl.tokenization.pair import TokenizerPair

@@ -14,8 +14,7 @@ from typing import Any
 from simct_pl.data.source import PromptSource
 from simct_pl.errors import PromptDataError, RecipeError
 from simct_pl.files.lock import sole_writer
-from simct_pl.models.context import no_room
-from simct_pl.models.loading import DtypeName
+from simct_pl.models.loading import DtypeName, no_room
 from simct_pl.progress import progress
 from simct_pl.rollout.engine import Generation, RolloutEngine, SamplingParams
 from simct_pl.rollout.inference_model import InferenceModel

@@ -15,12 +15,12 @@ from simct_pl.warmup.responses import Response
 
 
 class ResponseFilter(ABC):
-    """Says which responses may be selected, whatever their verdict."""
+    """Says which responses may be selected, whatever their verdict.
 
-    @property
-    @abstractmethod
-    def reason(self) -> str:
-        """Why a response was dropped, as the report counts it."""
+    reason: why a response was dropped, as the report counts it.
+    """
+
+    reason: str
 
     @abstractmethod
     def __call__(self, response: Response) -> bool:
@@ -30,10 +30,7 @@ class ResponseFilter(ABC):
 class NotTruncated(ResponseFilter):
     """Drops what was cut at the length limit: a student would learn not to end."""
 
-    @property
-    @override
-    def reason(self) -> str:
-        return "truncated"
+    reason = "truncated"
 
     @override
     def __call__(self, response: Response) -> bool:
@@ -43,15 +40,12 @@ class NotTruncated(ResponseFilter):
 class LengthBetween(ResponseFilter):
     """Keeps responses of min_tokens to max_tokens of the model that wrote them, stop included."""
 
+    reason = "length"
+
     def __init__(self, min_tokens: int = 2, max_tokens: int = 4096) -> None:
         if not 0 <= min_tokens <= max_tokens:
             raise RecipeError(f"min_tokens={min_tokens}, max_tokens={max_tokens}; expected 0 <= min <= max.")
         self.min_tokens, self.max_tokens = min_tokens, max_tokens
-
-    @property
-    @override
-    def reason(self) -> str:
-        return "length"
 
     @override
     def __call__(self, response: Response) -> bool:
@@ -64,15 +58,12 @@ class NotRepetitive(ResponseFilter):
     Long calculations repeat a line once or twice; a model that has lost its way repeats it until it is stopped.
     """
 
+    reason = "repetitive"
+
     def __init__(self, num_words: int = 10, max_times: int = 2) -> None:
         if num_words < 1 or max_times < 1:
             raise RecipeError(f"num_words={num_words}, max_times={max_times}; expected at least 1.")
         self.num_words, self.max_times = num_words, max_times
-
-    @property
-    @override
-    def reason(self) -> str:
-        return "repetitive"
 
     @override
     def __call__(self, response: Response) -> bool:
@@ -83,10 +74,7 @@ class NotRepetitive(ResponseFilter):
 class NoReplacementCharacter(ResponseFilter):
     """Drops responses with bytes that are no UTF-8, which were decoded to U+FFFD."""
 
-    @property
-    @override
-    def reason(self) -> str:
-        return "broken_utf8"
+    reason = "broken_utf8"
 
     @override
     def __call__(self, response: Response) -> bool:

@@ -75,11 +75,9 @@ class ResponseSampler:
         left = list(range(len(requests)))
         for attempt in range(1 + self.max_retries):
             asked = [replace(requests[i], attempt=attempt) for i in left]
-            found = self._together(asked)
-            for i, request, generation in zip(left, asked, found, strict=True):
+            for i, request, generation in zip(left, asked, self._together(asked), strict=True):
                 results[i] = (request, generation)
-            empty = [i for i in left if results[i][1] is not None and not self._has_text(results[i][1])]
-            left = empty
+            left = [i for i in left if self._is_empty(results[i][1])]
             if not left:
                 break
             self.counts["empty"] += len(left)
@@ -88,8 +86,8 @@ class ResponseSampler:
             results[i] = (results[i][0], None)
         return results
 
-    def _has_text(self, generation: Generation | None) -> bool:
-        return generation is not None and bool(self.text_of(generation.response_ids).strip())
+    def _is_empty(self, generation: Generation | None) -> bool:
+        return generation is not None and not self.text_of(generation.response_ids).strip()
 
     def _together(self, requests: list[SampleRequest]) -> list[Generation | None]:
         """All in one batch; when that keeps failing, one by one: a bad request must not take the others along."""

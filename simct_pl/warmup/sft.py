@@ -19,17 +19,16 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics import MeanMetric
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from typing_extensions import override
 
 from simct_pl.errors import PromptDataError, RecipeError
 from simct_pl.evaluation.grader import Grader
 from simct_pl.files.outputs import check_output
 from simct_pl.models.bits_per_byte import Reference
-from simct_pl.models.context import context_length
 from simct_pl.models.export import export_model
 from simct_pl.models.lm_head import verify_head
-from simct_pl.models.loading import DtypeName, check_model_path, load_causal_lm, load_config, torch_dtype
+from simct_pl.models.loading import DtypeName, check_model_path, context_length, load_causal_lm, untrained_causal_lm
 from simct_pl.models.packing import Layout, PaddedRows
 from simct_pl.models.sharding import Sharding, free_gathered, full_state_dict
 from simct_pl.rollout.engine import SamplingParams
@@ -120,9 +119,8 @@ class SFTModule(L.LightningModule):
         if self._trainer is not None:
             check_precision(self._trainer)
             check_sharding(self._trainer, self.sharding)
-        if not self.from_scratch:
-            check_model_path("model", self.model_path)
-        load_config("model", self.model_path)
+        check_model_path("model", self.model_path, needs_weights=not self.from_scratch)
+        _ = self.context  # reads the configuration
         if self.output is not None:
             check_output(Path(self.output), () if self.from_scratch else (self.model_path,))
 
@@ -131,7 +129,7 @@ class SFTModule(L.LightningModule):
         if self.supervised is not None:
             return
         if self.from_scratch:
-            model = _untrained(self.model_path, self.dtype_name, self.init_seed)
+            model = untrained_causal_lm("model", self.model_path, self.dtype_name, self.init_seed)
         else:
             model = load_causal_lm("model", self.model_path, self.dtype_name)
         verify_head(model)
@@ -283,14 +281,3 @@ class SFTModule(L.LightningModule):
 def _num_targets(examples: Sequence[Reference]) -> int:
     """Response tokens, stops included."""
     return sum(len(example.response_ids) for example in examples)
-
-
-def _untrained(path: str, dtype: DtypeName, seed: int) -> PreTrainedModel:
-    """A model with the folder's configuration and the weights that `seed` initialises."""
-    config = load_config("model", path)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch_dtype(dtype))
-    if (Path(path) / "generation_config.json").is_file():  # as from_pretrained would: it names the stops
-        model.generation_config = GenerationConfig.from_pretrained(path)
-    return model

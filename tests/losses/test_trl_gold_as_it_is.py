@@ -1,6 +1,6 @@
 """trl_gold_loss against TRL's own ULDLoss with nothing put right: late rows, match by string, the last token left out.
 
-python -m tests.benchmarks.test_trl_gold_as_it_is        writes TRL's numbers again; needs the extra `bench`
+python -m tests.losses.test_trl_gold_as_it_is        writes TRL's numbers again; needs the extra `bench`
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.trl_gold import matches_by_spelling, trl_gold_loss
 from simct_pl import GOLDLoss
 from simct_pl.errors import AlignmentError, RecipeError
 from tests.losses.test_all_objectives import chunk_of
 from tests.losses.test_trl_gold import byte_offsets, trl_objective
+from tests.losses.trl_gold import matches_by_spelling, trl_gold_loss
 from tests.reference.bridge import scene_inputs
 from tests.reference.scenes import Scene, random_scene
 from tests.reference.vocabulary import Side
