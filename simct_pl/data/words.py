@@ -9,6 +9,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 # Chinese and Japanese write no spaces: each of their characters is a word. `20cm` and `20 cm` are two words both. An
 # operator in front of a number is a word, or 3+4 and 3-4 would be the same problem; elsewhere it may be a list or bold.
@@ -25,10 +26,15 @@ def words_of(text: str, mask_numbers: bool = False) -> list[str]:
 
     mask_numbers: write every number as 0, so that a prompt copied with other numbers has the same words.
     """
-    plain = unicodedata.normalize("NFKD", text)
-    plain = "".join(char for char in plain if not unicodedata.combining(char)).casefold()
+    plain = "".join(map(_without_accents, text)).casefold()
     words = WORD.findall(THOUSANDS.sub("", plain.translate(OPERATORS)))
     return [ANY_NUMBER if NUMBER.match(word) else word for word in words] if mask_numbers else words
+
+
+@lru_cache(2**16)
+def _without_accents(char: str) -> str:
+    """A character's plain ones; one by one, because thousands of accents in a row are sorted in quadratic time."""
+    return "".join(part for part in unicodedata.normalize("NFKD", char) if not unicodedata.combining(part))
 
 
 def digest_of(words: Sequence[str]) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from decimal import Decimal
 
 from simct_pl.errors import PromptDataError
 from simct_pl.types import Prompt
 
+UNGRADABLE = "ungradable"  # the reason of a grade that no response could have made right
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
@@ -34,5 +36,5 @@ class LastNumberGrader(Grader):
         return float(bool(found) and _value(found[-1]) == _value(answer[0]))
 
 
-def _value(number: str) -> float:
-    return float(number.replace(",", ""))
+def _value(number: str) -> Decimal:
+    return Decimal(number.replace(",", ""))  # exact: as floats, long numbers that differ would be equal

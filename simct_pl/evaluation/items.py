@@ -15,7 +15,10 @@ from typing import Any
 
 from simct_pl.errors import EvaluationError
 from simct_pl.evaluation.scores import Item
-from simct_pl.files.settings import keep_settings
+from simct_pl.files.parquet import read_json
+from simct_pl.files.settings import SETTINGS, keep_settings
+
+NOT_KNOWN_BEFORE = ("policy_version",)
 
 
 class ItemStore:
@@ -33,6 +36,20 @@ class ItemStore:
         self.folder = folder / benchmark
         self.path = self.folder / f"items-{rank}.jsonl"
         keep_settings(self.folder, settings, EvaluationError)
+
+    @staticmethod
+    def check(folder: Path, benchmark: str, settings: dict[str, Any]) -> None:
+        """Compare settings with those of the items that are there, if any; nothing is written.
+
+        settings: without what is known only when weights are loaded (NOT_KNOWN_BEFORE).
+
+        Raises:
+            EvaluationError: as on construction.
+        """
+        path = folder / benchmark / SETTINGS
+        if path.is_file():
+            found = read_json(path)
+            keep_settings(path.parent, settings | {name: found.get(name) for name in NOT_KNOWN_BEFORE}, EvaluationError)
 
     def read(self) -> list[Item]:
         """All items so far; a last line that was cut short is taken out of its file, so that it is done again."""

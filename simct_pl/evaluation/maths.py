@@ -1,4 +1,4 @@
-"""Maths answers: the last `\boxed{}` of a response against a gold answer, by math-verify.
+"""Maths answers: the last `\\boxed{}` of a response against a gold answer, by math-verify.
 
 In: texts. Out: right or not, and why. math-verify can hang in sympy and stops itself by SIGALRM, which works in a main
 thread only: each verification happens in a process of its own kind, which is killed when it takes too long.
@@ -11,50 +11,26 @@ import json
 import subprocess
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from typing_extensions import override
 
-from simct_pl.errors import EvaluationError, MissingPackageError, RecipeError
-from simct_pl.evaluation.grader import Grader
+from simct_pl.errors import EvaluationError, MissingPackageError, PromptDataError, RecipeError
+from simct_pl.evaluation.boxed import last_boxed, plain_answer
+from simct_pl.evaluation.grader import UNGRADABLE, Grader
 from simct_pl.types import Prompt
 
-BOX = "\\boxed"
+MAX_ANSWER_CHARS = 1000  # or ten golds; math-verify thinks for seconds about what no person would box
 START_SECONDS = 60.0  # sympy is slow to import on a busy machine
 HOW_TO_GET = "Grading maths needs math-verify, which is not installed: pip install 'simct_pl[eval]'."
 
 
-def last_boxed(response: str) -> str | None:
-    """What the last whole `\\boxed{…}` holds, braces balanced; None without one."""
-    end = len(response)
-    while (start := response.rfind(BOX, 0, end)) >= 0:
-        content = _braced(response[start + len(BOX) :].lstrip())
-        if content is not None:
-            return content.strip()
-        end = start
-    return None
-
-
-def _braced(text: str) -> str | None:
-    """What the braces hold that a text begins with; `\\{` is no brace."""
-    if not text.startswith("{"):
-        return None
-    depth, escaped = 0, False
-    for i, char in enumerate(text):
-        if not escaped and char in "{}":
-            depth += 1 if char == "{" else -1
-            if depth == 0:
-                return text[1:i]
-        escaped = char == "\\" and not escaped
-    return None
-
-
 @dataclass(frozen=True)
 class MathVerdict:
-    """reason: "right", "wrong", "no_answer" (nothing boxed), "timeout"."""
+    """reason: "right", "wrong", "no_answer" (nothing boxed), "timeout", "ungradable" (the gold cannot be read)."""
 
     right: bool
     reason: str
@@ -86,14 +62,24 @@ class MathVerifier:
         Raises:
             EvaluationError: for a gold answer that math-verify cannot read.
         """
+        verdict = self.verdict(gold, response)
+        if verdict.reason == UNGRADABLE:
+            raise EvaluationError(f"math-verify finds no answer in the gold {gold!r}; expected LaTeX such as '3'.")
+        return verdict
+
+    def verdict(self, gold: str, response: str) -> MathVerdict:
+        """The same, with "ungradable" for a gold that cannot be read."""
+        if not gold.strip():
+            return MathVerdict(False, UNGRADABLE, None)
         answer = last_boxed(response)
         if not answer:
             return MathVerdict(False, "no_answer", None)
+        if len(answer) > max(MAX_ANSWER_CHARS, 10 * len(gold)):
+            return MathVerdict(False, "wrong", f"{answer[:MAX_ANSWER_CHARS]}…")
         with self._lock:
-            found = self._ask(gold, answer)
-        if found == "unreadable gold":
-            raise EvaluationError(f"math-verify finds no answer in the gold {gold!r}; expected LaTeX such as '3'.")
-        return MathVerdict(found == "right", found, answer)
+            found = self._ask(plain_answer(gold), plain_answer(answer))
+        reason = UNGRADABLE if found == "unreadable gold" else found
+        return MathVerdict(reason == "right", reason, answer)
 
     def close(self) -> None:
         """End the process; the next comparison starts another."""
@@ -113,10 +99,11 @@ class MathVerifier:
         process = self._process or self._start()
         assert process.stdin is not None
         assert process.stdout is not None
-        with suppress(BrokenPipeError):  # it has died, and the empty answer says so
-            process.stdin.write(json.dumps({"gold": gold, "answer": answer}) + "\n")
-            process.stdin.flush()
-        found = _line_within(process, process.stdout, self.time_limit)
+        with _ended_after(process, self.time_limit):
+            with suppress(BrokenPipeError):  # it has died, and the empty answer says so
+                process.stdin.write(json.dumps({"gold": gold, "answer": answer}) + "\n")
+                process.stdin.flush()
+            found = process.stdout.readline()
         if not found:
             self.close()
             return "timeout"
@@ -132,18 +119,21 @@ class MathVerifier:
             cwd=Path(__file__).resolve().parents[2],
         )
         assert self._process.stdout is not None
-        if _line_within(self._process, self._process.stdout, START_SECONDS) != "ready\n":
+        with _ended_after(self._process, START_SECONDS):
+            said = self._process.stdout.readline()
+        if said != "ready\n":
             self.close()
             raise EvaluationError("The process that compares answers does not start; does `import math_verify` work?")
         return self._process
 
 
-def _line_within(process: subprocess.Popen[str], lines: IO[str], seconds: float) -> str:
-    """The next line; empty if the process ends, or is ended, before it."""
+@contextmanager
+def _ended_after(process: subprocess.Popen[str], seconds: float) -> Iterator[None]:
+    """Kill the process if the block takes longer: to write to it may take for ever too, if it does not read."""
     alarm = threading.Timer(seconds, process.kill)
     alarm.start()
     try:
-        return lines.readline()
+        yield
     finally:
         alarm.cancel()
 
@@ -156,4 +146,11 @@ class MathGrader(Grader):
 
     @override
     def __call__(self, prompt: Prompt, response: str) -> float:
-        return 0.0 if prompt.answer is None else float(self.verify(prompt.answer, response).right)
+        if prompt.answer is None:
+            return 0.0
+        verdict = self.verify.verdict(prompt.answer, response)
+        if verdict.reason == UNGRADABLE:
+            raise PromptDataError(
+                f"Prompt {prompt.index}: math-verify finds no answer in {prompt.answer!r:.80}; expected LaTeX, as '3'."
+            )
+        return float(verdict.right)

@@ -99,13 +99,16 @@ class Evaluation:
         self._loaded: dict[str, list[Problem]] = {}
 
     def check(self, benchmark: Benchmark) -> None:
-        """Load the problems, see that each prompt leaves room for a response, and that grading works here.
+        """Load the problems, see that each prompt leaves room for a response, that grading works here, and that the
+        folder's items are of the same settings. None of it needs weights.
 
         Raises:
             SimctError: of the kind that fits.
         """
         benchmark.check()
-        self.requests(benchmark, self.problems(benchmark))
+        problems = self.problems(benchmark)
+        self.requests(benchmark, problems)
+        ItemStore.check(self.folder, benchmark.name, self._settings(benchmark, problems))
 
     def problems(self, benchmark: Benchmark) -> list[Problem]:
         """The benchmark's problems, read once."""
@@ -116,7 +119,8 @@ class Evaluation:
     def run(self, benchmark: Benchmark) -> list[Item]:
         """Answer and grade what is not done yet; all items of this rank's problems."""
         problems = self.problems(benchmark)
-        store = ItemStore(self.folder, benchmark.name, self._settings(benchmark, problems), self.rank)
+        settings = {**self._settings(benchmark, problems), "policy_version": self.engine.policy_version}
+        store = ItemStore(self.folder, benchmark.name, settings, self.rank)
         requests = self.requests(benchmark, problems[self.rank :: self.num_ranks])
         wanted = {(request.problem.id, request.seed_index) for request in requests}
         done = {(item.problem, item.seed_index): item for item in store.read()}
@@ -174,7 +178,7 @@ class Evaluation:
         )
 
     def _settings(self, benchmark: Benchmark, problems: Sequence[Problem]) -> dict[str, Any]:
-        """What responses and grades depend on; num_seeds may grow from one run to the next."""
+        """What responses and grades depend on beside the weights; num_seeds may grow from one run to the next."""
         digest = hashlib.blake2b(digest_size=16)
         for problem in problems:  # a row number is not all that names one
             digest.update(repr(problem).encode(errors="surrogatepass"))
@@ -187,7 +191,6 @@ class Evaluation:
             "grading": benchmark.grading(),
             "sampling": asdict(self.protocol.sampling(benchmark)),
             "seed": self.protocol.seed,
-            "policy_version": self.engine.policy_version,
         }
 
 

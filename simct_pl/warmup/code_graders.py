@@ -12,10 +12,12 @@ from typing import Any
 
 from typing_extensions import override
 
-from simct_pl.errors import PromptDataError
-from simct_pl.evaluation.benchmarks.code_benchmark import code_of
-from simct_pl.evaluation.benchmarks.livecodebench import same_output
-from simct_pl.evaluation.grader import Grader
+from simct_pl.errors import PromptDataError, RecipeError
+from simct_pl.evaluation.benchmarks.code_benchmark import code_of, entry_of
+from simct_pl.evaluation.benchmarks.programs import grade_program
+from simct_pl.evaluation.grader import UNGRADABLE, Grader
+from simct_pl.evaluation.sandbox.guest import SOLUTION
+from simct_pl.evaluation.sandbox.guest.suite import checks_something
 from simct_pl.evaluation.sandbox.sandbox import Sandbox
 from simct_pl.types import Prompt
 
@@ -33,7 +35,11 @@ class AssertGrader(Grader):
     @override
     def __call__(self, prompt: Prompt, response: str) -> float:
         setup, tests = tests_of(prompt)
-        return float(self.sandbox.run_tests(code_of(response), tests, setup).passed)
+        entry = _first_import(setup) if setup else entry_of(tests[0])
+        verdict = self.sandbox.run_tests(code_of(response, entry), tests, setup, entry)
+        if verdict.reason == UNGRADABLE:
+            raise _unfit(prompt, f"tests that tell right from wrong here: {verdict.detail}")
+        return float(verdict.passed)
 
 
 class ProgramGrader(Grader):
@@ -42,19 +48,21 @@ class ProgramGrader(Grader):
 
     Args:
         sandbox: its limits, those of each test. max_tests: only the first ones are run; some problems have hundreds.
+
+    Raises:
+        RecipeError: for less than one test.
     """
 
     def __init__(self, sandbox: Sandbox = Sandbox(), max_tests: int = 20) -> None:  # noqa: B008 - frozen
+        if max_tests < 1:
+            raise RecipeError(
+                f"max_tests is {max_tests}; expected at least 1: without a test, all code would be right."
+            )
         self.sandbox, self.max_tests = sandbox, max_tests
 
     @override
     def __call__(self, prompt: Prompt, response: str) -> float:
-        code = code_of(response)
-        for given, expected in pairs_of(prompt)[: self.max_tests]:
-            run = self.sandbox.run_program(code, given.encode())
-            if run.reason != "ok" or not same_output(run.stdout.decode(errors="replace"), expected):
-                return 0.0
-        return 1.0
+        return grade_program(self.sandbox, response, pairs_of(prompt)[: self.max_tests]).score
 
 
 def tests_of(prompt: Prompt) -> tuple[str, list[str]]:
@@ -68,6 +76,10 @@ def tests_of(prompt: Prompt) -> tuple[str, list[str]]:
     if answer.lstrip().startswith("["):
         tests = _json(prompt)
         if tests and all(isinstance(test, str) for test in tests):
+            try:
+                entry_of(tests[0])
+            except (SyntaxError, ValueError) as error:
+                raise _unfit(prompt, "a list of Python statements") from error
             return "", list(tests)
         raise _unfit(prompt, "a list of statements")
     try:
@@ -75,9 +87,9 @@ def tests_of(prompt: Prompt) -> tuple[str, list[str]]:
     except (SyntaxError, ValueError) as error:
         raise _unfit(prompt, "a JSON list of statements, or Python with functions named test_…") from error
     found = [node for node in module.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test")]
-    if not found:
-        raise _unfit(prompt, "functions named test_…")
-    # The solution is not a module there: what its tests import from it is found by name. Nor is pytest.
+    if not any(map(checks_something, found)):
+        raise _unfit(prompt, "functions named test_… that check something")
+    # The solution can be imported there; pytest cannot.
     module.body = [node for node in module.body if not _is_left_out(node)]
     if _needs_pytest(module) or any(len(node.args.args) > len(node.args.defaults) for node in found):
         raise _unfit(prompt, "functions that need neither pytest nor its fixtures")
@@ -111,10 +123,14 @@ def _text(value: Any) -> str:
     return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
+def _first_import(setup: str) -> str | None:
+    """The first name that tests import from the solution."""
+    nodes = [node for node in ast.walk(ast.parse(setup)) if isinstance(node, ast.ImportFrom)]
+    return next((alias.name for node in nodes if node.module == SOLUTION for alias in node.names), None)
+
+
 def _is_left_out(node: ast.stmt) -> bool:
-    """An import of the solution's names, or of pytest by its own."""
-    if isinstance(node, ast.ImportFrom):
-        return node.module == "solution"
+    """An import of pytest by its own name, which nothing may need."""
     return isinstance(node, ast.Import) and [(name.name, name.asname) for name in node.names] == [("pytest", None)]
 
 

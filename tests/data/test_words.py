@@ -108,3 +108,8 @@ def test_renumbered_copies_are_found_when_numbers_are_masked() -> None:
 def test_runs_too_short_to_mean_anything_are_refused() -> None:
     with pytest.raises(RecipeError, match="num_words is 1"):
         OverlapIndex(num_words=1)
+
+
+def test_accents_go_whatever_their_order_and_number() -> None:
+    accents = "\u0301\u0323\u0f73\u0345"
+    assert words_of(f"e{accents * 5000}te\u0301 \u00e9t\u00e9 \uac01") == words_of("ete ete \u1100\u1161\u11a8")

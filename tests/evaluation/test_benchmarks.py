@@ -15,15 +15,17 @@ from simct_pl.data.source import PromptSource
 from simct_pl.errors import EvaluationError, MissingFileError, PromptDataError, RecipeError
 from simct_pl.evaluation.benchmarks import humaneval, livecodebench
 from simct_pl.evaluation.benchmarks.base import Benchmark, Grade, Problem, subset
-from simct_pl.evaluation.benchmarks.code_benchmark import code_of
+from simct_pl.evaluation.benchmarks.code_benchmark import CodeBenchmark, code_of, entry_of
 from simct_pl.evaluation.benchmarks.graded_prompts import GradedPrompts
 from simct_pl.evaluation.benchmarks.gsm8k import GSM8K
 from simct_pl.evaluation.benchmarks.humaneval import HumanEval, without_function
-from simct_pl.evaluation.benchmarks.livecodebench import LiveCodeBench, hidden_tests, same_output
+from simct_pl.evaluation.benchmarks.livecodebench import LiveCodeBench, hidden_tests
 from simct_pl.evaluation.benchmarks.math500 import MATH500
-from simct_pl.evaluation.benchmarks.mbpp import MBPP, entry_of
-from simct_pl.evaluation.grader import Grader
+from simct_pl.evaluation.benchmarks.mbpp import MBPP
+from simct_pl.evaluation.benchmarks.programs import same_output
+from simct_pl.evaluation.grader import Grader, LastNumberGrader
 from simct_pl.evaluation.sandbox.sandbox import Sandbox
+from simct_pl.evaluation.scores import Item, summarise
 from simct_pl.types import Prompt
 from tests.evaluation import samples
 from tests.evaluation.machine import bubblewrap_works
@@ -164,6 +166,42 @@ def test_livecodebench(tmp_path: Path) -> None:
     assert (crash.score, crash.reason) == (0.0, "error")
 
 
+class OneProblem(CodeBenchmark):
+    """One problem, with tests or without."""
+
+    name = "tested"
+
+    def __init__(self, *tests: str) -> None:
+        super().__init__(SANDBOX)
+        self.tests = tests
+
+    def problems(self) -> list[Problem]:
+        return [Problem("p", "Write f.", tests=self.tests)]
+
+
+def test_a_problem_without_a_test_is_ungradable(tmp_path: Path) -> None:
+    for benchmark in (OneProblem(), LiveCodeBench("nowhere", sandbox=SANDBOX)):
+        grade = benchmark.grade(Problem("p", "Write f."), fenced("def f(x): return x"))
+        assert (grade.score, grade.reason) == (0.0, "ungradable")
+    row = {**samples.HUMANEVAL[0], "test": "def check(candidate):\n    pass"}
+    [problem] = HumanEval(write_jsonl(tmp_path / "h.jsonl", [row]), SANDBOX).problems()
+    assert HumanEval("nowhere", SANDBOX).grade(problem, fenced("def count(xs): return 0")).reason == "ungradable"
+    maths = MATH500("nowhere")
+    assert maths.grade(Problem("p", "What is 1+1?"), r"\boxed{2}").reason == "ungradable"
+    prompts = GradedPrompts("own", PromptSource("nowhere.jsonl"), LastNumberGrader())
+    assert prompts.grade(Problem("p", "How many?", gold="3 or 4"), "3").reason == "ungradable"
+
+
+@needs_bubblewrap
+def test_tests_that_check_nothing_are_ungradable_and_counted() -> None:
+    grade = OneProblem("import numpy\nassert f(1) == 1").grade(
+        Problem("p", "", tests=("pass",)), fenced("def f(x): return x")
+    )
+    assert (grade.score, grade.reason) == (0.0, "ungradable")
+    item = Item("p", 0, 0, "", "stop", 1, grade.score, grade.reason)
+    assert summarise("tested", [item]).reasons == {"ungradable": 1}
+
+
 class Bomb:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return os.system, ("true",)
@@ -205,6 +243,13 @@ def test_outputs_are_compared_line_by_line(printed: str, expected: str, same: bo
         ("```py\nx = 1\n```\n```cpp\nint x;\n```", None, "x = 1"),
         ("```python\nx = 1\ny = (", None, "x = 1\ny = ("),
         ("```python\ns = '```'\n```", None, "s = '```'"),
+        ("Use ```f``` so:\n```python\nx = 1\n```", None, "x = 1"),  # code within a line begins no block
+        ("```python\nx = 1\n```\n```python\n```", None, "x = 1"),  # nor is an empty block an answer
+        ("```python\nx = 1\n```python\ny = 2\n```", None, "y = 2"),  # the first was not ended
+        ("```python\ndef f(x): return x\n```\n```python\nf == 3\n```", "f", "def f(x): return x"),
+        ("```python\nf: Callable = abs\n```\n```python\nf(3)\n```", "f", "f: Callable = abs"),
+        ("```python\n\n\n  async  def f(x): 0\n```\n```python\nff = 3\n```", "f", "\n\n  async  def f(x): 0"),
+        ("It is:\n```python", None, "It is:\n```python"),
     ],
 )
 def test_code_is_found_in_a_response(response: str, entry: str | None, code: str) -> None:

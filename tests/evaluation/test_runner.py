@@ -126,6 +126,21 @@ def test_problems_or_a_tokenizer_of_another_content_do_not_mix(tokenizer: ModelT
         evaluation(teacher, Scripted(teacher), tmp_path).run(Totals())
 
 
+def test_items_of_other_settings_are_refused_before_weights_load(tokenizer: ModelTokenizer, tmp_path: Path) -> None:
+    class WithoutWeights(Scripted):
+        @property
+        def policy_version(self) -> int:  # type: ignore[override]
+            raise AssertionError("no weights are loaded yet")
+
+    engine = WithoutWeights(tokenizer, fails_after=0)
+    evaluation(tokenizer, engine, tmp_path).check(Totals())
+    assert list(tmp_path.iterdir()) == []  # a check leaves nothing behind
+    evaluation(tokenizer, Scripted(tokenizer), tmp_path).run(Totals())
+    evaluation(tokenizer, engine, tmp_path).check(Totals())
+    with pytest.raises(EvaluationError, match="seed = 0; this run has 1"):
+        evaluation(tokenizer, engine, tmp_path, Protocol(seed=1)).check(Totals())
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{"])
 def test_settings_that_are_no_settings_are_named(tokenizer: ModelTokenizer, tmp_path: Path, content: str) -> None:
     (tmp_path / "totals").mkdir()

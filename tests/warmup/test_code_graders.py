@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from simct_pl.errors import PromptDataError
+from simct_pl.errors import PromptDataError, RecipeError
 from simct_pl.evaluation.sandbox.sandbox import Sandbox
 from simct_pl.types import Prompt
 from simct_pl.warmup import code_graders
@@ -52,10 +52,43 @@ def test_only_the_first_tests_are_run() -> None:
     assert ProgramGrader(SANDBOX, max_tests=1)(prompt(tests), PROGRAM) == 1.0
 
 
-def test_what_tests_import_from_the_solution_is_found_by_name() -> None:
-    setup, tests = code_graders.tests_of(prompt(PYTEST))
-    assert "solution" not in setup
+def test_what_tests_import_from_the_solution_is_the_code_s() -> None:
+    _, tests = code_graders.tests_of(prompt(PYTEST))
     assert tests == ["test_small()", "test_large()"]
+    renamed = PYTEST.replace("import add", "import add as plus, sum").replace("assert add(", "assert sum(1) and plus(")
+    assert AssertGrader(SANDBOX)(prompt(renamed), RIGHT.replace("def add", "def sum(x): return x\ndef add")) == 1.0
+    assert AssertGrader(SANDBOX)(prompt(renamed), RIGHT) == 0.0
+
+
+def test_functions_called_like_built_in_ones_and_modules_are_the_code_s() -> None:
+    for name in ("sum", "queue", "statistics"):
+        tests = ASSERTS.replace("add", name)
+        assert AssertGrader(SANDBOX)(prompt(tests), RIGHT.replace("add", name)) == 1.0
+        assert AssertGrader(SANDBOX)(prompt(tests), WRONG.replace("add", name)) == 0.0
+
+
+@pytest.mark.parametrize("tests", [ASSERTS, PYTEST], ids=["asserts", "pytest"])
+def test_an_example_of_use_behind_the_answer_is_not_the_answer(tests: str) -> None:
+    assert AssertGrader(SANDBOX)(prompt(tests), f"{RIGHT}\nUse it:\n```python\nprint(add(1, 2))\n```") == 1.0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        '["pass"]',
+        '["", "# later"]',
+        '["import numpy\\nassert add(1, 2) == 3"]',
+        '["assert add(1, 2) == 3", "assert ("]',
+    ],
+)
+def test_tests_that_no_code_could_pass_or_fail_are_ungradable(answer: str) -> None:
+    with pytest.raises(PromptDataError, match="not tests that tell right from wrong"):
+        AssertGrader(SANDBOX)(prompt(answer), RIGHT)
+
+
+def test_no_program_is_right_without_a_test() -> None:
+    with pytest.raises(RecipeError, match="max_tests is 0"):
+        ProgramGrader(SANDBOX, max_tests=0)
 
 
 def test_an_import_of_pytest_that_nothing_needs_fails_no_right_code() -> None:
@@ -76,7 +109,7 @@ def test_tests_that_need_pytest_cannot_be_graded_and_are_not_called_wrong(answer
         AssertGrader(SANDBOX)(prompt(answer), RIGHT)
 
 
-@pytest.mark.parametrize("answer", ["", "[]", "[1]", "[", "x = 1", "def"])
+@pytest.mark.parametrize("answer", ["", "[]", "[1]", "[", "x = 1", "def", '["def"]', "def test_f():\n    pass"])
 def test_tests_that_cannot_be_run_are_refused(answer: str) -> None:
     with pytest.raises(PromptDataError, match="Prompt 0: the tests"):
         code_graders.tests_of(prompt(answer))

@@ -32,7 +32,9 @@ class Problem:
 
 @dataclass(frozen=True)
 class Grade:
-    """score: 1.0 or 0.0. reason: one word that is counted. detail: what a person wants to see."""
+    """score: 1.0 or 0.0. reason: one word that is counted; "ungradable" for a problem that no response could solve.
+    detail: what a person wants to see.
+    """
 
     score: float
     reason: str
@@ -87,7 +89,7 @@ class MathBenchmark(Benchmark):
         self.verify = MathVerifier(time_limit)
 
     def grade(self, problem: Problem, response: str) -> Grade:
-        verdict = self.verify(problem.gold, response)
+        verdict = self.verify.verdict(problem.gold, response)
         return Grade(float(verdict.right), verdict.reason, verdict.answer or "")
 
     def grading(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from simct_pl.data.source import PromptSource
 from simct_pl.errors import PromptDataError, RecipeError
 from simct_pl.evaluation.benchmarks.base import Benchmark, Grade, Problem
-from simct_pl.evaluation.grader import Grader
+from simct_pl.evaluation.grader import UNGRADABLE, Grader
 from simct_pl.types import Prompt
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,14 @@ class GradedPrompts(Benchmark):
 
 
 def graded(grader: Grader, problem: Problem, response: str) -> Grade:
-    """A grader's score as a grade: right from one half on, so that what is counted is what is averaged."""
+    """A grader's score as a grade: right from one half on, so that what is counted is what is averaged.
+
+    Raises:
+        SimctError: what is no fault of the problem, such as a missing package.
+    """
     prompt = Prompt(0, ({"role": "user", "content": problem.prompt},), answer=problem.gold or None)
-    right = grader(prompt, response) >= 0.5
+    try:
+        right = grader(prompt, response) >= 0.5
+    except PromptDataError as error:  # its answer is not what the grader expects
+        return Grade(0.0, UNGRADABLE, str(error))
     return Grade(float(right), "right" if right else "wrong")

@@ -9,6 +9,7 @@ from pathlib import Path
 from simct_pl.errors import MissingPackageError
 from simct_pl.evaluation.benchmarks.base import Problem, Rows
 from simct_pl.evaluation.benchmarks.code_benchmark import CodeBenchmark
+from simct_pl.evaluation.sandbox.guest.suite import checks_something
 from simct_pl.evaluation.sandbox.sandbox import Sandbox
 
 FIELDS = ("task_id", "prompt", "entry_point", "test")
@@ -60,7 +61,10 @@ def _problem(task_id: str, prompt: str, entry: str, test: str) -> Problem:
         "Answer with the whole function in one Python code block (```python … ```)."
     )
     context = without_function(prompt, entry)
-    return Problem(task_id, asked, code=context, setup=context, tests=(test, f"check({entry})"), entry=entry)
+    # A check() that passes whatever it is given is none.
+    checks = [node for node in ast.parse(test).body if isinstance(node, ast.FunctionDef) and node.name == "check"]
+    tests = (test, f"check({entry})") if any(map(checks_something, checks)) else ()
+    return Problem(task_id, asked, code=context, setup=context, tests=tests, entry=entry)
 
 
 def without_function(prompt: str, entry: str) -> str:

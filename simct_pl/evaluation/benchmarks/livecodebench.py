@@ -10,12 +10,12 @@ import json
 import pickle
 import zlib
 from collections.abc import Mapping
-from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from simct_pl.errors import EvaluationError
 from simct_pl.evaluation.benchmarks.base import Grade, Problem, Rows
-from simct_pl.evaluation.benchmarks.code_benchmark import ANSWER_FORM, CodeBenchmark, code_of
+from simct_pl.evaluation.benchmarks.code_benchmark import ANSWER_FORM, CodeBenchmark
+from simct_pl.evaluation.benchmarks.programs import grade_program
 from simct_pl.evaluation.sandbox.sandbox import Sandbox
 
 FIELDS = ("question_id", "question_content", "starter_code", "public_test_cases", "private_test_cases", "metadata")
@@ -62,14 +62,7 @@ class LiveCodeBench(CodeBenchmark):
     def grade(self, problem: Problem, response: str) -> Grade:
         if problem.tests:
             return super().grade(problem, response)
-        code = code_of(response)
-        for number, (given, expected) in enumerate(problem.pairs, start=1):
-            run = self.sandbox.run_program(code, given.encode())
-            if run.reason != "ok":
-                return Grade(0.0, run.reason, f"test {number}: {run.error}")
-            if not same_output(run.stdout.decode(errors="replace"), expected):
-                return Grade(0.0, "wrong", f"test {number}: printed {run.stdout[:200]!r}")
-        return Grade(1.0, "right")
+        return grade_program(self.sandbox, response, problem.pairs)
 
 
 def _problem(row: Mapping[str, Any]) -> Problem:
@@ -116,18 +109,3 @@ def hidden_tests(identity: str, packed: str) -> list[dict[str, str]]:
         if isinstance(error, EvaluationError):
             raise
         raise EvaluationError(f"The hidden tests of problem {identity} cannot be read: {error}") from error
-
-
-def same_output(printed: str, expected: str) -> bool:
-    """Line by line, without blanks at their ends; numbers of a line may be spelt in another way (1.50 for 1.5)."""
-    lines = [[line.strip() for line in text.strip().split("\n")] for text in (printed, expected)]
-    if len(lines[0]) != len(lines[1]):
-        return False
-    return all(left == right or _same_numbers(left, right) for left, right in zip(*lines, strict=True))
-
-
-def _same_numbers(left: str, right: str) -> bool:
-    try:
-        return [Decimal(word) for word in left.split()] == [Decimal(word) for word in right.split()]
-    except InvalidOperation:
-        return False

@@ -6,13 +6,11 @@ scores are not comparable, so the name says which.
 
 from __future__ import annotations
 
-import ast
-import builtins
 from typing import Literal, get_args
 
 from simct_pl.errors import require_choice
 from simct_pl.evaluation.benchmarks.base import Problem, Rows
-from simct_pl.evaluation.benchmarks.code_benchmark import CodeBenchmark
+from simct_pl.evaluation.benchmarks.code_benchmark import CodeBenchmark, entry_of
 from simct_pl.evaluation.sandbox.sandbox import Sandbox
 
 Subset = Literal["full", "sanitized"]
@@ -72,12 +70,3 @@ def _problem(task_id: int, text: str, setup: str | list[str], tests: list[str]) 
         "Answer with the function in one Python code block (```python … ```)."
     )
     return Problem(str(task_id), prompt, setup=setup, tests=tuple(tests), entry=entry_of(tests[0]))
-
-
-def entry_of(test: str) -> str | None:
-    """The function that an assertion is about: the outermost call by a plain name that is no built-in's; where there
-    is none, by any (a problem asks for a function `sum`).
-    """
-    calls = [node.func for node in ast.walk(ast.parse(test)) if isinstance(node, ast.Call)]
-    names = [function.id for function in calls if isinstance(function, ast.Name)]
-    return next((name for name in names if not hasattr(builtins, name)), names[0] if names else None)

@@ -19,13 +19,13 @@ from functools import cached_property
 from typing import Any
 
 from simct_pl.errors import RecipeError, SandboxError
+from simct_pl.evaluation.grader import UNGRADABLE
 from simct_pl.evaluation.sandbox.bwrap import GUEST, find_bwrap, interpreter, sandboxed
 from simct_pl.evaluation.sandbox.process import Running, content_of, memory_file, running
 
 START_SECONDS = 5.0  # for interpreters to start on a busy machine; not counted as the code's time
 KILLED = (signal.SIGKILL, signal.SIGXCPU)  # by the limit of processor time
 EXAMINER_MB = 512
-UNGRADABLE = "ungradable"
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,15 @@ def why_ungradable(setup: str, tests: Sequence[str]) -> str | None:
             trees.append(ast.parse(source))
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             return f"a test or the set-up is no Python ({type(error).__name__}: {error})"[:500]
-    if not any(isinstance(node, CHECKS) for tree in trees[1:] for node in ast.walk(tree)):
+    if not any(map(checks_something, trees[1:])):
         return "there is no test, or none that checks anything"
     missing = sorted({name for tree in trees for name in _modules_of(tree) if not _is_there(name)})
     return f"the tests import {', '.join(missing)}, which the sandbox does not have" if missing else None
+
+
+def checks_something(tree: ast.AST) -> bool:
+    """Whether there is anything in it that code could fail at."""
+    return any(isinstance(node, CHECKS) for node in ast.walk(tree))
 
 
 def free_names(*sources: str) -> list[str]:
