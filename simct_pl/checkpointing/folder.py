@@ -16,15 +16,17 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal
 
 import lightning as L
 import torch
+import yaml
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
-from simct_pl.errors import CheckpointError
+from simct_pl.errors import CheckpointError, first_line
 from simct_pl.files.atomic import flush, put_folder
 from simct_pl.files.fingerprint import FileFingerprint
 
@@ -49,6 +51,44 @@ class Manifest:
     metric: str | None = None
     score: float | None = None
 
+    @classmethod
+    def read(cls, checkpoint: Path) -> Manifest:
+        """The manifest in a checkpoint's folder, every value of the type that it was written with.
+
+        Raises:
+            CheckpointError: naming the file, if anything else is there.
+        """
+        broken = f"{checkpoint} is no whole checkpoint: {MANIFEST}"
+        try:
+            found = cls(**json.loads((checkpoint / MANIFEST).read_bytes()))
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise CheckpointError(f"{broken} cannot be read: {first_line(error)}.") from error
+        for name, kind in MANIFEST_TYPES.items():
+            value = getattr(found, name)
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise CheckpointError(f"{broken} says that {name} is {value!r:.80}, which no run has written.")
+        return found
+
+    def recipe_values(self) -> dict[str, Any]:
+        """The recipe as nested mappings.
+
+        Raises:
+            ValueError: if it is no YAML, or no mapping.
+        """
+        try:
+            values = yaml.safe_load(self.recipe) or {}
+        except (yaml.YAMLError, RecursionError) as error:
+            raise ValueError(first_line(error)) from error
+        if not isinstance(values, dict):
+            raise ValueError(f"{self.recipe!r:.80} is no mapping")
+        return values
+
+
+MANIFEST_TYPES: dict[str, type | UnionType] = {
+    **{"step": int, "num_ranks": int, "num_bytes": int, "sha256": str, "recipe": str, "run_ids": list},
+    **{"versions": dict, "metric": str | None, "score": float | int | None},
+}
+
 
 @dataclass(frozen=True)
 class SavedCheckpoint:
@@ -68,15 +108,18 @@ class SavedCheckpoint:
         Raises:
             CheckpointError: if it was cut short or changed.
         """
+        manifest = Manifest.read(path)
         try:
-            manifest = Manifest(**json.loads((path / MANIFEST).read_text(encoding="utf-8")))
+            manifest.recipe_values()
             found = FileFingerprint.of(path / STATE)
             if found.num_bytes != manifest.num_bytes:
                 raise CheckpointError(f"{path / STATE} has {found.num_bytes} bytes; expected {manifest.num_bytes}.")
             if found.sha256 != manifest.sha256:
                 raise CheckpointError(f"{path / STATE} is not what was written: its hash differs from the manifest's.")
-        except (OSError, ValueError, TypeError) as error:
-            raise CheckpointError(f"{path} is no whole checkpoint: {error}") from error
+        except OSError as error:
+            raise CheckpointError(f"{path} is no whole checkpoint: {error}.") from error
+        except ValueError as error:
+            raise CheckpointError(f"{path} is no whole checkpoint: the recipe in {MANIFEST}: {error}.") from error
         return cls(path, manifest)
 
 
@@ -116,7 +159,10 @@ class CheckpointFolder:
                 rank_zero_warn(f"Broken: {' '.join(broken)} Using {found.path} instead.")
             return found
         if broken:
-            raise CheckpointError(f"No checkpoint in {self.path} is whole: {' '.join(broken)}")
+            raise CheckpointError(
+                f"No checkpoint in {self.path} is whole: {' '.join(broken)} Put a copy of one there, or remove the "
+                "folder and begin anew."
+            )
         return None
 
     def best_step(self) -> int | None:
@@ -124,8 +170,8 @@ class CheckpointFolder:
         scores: dict[int, float] = {}
         for step in self.steps() if self.best else ():
             try:
-                score = Manifest(**json.loads((self.of_step(step) / MANIFEST).read_text(encoding="utf-8"))).score
-            except (OSError, ValueError, TypeError):  # a broken one is not the best
+                score = Manifest.read(self.of_step(step)).score
+            except CheckpointError:  # a broken one is not the best
                 continue
             if score is not None:
                 scores[step] = score if self.best == "max" else -score

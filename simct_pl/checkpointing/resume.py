@@ -56,7 +56,12 @@ def choose_checkpoint(resume: str, folder: CheckpointFolder | None) -> SavedChec
             )
         return None
     if resume != AUTO:
-        return SavedCheckpoint.read(Path(resume).expanduser())
+        try:
+            return SavedCheckpoint.read(Path(resume).expanduser())
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{error} Give another step-… folder, or --resume alone for the newest good one."
+            ) from error
     found = folder.newest_good()
     if found is None:
         rank_zero_info(f"No checkpoint in {folder.path} yet; the run starts from the beginning.")
@@ -78,7 +83,7 @@ def check_same_run(checkpoint: SavedCheckpoint, recipe: str, num_ranks: int) -> 
             f"{checkpoint.path} is of {manifest.num_ranks} ranks, this run has {num_ranks}. Resume on as many: each "
             "rank has its own place in the data."
         )
-    before, now = _flat(yaml.safe_load(manifest.recipe) or {}), _flat(yaml.safe_load(recipe) or {})
+    before, now = _flat(manifest.recipe_values()), _flat(yaml.safe_load(recipe) or {})
     differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     serious = [key for key in differing if key not in ROUNDING]
     if serious:
@@ -111,11 +116,12 @@ def _leaves(prefix: str, value: Any) -> list[tuple[str, Any]]:
 
 def _by_class(callbacks: list[Any]) -> dict[str, Any]:
     """Callbacks by class name, without those that only report: their order and number may differ."""
-    described = [{"class_path": entry} if isinstance(entry, str) else entry for entry in callbacks]
+    described = [entry if isinstance(entry, dict) else {"class_path": entry} for entry in callbacks]
+    paths = [str(entry.get("class_path")) for entry in described]
     return {
-        entry["class_path"].rpartition(".")[2]: entry.get("init_args", {})
-        for entry in described
-        if not only_reports(entry["class_path"])
+        path.rpartition(".")[2]: entry.get("init_args", {})
+        for path, entry in zip(paths, described, strict=True)
+        if not only_reports(path)
     }
 
 

@@ -111,7 +111,7 @@ def is_finished(cell: Cell) -> bool:
     path = cell.folder / "result.json"
     try:
         return bool(json.loads(path.read_text(encoding="utf-8"))["key"] == cell.key)
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # a damaged one: the cell is run again
         return False
 
 

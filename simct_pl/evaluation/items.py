@@ -7,6 +7,7 @@ folder/<benchmark>/items-<rank>.jsonl  one graded response a line
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -19,6 +20,8 @@ from simct_pl.files.parquet import read_json
 from simct_pl.files.settings import SETTINGS, keep_settings
 
 NOT_KNOWN_BEFORE = ("policy_version",)
+
+logger = logging.getLogger(__name__)
 
 
 class ItemStore:
@@ -52,17 +55,34 @@ class ItemStore:
             keep_settings(path.parent, settings | {name: found.get(name) for name in NOT_KNOWN_BEFORE}, EvaluationError)
 
     def read(self) -> list[Item]:
-        """All items so far; a last line that was cut short is taken out of its file, so that it is done again."""
+        """All items so far; a last line that was cut short is taken out of its file, so that it is done again. So are
+        items that are damaged, with a warning.
+        """
         items = []
         for path in sorted(self.folder.glob("items-*.jsonl")):
             content = path.read_bytes()
             whole = content[: content.rfind(b"\n") + 1]
             if path == self.path and len(whole) < len(content):
                 os.truncate(path, len(whole))
-            items += [Item(**json.loads(line)) for line in whole.splitlines()]
+            found = [_item(line) for line in whole.splitlines()]
+            items += [item for item in found if item is not None]
+            if num_lost := found.count(None):
+                logger.warning("%s is damaged: %d of its %d items are done again.", path, num_lost, len(found))
         return items
 
     def add(self, items: Iterable[Item]) -> None:
         """Write items down."""
         with open(self.path, "a", encoding="utf-8") as file:
             file.writelines(json.dumps(asdict(item)) + "\n" for item in items)
+
+
+def _item(line: bytes) -> Item | None:
+    """A line's item; None if there is none in it any more."""
+    try:
+        item = Item(**json.loads(line))
+    except (ValueError, TypeError, RecursionError):
+        return None
+    numbers = (item.seed_index, item.sampling_seed, item.num_tokens, item.score)
+    texts = (item.problem, item.response, item.finish_reason, item.reason, item.detail)
+    is_whole = all(isinstance(n, int | float) for n in numbers) and all(isinstance(text, str) for text in texts)
+    return item if is_whole else None

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from simct_pl.errors import MissingFileError, PromptDataError
+from simct_pl.errors import MissingFileError, PromptDataError, first_line
 from simct_pl.files.atomic import whole_file, write_errors
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -58,8 +58,10 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise MissingFileError(f"{str(path)!r} does not exist.") from error
-    except ValueError as error:
-        raise PromptDataError(f"{str(path)!r} cannot be read as JSON: {error}. Remove its folder.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise PromptDataError(
+            f"{str(path)!r} cannot be read as JSON: {first_line(error)}. Remove its folder."
+        ) from error
     if not isinstance(content, dict):
         raise PromptDataError(f"{str(path)!r} holds {content!r:.80}; expected an object. Remove its folder.")
     return content

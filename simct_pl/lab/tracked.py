@@ -34,9 +34,10 @@ class SweepRun:
         make_database(TRACKING_URI)
         client, remembered = MlflowClient(TRACKING_URI), folder / "sweep.json"
         try:
-            run_id = json.loads(remembered.read_text(encoding="utf-8"))["run_id"]
+            run_id = str(json.loads(remembered.read_text(encoding="utf-8"))["run_id"])
             client.update_run(run_id, status="RUNNING")
-        except (FileNotFoundError, MlflowException):  # MLflow's database may have been removed since
+        # MLflow's database may have been removed since; a file that cannot be read costs the sweep its old parent run.
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, MlflowException):
             experiment_id = experiment_of(client, EXPERIMENT, artifact_location())
             run_id = client.create_run(experiment_id, run_name=name, tags={"simct.sweep": name}).info.run_id
             folder.mkdir(parents=True, exist_ok=True)

@@ -117,6 +117,8 @@ def _deliver(client: MlflowClient, run_id: str, group: list[Record]) -> None:
     from mlflow.entities import Metric, Param
 
     first = group[0]
+    if first["kind"] == "lost":  # counted as received, so that those behind it keep their places
+        return
     if first["kind"] == "metrics":
         metrics = [
             Metric(name, value, record["time_ms"], record["step"])

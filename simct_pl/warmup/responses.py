@@ -8,17 +8,21 @@ folder/report.json             how many there are, and what was given up
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from simct_pl.errors import ResponseError
-from simct_pl.files.parquet import MESSAGES, read_json, read_parquet, write_json, write_parquet
+from simct_pl.errors import PromptDataError, ResponseError
+from simct_pl.files.parquet import MESSAGES, read_json, read_parquet, schema_of, write_json, write_parquet
 from simct_pl.files.settings import keep_settings
+
+logger = logging.getLogger(__name__)
 
 SCHEMA = pa.schema(
     [
@@ -81,8 +85,21 @@ class ResponseStore:
         return self.path.is_file()
 
     def done(self) -> set[int]:
-        """Prompts that have been answered, or given up, so far."""
-        return {row["prompt"] for part in self._paths() for row in read_parquet(part, ["prompt"])}
+        """Prompts that have been answered, or given up, so far.
+
+        A part that is damaged is removed with a warning: its prompts are asked again, and give the same responses.
+        """
+        found: set[int] = set()
+        for part in self._paths():
+            try:
+                if missing := sorted(set(SCHEMA.names) - set(schema_of(part).names)):
+                    raise PromptDataError(f"{str(part)!r} has no {', '.join(missing)}.")
+                found |= {row["prompt"] for row in read_parquet(part)}  # all of it: a later column may be damaged
+            except PromptDataError as error:
+                logger.warning("%s It is removed, and its prompts are asked again.", error)
+                with suppress(OSError):  # then it is written over
+                    part.unlink()
+        return found
 
     def add(self, place: int, responses: Sequence[Response]) -> None:
         """Write the responses to some prompts; all of a prompt's come together."""

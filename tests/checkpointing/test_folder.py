@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,36 @@ def other_manifest(path: Path) -> None:
     (path / MANIFEST).write_text(json.dumps({"step": 4}))
 
 
-@pytest.mark.parametrize("damage", [cut_state, flip_a_byte, cut_manifest, no_manifest, other_manifest])
+def manifest_with(**values: object) -> Callable[[Path], None]:
+    """A manifest of the same state, with other values."""
+
+    def damage(path: Path) -> None:
+        whole = json.loads((path / MANIFEST).read_text())
+        (path / MANIFEST).write_text(json.dumps({**whole, **values}))
+
+    return damage
+
+
+def manifest_of(content: bytes) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        (path / MANIFEST).write_bytes(content)
+
+    return damage
+
+
+DAMAGES = [
+    *(cut_state, flip_a_byte, cut_manifest, no_manifest, other_manifest),
+    *(manifest_of(content) for content in (b"", b"\xff\x00", b"[]", b"null", b"3", b"[" * 100_000)),
+    *(manifest_with(recipe=recipe) for recipe in ("a: [", "- a", "3", "\x00", 3, None, "[" * 100_000)),
+    *(manifest_with(step=step) for step in ("4", None, 4.5, True)),
+    manifest_with(num_ranks="1"),
+    manifest_with(num_bytes="7"),
+    manifest_with(score="high"),
+    manifest_with(of_another_version=1),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_skipped_for_the_one_before(tmp_path: Path, damage) -> None:  # type: ignore[no-untyped-def]
     folder = CheckpointFolder(tmp_path)
     good, bad = save(folder, 2), save(folder, 4)

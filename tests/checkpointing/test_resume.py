@@ -72,6 +72,19 @@ def test_what_rounds_differently_is_warned_about() -> None:
         check_same_run(checkpoint(), recipe(model__init_args__chunk_tokens=32), 1)
 
 
+def test_a_recipe_that_holds_nonsense_is_another_recipe(tmp_path: Path) -> None:
+    for nonsense in ([3], [None], [{"no": "class_path"}], [{"class_path": 3}]):
+        changed = recipe(trainer__callbacks=nonsense)
+        manifest = Manifest(4, 1, 0, "", changed, [], {})
+        with pytest.raises(RecipeError, match="The recipe differs from the checkpoint's"):
+            check_same_run(SavedCheckpoint(tmp_path, manifest), recipe(), 1)
+
+
+def test_a_broken_checkpoint_that_was_asked_for_is_refused_with_the_way_on(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no whole checkpoint: .*--resume alone"):
+        choose_checkpoint(str(tmp_path), CheckpointFolder(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [

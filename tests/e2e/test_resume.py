@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -75,6 +76,33 @@ def test_a_truncated_checkpoint_gives_way_to_the_one_before(finished: Path, tmp_
     assert done.returncode == 0, done.stderr
     assert "step-00000006/state.ckpt has" in done.stderr
     assert "step-00000004 instead" in done.stderr
+    weights = "runs/quickstart/student/model.safetensors"
+    assert (folder / weights).read_bytes() == (finished / weights).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_from_what_a_bad_disk_has_left(finished: Path, tmp_path: Path) -> None:
+    """A byte of the journal, the receipt and the newest manifest: metrics are warned about, a checkpoint is skipped."""
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    run = folder / "runs/quickstart+saves"
+    (journal,) = (run / "tracking").glob("*.jsonl")
+    content = bytearray(journal.read_bytes())
+    content[content.index(b'"kind": "metrics"') + 9] = 0xFF
+    journal.write_bytes(content)
+    journal.with_suffix(".json").write_text("[]")
+    manifest = run / "checkpoints/step-00000006/manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "recipe": "a: ["}))
+    done = command(folder, *FIT, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    for expected in (
+        f"{journal.name} is damaged: 1 of its",
+        "sent again",
+        "the recipe in manifest.json",
+        "step-00000004",
+    ):
+        assert expected in done.stderr
     weights = "runs/quickstart/student/model.safetensors"
     assert (folder / weights).read_bytes() == (finished / weights).read_bytes()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simct_pl.errors import EvaluationError
+from simct_pl.errors import EvaluationError, PromptDataError
 from simct_pl.evaluation.items import ItemStore
 from simct_pl.evaluation.scores import Item, bootstrap_interval, pass_at_k, summarise
 
@@ -76,3 +76,32 @@ def test_items_of_another_evaluation_are_not_gone_on_with(tmp_path: Path) -> Non
     ItemStore(tmp_path, "toy", json.loads('{"sampling": {"top_p": 0.95}, "model": "m"}'))
     with pytest.raises(EvaluationError, match=r"model = 'm'; this run has 'n'"):
         ItemStore(tmp_path, "toy", {"model": "n", "sampling": {"top_p": 0.95}})
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"", b"\xff\x00", b"{", b"[]", b"3", b"{}", b'{"problem": "a"}', b"[" * 100_000, b"null"],
+    ids=range(9),
+)
+def test_a_damaged_item_is_done_again_and_costs_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, line: bytes
+) -> None:
+    store = ItemStore(tmp_path, "toy", {"seed": 1})
+    store.add([item("a", 0, 1.0), item("b", 0, 0.0), item("c", 0, 1.0)])
+    first, _, *rest = store.path.read_bytes().split(b"\n")
+    store.path.write_bytes(b"\n".join([first, line, *rest]))
+    assert store.read() == [item("a", 0, 1.0), item("c", 0, 1.0)]
+    assert "items-0.jsonl is damaged: 1 of its 3 items" in caplog.text
+    store.add([item("b", 0, 0.0)])
+    assert [found.problem for found in store.read()] == ["a", "c", "b"]
+    wrong_type = store.path.read_bytes().replace(b'"score": 1.0', b'"score": "1"', 1)
+    store.path.write_bytes(wrong_type)
+    assert [found.problem for found in store.read()] == ["c", "b"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b"{", b"[" * 100_000], ids=range(5))
+def test_settings_that_cannot_be_read_are_named(tmp_path: Path, content: bytes) -> None:
+    ItemStore(tmp_path, "toy", {"seed": 1})
+    (tmp_path / "toy/settings.json").write_bytes(content)
+    with pytest.raises(PromptDataError, match=r"settings\.json'.*Remove its folder"):
+        ItemStore(tmp_path, "toy", {"seed": 1})

@@ -47,7 +47,7 @@ def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_json_that_is_none_is_named(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"a.json' does not exist"):
         read_json(tmp_path / "a.json")
-    for content in ("", "{", "[1]"):
-        (tmp_path / "a.json").write_text(content)
+    for content in (b"", b"{", b"[1]", b"3", b"null", b"\xff\x00", b"[" * 100_000):
+        (tmp_path / "a.json").write_bytes(content)
         with pytest.raises(PromptDataError, match=r"a.json'"):
             read_json(tmp_path / "a.json")

@@ -12,18 +12,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from simct_pl.config.recipes import PACKAGE
 from simct_pl.data.source import PromptSource
 from simct_pl.errors import PromptDataError, RecipeError, ResponseError, RolloutError
-from simct_pl.files.parquet import read_parquet
+from simct_pl.files.parquet import read_parquet, write_parquet
 from simct_pl.rollout.engine import Generation, SamplingParams
 from simct_pl.rollout.hf import HFEngine
 from simct_pl.tasks.arithmetic import Problem, distinct_problems
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer
 from simct_pl.warmup.generate import generate
 from simct_pl.warmup.response_sampler import ResponseSampler, SampleRequest
+from simct_pl.warmup.responses import ResponseStore
 from tests.tiny import ASSETS
 from tests.warmup.engines import ScriptedEngine
 
@@ -210,3 +212,27 @@ def test_killed_at_any_moment_it_goes_on(tmp_path: Path) -> None:
     asked_again = len(log.read_text().splitlines()) - num_asked
     assert asked_again == 36 - 6 * num_done  # only what was not on disk
     assert rows == expected
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "binary", "other columns"])
+def test_a_damaged_part_is_asked_again_and_gives_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    def stop(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    _, calm = run(tmp_path / "calm", engine=ScriptedEngine())
+    with monkeypatch.context() as patch:
+        patch.setattr(ResponseStore, "finish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "hurt", engine=ScriptedEngine())
+    part = sorted((tmp_path / "hurt/out/parts").iterdir())[1]
+    content = part.read_bytes()
+    if damage == "other columns":
+        write_parquet(part, pa.schema([("prompt", pa.int64())]), [[{"prompt": 4}]])
+    else:
+        part.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "binary": os.urandom(500)}[damage])
+    _, mended = run(tmp_path / "hurt", engine=ScriptedEngine())
+    assert mended == calm
+    assert part.name in caplog.text
+    assert "asked again" in caplog.text

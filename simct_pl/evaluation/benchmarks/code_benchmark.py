@@ -53,7 +53,8 @@ def fenced_blocks(text: str) -> list[tuple[str, str]]:
             blocks.append((language, "\n".join(inside)))
             inside = None
         *before, info = line.split(FENCE)
-        language = LANGUAGE.match(info)[1]  # type: ignore[index] - it matches the empty text too
+        named = LANGUAGE.match(info)
+        language = named[1] if named else ""
         # Two fences in a line are code within it. What ends a block and names a language begins the next one.
         if len(before) % 2 == 1 and (language or not was_open):
             inside = []
