@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.utils.data import DataLoader, IterableDataset
 
-from callbacks import HFExport, PolicyMismatch
+from callbacks import AlignmentStats, HFExport, PolicyMismatch
 from simct_pl.errors import ExportError
 from simct_pl.losses.inputs.unit_rows import build_unit_rows
 from simct_pl.models.sharding import ShardedStrategy, Sharding, full_parameters, full_tensor, is_sharded
@@ -44,12 +44,14 @@ RAGGED = {"micro_batch_tokens": 80}  # so few that ranks get several micro-batch
 
 @dataclass
 class Trace:
-    """What a fit did: a number a step, whole gradients of the first step as the optimizer saw them, whole weights at
-    the end, held-out metrics, and the number of micro-batches of each rank, [steps][ranks].
+    """What a fit did: a number a step (text KL: with its error and coverage), whole gradients of the first step as the
+    optimizer saw them, whole weights at the end, held-out metrics, and the number of micro-batches of each rank,
+    [steps][ranks].
     """
 
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
+    text_kl: list[list[float]] = field(default_factory=list)
     gradients: dict[str, Tensor] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
     held_out: dict[str, float] = field(default_factory=dict)
@@ -73,6 +75,8 @@ class Recorder(L.Callback):
         assert float(trainer.callback_metrics["policy/lag"]) == 0
         self.trace.losses.append(float(trainer.callback_metrics["loss/train"]))
         self.trace.norms.append(float(trainer.callback_metrics["optim/grad_norm"]))
+        names = [f"policy/text_kl{part}" for part in ("", "_error", "_coverage")]
+        self.trace.text_kl.append([float(trainer.callback_metrics[name]) for name in names])
         assert batch.rollouts is not None
         self.trace.num_groups.append(over_ranks(pl_module, len(pl_module._pack(batch.rollouts))).tolist())
 
@@ -127,7 +131,14 @@ def fit(
     recorder = Recorder(None if resume else folder / f"{name}.ckpt")
     exports = [HFExport(str(folder / f"{name}-export"))] if export else []
     run = trainer(
-        folder, PolicyMismatch(), recorder, *exports, max_steps=NUM_STEPS, strategy=strategy, devices=num_ranks
+        folder,
+        PolicyMismatch(),
+        AlignmentStats(),
+        recorder,
+        *exports,
+        max_steps=NUM_STEPS,
+        strategy=strategy,
+        devices=num_ranks,
     )
     data = Data(batch_size=GLOBAL_BATCH // num_ranks, num_train_batches=SAVED_STEP, num_val_prompts=5)
     run.fit(module, datamodule=data, ckpt_path=resume, weights_only=False)
