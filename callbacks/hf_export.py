@@ -11,10 +11,11 @@ from typing_extensions import override
 from callbacks.distilled import distilled
 from simct_pl.models.export import check_output, export_model
 from simct_pl.models.sharding import full_state_dict
+from simct_pl.tracking.outputs import OutputWriter
 from simct_pl.types import PromptBatch
 
 
-class HFExport(L.Callback):
+class HFExport(OutputWriter):
     """Exports to `output` (weights, tokenizer, chat template, generation config), atomically.
 
     Args:
