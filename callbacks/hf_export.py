@@ -12,10 +12,11 @@ from callbacks.distilled import distilled
 from simct_pl.files.outputs import check_output
 from simct_pl.models.export import export_model
 from simct_pl.models.sharding import full_state_dict
+from simct_pl.tracking.outputs import OutputWriter
 from simct_pl.types import PromptBatch
 
 
-class HFExport(L.Callback):
+class HFExport(OutputWriter):
     """Exports to `output` (weights, tokenizer, chat template, generation config), atomically.
 
     Args:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from typing_extensions import override
 
 from simct_pl.files.outputs import check_file
 from simct_pl.tracking.logger import MLFLOW_LOGGERS
+from simct_pl.tracking.outputs import OutputWriter
 
 PANELS = (
     ("eval/accuracy", "held-out accuracy"),
@@ -20,9 +23,13 @@ PANELS = (
     ("policy/entropy", "student entropy (nats)"),
 )
 
+FEW_POINTS = 20  # of a curve whose single points are shown, so that one of them is a picture too
+SMALLEST_SPAN = 0.02  # of an axis, as a share of its values
 
-class LearningCurve(L.Callback):
-    """Collects the metrics of PANELS and draws those that the run logged, at the end of the fit.
+
+class LearningCurve(OutputWriter):
+    """Collects the metrics of PANELS and draws those that the run logged, at the end of the fit; and again when
+    held-out prompts are scored after it, as the command line does if the last step was not one for validation.
 
     Args:
         output: path of the PNG. title: heading of the picture.
@@ -33,6 +40,7 @@ class LearningCurve(L.Callback):
     def __init__(self, output: str, title: str = "On-policy distillation") -> None:
         self.output, self.title = Path(output), title
         self.curves: dict[str, list[tuple[int, float]]] = {}
+        self._fit_ended = False
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -53,9 +61,16 @@ class LearningCurve(L.Callback):
         self._collect(trainer, eval_metrics=False)
 
     @override
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._fit_ended = False
+
+    @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.sanity_checking:
-            self._collect(trainer, eval_metrics=True)
+        if trainer.sanity_checking:
+            return
+        self._collect(trainer, eval_metrics=True)
+        if self._fit_ended:
+            self._draw(trainer)
 
     def _collect(self, trainer: L.Trainer, eval_metrics: bool) -> None:
         for name, _ in PANELS:
@@ -64,6 +79,10 @@ class LearningCurve(L.Callback):
 
     @override
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._fit_ended = True
+        self._draw(trainer)
+
+    def _draw(self, trainer: L.Trainer) -> None:
         if not trainer.is_global_zero or not self.curves:
             return
         draw_curves(self.curves, self.output, self.title)
@@ -72,12 +91,21 @@ class LearningCurve(L.Callback):
                 logger.experiment.log_artifact(logger.run_id, str(self.output))
 
 
+def limits(values: Sequence[float]) -> tuple[float, float]:
+    """Lowest and highest value of an axis: a curve that hardly moves is drawn as one, instead of filling the panel."""
+    finite = [value for value in values if math.isfinite(value)] or [0.0]
+    low, high = min(finite), max(finite)
+    margin = max((high - low) * 0.05, max(abs(low), abs(high)) * SMALLEST_SPAN / 2) or SMALLEST_SPAN
+    return low - margin, high + margin
+
+
 def draw_curves(curves: dict[str, list[tuple[int, float]]], output: Path, title: str) -> None:
     """One small panel a metric."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     panels = [(name, label) for name, label in PANELS if name in curves]
     columns = min(3, len(panels))
@@ -85,7 +113,11 @@ def draw_curves(curves: dict[str, list[tuple[int, float]]], output: Path, title:
     figure, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 2.9 * rows), squeeze=False, layout="constrained")
     for axis, (name, label) in zip(axes.flat, panels, strict=False):
         steps, values = zip(*curves[name], strict=True)
-        axis.plot(steps, values, marker="o" if name.startswith("eval/") else None, markersize=4, linewidth=1.4)
+        few = name.startswith("eval/") or len(steps) <= FEW_POINTS
+        axis.plot(steps, values, marker="o" if few else None, markersize=4, linewidth=1.4)
+        axis.set_ylim(*limits(values))
+        axis.ticklabel_format(useOffset=False)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_title(label, fontsize=10)
         axis.set_xlabel("optimizer step", fontsize=8)
         axis.tick_params(labelsize=8)

@@ -11,11 +11,12 @@ from typing_extensions import override
 
 from callbacks.distilled import distilled
 from simct_pl.tracking.logger import MLFLOW_LOGGERS
+from simct_pl.tracking.run_info import RunInfoReader
 
 
-class RecipeLog(L.Callback):
-    """Saves `recipe.yaml` under the trainer's root directory; logs it, versions, commit and the objective's variant to
-    MLflow.
+class RecipeLog(L.Callback, RunInfoReader):
+    """Saves `recipe.yaml` under the trainer's root directory; logs versions, commit and the objective's variant to
+    every logger, and the recipe to MLflow.
     """
 
     only_reports = True
@@ -23,7 +24,7 @@ class RecipeLog(L.Callback):
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module = distilled(self, pl_module)
-        info = module.run_info
+        info = self.run_info
         if info is None or not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir)

@@ -48,6 +48,11 @@ def test_every_recipe_is_in_the_wheel(names_in_wheel: set[str]) -> None:
     assert {f"simct_pl/_recipes/{name}" for name in recipes} - names_in_wheel == set()
 
 
+def test_a_copy_of_the_callbacks_is_inside_the_package(names_in_wheel: set[str]) -> None:
+    files = {path.relative_to(ROOT / "callbacks").as_posix() for path in (ROOT / "callbacks").rglob("*.py")}
+    assert {f"simct_pl/_callbacks/{name}" for name in files} - names_in_wheel == set()
+
+
 def test_nothing_else_is_in_the_wheel(names_in_wheel: set[str]) -> None:
     top = {name.partition("/")[0] for name in names_in_wheel}
     assert {name for name in top if not name.endswith(".dist-info")} == {"simct_pl", "callbacks"}
@@ -69,3 +74,13 @@ def test_the_installed_wheel_runs_from_another_folder(wheel: Path, tmp_path: Pat
     locations = run("-c", "import simct_pl, callbacks; print(simct_pl.__file__, callbacks.__file__, sep='\\n')")
     assert all(Path(line).is_relative_to(target) for line in locations.split("\n") if line)
     assert "fit" in run("-m", "simct_pl", "--help")
+    # Another distribution has a `callbacks` too, and pip has written its files over ours.
+    (target / "callbacks/__init__.py").write_text("class Theirs: pass\n")
+    (elsewhere / "callbacks").mkdir()
+    (elsewhere / "callbacks/mine.py").write_text("class Mine: pass\n")
+    found = run(
+        "-c",
+        "from simct_pl.config.callback_package import install; install(); import callbacks, callbacks.mine as mine; "
+        "print(callbacks.RolloutCallback.__module__, callbacks.Theirs.__name__, mine.Mine.__name__)",
+    )
+    assert found.split() == ["callbacks.rollout", "Theirs", "Mine"]

@@ -29,6 +29,7 @@ from typing_extensions import override
 from simct_pl.errors import CheckpointError, first_line
 from simct_pl.files.atomic import flush, put_folder
 from simct_pl.files.fingerprint import FileFingerprint
+from simct_pl.tracking.run_info import RunInfoReader
 
 STATE, MANIFEST = "state.ckpt", "manifest.json"
 NAME = re.compile(r"step-(\d{8,})")
@@ -237,13 +238,10 @@ class FlushedIO(TorchCheckpointIO):
             self.error = error
 
 
-class CheckpointProvider(L.Callback):
-    """A callback that saves and restores runs; `--resume` needs one in the recipe.
-
-    recipe: of the run, resolved, as YAML; set by the command line, compared when a run is resumed.
+class CheckpointProvider(L.Callback, RunInfoReader):
+    """A callback that saves and restores runs; `--resume` needs one in the recipe. The recipe that it is told is
+    compared when a run is resumed.
     """
-
-    recipe: str = ""
 
     @abstractmethod
     def checkpoints(self, trainer: L.Trainer) -> CheckpointFolder:

@@ -1,11 +1,13 @@
-"""The command line: `fit | validate | test` go to LightningCLI, the small commands to simct_pl.commands.
+"""The command line: `fit | validate | test` go to commands.trainer, the others to a module of their own.
 
-Imports nothing heavy, so that `--help` and usage errors answer at once. Every SimctError ends on one screen with its
-exit code: 2 for what the user can put right, 75 for a run that was asked to end and can be continued.
+Imports nothing heavy, so that `--help`, usage errors and recipes that are not there are answered at once. Every
+SimctError ends on one screen with its exit code: 2 for what the user can put right, 75 for a run that was asked to end
+and can be continued.
 """
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 
@@ -31,6 +33,8 @@ TRAINER_COMMANDS = {
     "validate": "score held-out prompts by a recipe",
     "test": "score a recipe's student on the benchmarks of callbacks.BenchmarkCallback",
 }
+# Of COMMANDS, those whose --recipe is read as `fit` reads it.
+TAKE_RECIPES = ("preflight", "quickstart", "data", "generate", "select", "evaluate")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,13 +46,17 @@ def main(argv: list[str] | None = None) -> int:
     command, rest = arguments[0], arguments[1:]
     try:
         if command in TRAINER_COMMANDS:
-            return int(importlib.import_module("simct_pl.config.lightning_cli").run(arguments))
+            return int(importlib.import_module("simct_pl.commands.trainer").run(arguments))
         if command in COMMANDS:
+            if command in TAKE_RECIPES:
+                importlib.import_module("simct_pl.config.recipes").check_recipes(rest)
             return int(importlib.import_module(COMMANDS[command][0]).main(rest))
     except SimctError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
-    print(f"Unknown command {command!r}.\n\n{usage()}", file=sys.stderr)
+    near = difflib.get_close_matches(command, [*TRAINER_COMMANDS, *COMMANDS], n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    print(f"Unknown command {command!r}.{hint}\n\n{usage()}", file=sys.stderr)
     return 2
 
 

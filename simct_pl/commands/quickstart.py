@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from simct_pl.commands.trainer import run
+
 
 def main(argv: list[str]) -> int:
     """Run the quickstart recipe; further arguments overlay it as in `fit`."""
@@ -13,6 +15,4 @@ def main(argv: list[str]) -> int:
         "on two cores). Further options go to `fit`, for example --trainer.max_steps 20.",
     )
     _, overlays = parser.parse_known_args(argv)
-    from simct_pl.config.lightning_cli import run  # here, so that --help needs no torch
-
     return run(["fit", "--recipe", "quickstart", *overlays])

@@ -1,8 +1,7 @@
 """`fit`, `validate`, `test`: recipes by LightningCLI, with OmegaConf interpolation and errors that fit on one screen.
 
 A recipe is LightningCLI's config under a better name: components by class_path/init_args, types checked from
-constructors. `--recipe` may be repeated; later files and `--key value` overlay earlier ones. `fit --resume` goes on
-from the newest good checkpoint of the run's folder; `fit --dry_run` only says what it would do.
+constructors. `--recipe` may be repeated; later files and `--key value` overlay earlier ones.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import os
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, TypeVar
@@ -26,16 +25,17 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from simct_pl.checkpointing.folder import CheckpointProvider, SavedCheckpoint
-from simct_pl.checkpointing.resume import AUTO, NEVER, check_same_run, choose_checkpoint
+from simct_pl.checkpointing.resume import NEVER, check_same_run, choose_checkpoint
+from simct_pl.config.callback_package import install as install_callbacks
 from simct_pl.config.recipe_parser import PARSER_MODE, RecipeParser, interpolation
 from simct_pl.config.recipes import check_yaml, resolve_recipes
 from simct_pl.config.summary import TRACKING_URI, print_summary
-from simct_pl.errors import CheckpointError, RecipeError, SimctError
+from simct_pl.errors import CheckpointError, MissingPackageError, RecipeError, SimctError, first_line
 from simct_pl.evaluation.runner import BenchmarkProvider
 from simct_pl.files.lock import sole_writer
 from simct_pl.files.outputs import check_parent
 from simct_pl.tracking.logger import RunLogger
-from simct_pl.tracking.run_info import RunInfo, installed_versions, project_commit
+from simct_pl.tracking.run_info import RunInfo, RunInfoReader
 from simct_pl.training.module import DistillModule
 
 ARTIFACTS = "runs/mlflow-artifacts"
@@ -43,28 +43,18 @@ ARTIFACTS = "runs/mlflow-artifacts"
 CLI = TypeVar("CLI", bound="SimctCLI")
 
 
-def run(arguments: list[str]) -> int:
-    """Run a trainer command, e.g. ["fit", "--recipe", "quickstart"].
+def open_recipes(arguments: list[str], kind: type[CLI], resume: str = NEVER) -> CLI:
+    """Read recipes and make their components; what is then done with them depends on the kind of CLI.
+
+    arguments: a trainer command's, such as ["fit", "--recipe", "quickstart"].
 
     Raises:
         SimctError: for anything in the recipe or the data that the user can put right.
     """
-    resume, gpu = _take_option(arguments, "--resume", AUTO), _take_option(arguments, "--dry_run", AUTO)
-    if gpu is None:
-        open_recipes(arguments, SimctCLI, resume=resume or NEVER)
-        return 0
-    from simct_pl.commands.dry_run import PlanningCLI, dry_run
-
-    return dry_run(open_recipes(arguments, PlanningCLI), None if gpu == AUTO else gpu)
-
-
-def open_recipes(arguments: list[str], kind: type[CLI], resume: str = NEVER) -> CLI:
-    """Read recipes and make their components; what is then done with them depends on the kind of CLI.
-
-    arguments: a trainer command's. Raises: as `run`.
-    """
+    arguments = list(arguments)
     recipes = resolve_recipes(arguments)
     quiet_libraries()
+    install_callbacks()
     for recipe in recipes:
         check_yaml(recipe)
     try:
@@ -74,24 +64,6 @@ def open_recipes(arguments: list[str], kind: type[CLI], resume: str = NEVER) -> 
         if isinstance(error, SimctError) or not _raised_by_lightning(error):
             raise
         raise RecipeError(f"Lightning refuses the recipe: {str(error).strip()}") from error
-
-
-def _take_option(arguments: list[str], name: str, alone: str) -> str | None:
-    """Take `name [VALUE]` out of the arguments of fit, in place: it is about this call, and no part of a recipe.
-
-    Returns the value, `alone` for an option without one, None if it is not there.
-    """
-    for i, argument in enumerate(arguments):
-        flag, equals, value = argument.partition("=")
-        if flag != name:
-            continue
-        if not equals and i + 1 < len(arguments) and not arguments[i + 1].startswith("-"):
-            value = arguments.pop(i + 1)
-        del arguments[i]
-        if arguments[0] != "fit":
-            raise RecipeError(f"{name} goes with fit, not with {arguments[0]}.")
-        return value or alone
-    return None
 
 
 def _raised_by_lightning(error: BaseException) -> bool:
@@ -124,8 +96,10 @@ def artifact_location() -> str:
 
 
 def _first_own_error(error: BaseException | None) -> SimctError | None:
-    """The SimctError that an exception was raised from, however deep."""
+    """The SimctError that an exception was raised from, however deep; a package that is missing becomes one."""
     while error is not None and not isinstance(error, SimctError):
+        if isinstance(error, ModuleNotFoundError):
+            return MissingPackageError(f"A component of the recipe needs a package: {first_line(error)}")
         error = error.__cause__ or error.__context__
     return error
 
@@ -135,7 +109,7 @@ def own_errors() -> Iterator[None]:
     """Let what a component refuses reach the user as it was said, not as one of a union's failed alternatives."""
     try:
         yield
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ModuleNotFoundError) as error:
         raise (_first_own_error(error) or error) from None
 
 
@@ -155,7 +129,13 @@ class SimctCLI(LightningCLI):
             # Held-out prompts are scored before a fit (before_fit), so nothing needs a sanity check; and tensors that
             # are made then must be usable in training, which inference mode forbids.
             # Lightning's own checkpoints are neither exact nor checked: callbacks.Checkpoint takes their place.
-            trainer_defaults={"num_sanity_val_steps": 0, "inference_mode": False, "enable_checkpointing": False},
+            # A step takes seconds; to log it takes none, and a short run would be without any metrics.
+            trainer_defaults={
+                "num_sanity_val_steps": 0,
+                "inference_mode": False,
+                "enable_checkpointing": False,
+                "log_every_n_steps": 1,
+            },
             parser_class=RecipeParser,
             parser_kwargs={"parser_mode": PARSER_MODE},
             auto_configure_optimizers=False,
@@ -164,7 +144,8 @@ class SimctCLI(LightningCLI):
 
     @override
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        parser = self.parser_class(**kwargs)
+        parser = RecipeParser(**kwargs)
+        parser.run_folder = self._run_folder
         parser.add_argument(
             "-c",
             "--config",
@@ -188,9 +169,9 @@ class SimctCLI(LightningCLI):
     @override
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config = self._get(self.config_init, "trainer")
-        root = Path(config.get("default_root_dir") or f"runs/{self.run_name}")
+        root = Path(config.get("default_root_dir") or self._run_folder)
         check_parent(root / "recipe.yaml")
-        if config.get("logger") is None:
+        if config.get("logger") in (None, True):
             kwargs["logger"] = RunLogger(
                 str(root / "tracking"),
                 run_name=self.run_name,
@@ -222,7 +203,10 @@ class SimctCLI(LightningCLI):
         for logger in self._run_loggers() if self.resume != NEVER else ():
             logger.continue_run(from_checkpoint=self.checkpoint is not None)
         if self.checkpoint is None and self.datamodule is not None and isinstance(self.model, DistillModule):
-            self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+            with ExitStack() as stack:
+                for logger in self._run_loggers():
+                    stack.enter_context(logger.going_on())
+                self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
 
     def fit(self, **kwargs: Any) -> None:
         """`trainer.fit`, from the chosen checkpoint; it may hold plain types and tensors, and no code."""
@@ -265,13 +249,15 @@ class SimctCLI(LightningCLI):
     @override
     def after_instantiate_classes(self) -> None:
         self._dump_config()
-        recipe = self._recipe()
-        if (provider := self._checkpoint_provider()) is not None:
-            provider.recipe = recipe
-        for logger in self._run_loggers():
-            logger.set_recipe(recipe)
-        if isinstance(self.model, DistillModule):
-            self.model.run_info = RunInfo(self.run_name, recipe, installed_versions(), project_commit())
+        info = RunInfo.collect(self.run_name, self._recipe())
+        for part in (*self.trainer.callbacks, *self.trainer.loggers):  # type: ignore[attr-defined]
+            if isinstance(part, RunInfoReader):
+                part.run_info = info
+
+    @property
+    def _run_folder(self) -> str:
+        """Where a run goes whose recipe does not say."""
+        return f"runs/{self.run_name}"
 
     def _recipe(self) -> str:
         return yaml.safe_dump(self.config_dump, sort_keys=False, allow_unicode=True)

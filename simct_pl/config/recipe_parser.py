@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import importlib
+import inspect
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import yaml
-from jsonargparse import get_loader, set_loader
+from jsonargparse import Namespace, get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -21,6 +23,7 @@ from simct_pl.errors import RecipeError
 NOISE = re.compile(r"Union subtypes|^\s*Subtypes:|<class 'NoneType'>|^\s*Given value")
 UNKNOWN_KEY = re.compile(r"[Oo]ption '([\w.]+)'|[Uu]nrecognized arguments: --([\w.]+)")
 BAD_CHOICE = re.compile(r"Literal\[(.+)\]\. Got value: (\S+)")
+STAGES = ("fit", "validate", "test")
 PARSER_MODE = "omegaconf+"  # interpolation across overlays and the command line
 load_yaml = get_loader("yaml")
 
@@ -53,12 +56,39 @@ def interpolation() -> Iterator[None]:
 class RecipeParser(LightningArgumentParser):
     """Turns argparse's exit into a RecipeError, with the nearest known name and without jsonargparse's inner
     workings.
+
+    run_folder: where a logger writes that must be told, if the recipe has no default_root_dir.
     """
+
+    run_folder = "runs/unnamed"
+
+    @override
+    def validate(self, namespace: Namespace, *args: Any, **kwargs: Any) -> None:
+        """As jsonargparse does, after the loggers that need a folder have one: they are named without it."""
+        for stage in (namespace, *(namespace.get(name) for name in STAGES)):
+            if stage is not None and "trainer" in stage:
+                _give_folders(stage.trainer, self.run_folder)
+        super().validate(namespace, *args, **kwargs)
 
     @override
     def error(self, message: str, ex: Exception | None = None) -> Any:
         lines = [line.rstrip() for line in str(message).splitlines() if line.strip() and not NOISE.search(line)]
         raise RecipeError("\n".join(lines) + _nearest_name("\n".join(lines), self))
+
+
+def _give_folders(trainer: Namespace, run_folder: str) -> None:
+    """Set save_dir of the loggers whose constructor asks for it, such as TensorBoardLogger and CSVLogger."""
+    loggers = trainer.get("logger")
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        if not isinstance(logger, Namespace) or "class_path" not in logger:
+            continue
+        module, _, name = logger.class_path.rpartition(".")
+        asked = inspect.signature(getattr(importlib.import_module(module), name)).parameters.get("save_dir")
+        if asked is not None and asked.default is inspect.Parameter.empty:
+            options = logger.get("init_args") or Namespace()
+            if options.get("save_dir") is None:
+                options["save_dir"] = trainer.get("default_root_dir") or run_folder
+                logger["init_args"] = options
 
 
 def _nearest_name(message: str, parser: LightningArgumentParser) -> str:

@@ -36,7 +36,11 @@ def find_recipe(name: str) -> Path:
 
 
 def resolve_recipes(arguments: list[str]) -> list[str]:
-    """Replace the names of shipped recipes by their paths, in place; returns the paths."""
+    """Replace the names of shipped recipes by their paths, in place; returns the paths.
+
+    Raises:
+        MissingFileError: for a name or a path that leads nowhere. RecipeError: for a flag without a name.
+    """
     recipes = []
     for i, argument in enumerate(arguments):
         flag, equals, value = argument.partition("=")
@@ -48,10 +52,27 @@ def resolve_recipes(arguments: list[str]) -> list[str]:
         elif i + 1 < len(arguments):
             recipes.append(str(find_recipe(arguments[i + 1])))
             arguments[i + 1] = recipes[-1]
+        else:
+            raise RecipeError(f"{flag} is the last word of the command; expected a recipe after it, by name or path.")
     return recipes
 
 
+def check_recipes(arguments: list[str]) -> None:
+    """Find the recipes that a command line names, and read them as YAML; needs no heavy import.
+
+    Raises:
+        MissingFileError, RecipeError: naming the recipe.
+    """
+    for recipe in resolve_recipes(list(arguments)):
+        check_yaml(recipe)
+
+
 def check_yaml(recipe: str) -> None:
+    """Read a recipe as YAML.
+
+    Raises:
+        RecipeError: for a file that is no YAML, or holds no keys.
+    """
     try:
         content = yaml.safe_load(Path(recipe).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -8,10 +8,12 @@ from rich.table import Table
 from rich.text import Text
 
 from simct_pl.tracking.logger import MLFLOW_LOGGERS
+from simct_pl.tracking.outputs import OutputWriter
 from simct_pl.training.held_out import HeldOutResult
 from simct_pl.training.module import DistillModule
 
 TRACKING_URI = "sqlite:///runs/mlflow.db"
+MAX_CHARS = 120  # of a prompt or an answer: four of them, three columns wide, are one screen
 PERCENT_METRICS = ("eval/accuracy", "eval/truncation_rate", "eval/coverage")
 
 
@@ -29,7 +31,7 @@ def print_summary(module: DistillModule, trainer: L.Trainer) -> None:
         f"{len(vocab.teacher_columns):,} teacher tokens."
     )
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if hasattr(callback, "output"):
+        if isinstance(callback, OutputWriter):
             console.print(f"{type(callback).__name__}: {callback.output}", soft_wrap=True)
     if any(isinstance(logger, MLFLOW_LOGGERS) for logger in trainer.loggers):
         console.print(f"Metrics, recipe and samples: mlflow ui --backend-store-uri {TRACKING_URI}", soft_wrap=True)
@@ -52,8 +54,15 @@ def samples_table(before: HeldOutResult, after: HeldOutResult) -> Table:
     for column in ("prompt", f"step {before.step}", f"step {after.step}"):
         table.add_column(column, overflow="fold")
     for first, last in zip(before.samples, after.samples, strict=True):
-        table.add_row(Text(first.prompt), _answer(first.response, first.score), _answer(last.response, last.score))
+        cells = _answer(first.response, first.score), _answer(last.response, last.score)
+        table.add_row(Text(in_one_line(first.prompt)), *cells)
     return table
+
+
+def in_one_line(text: str) -> str:
+    """A text as a table's cell can hold it: line breaks and what does not print escaped, a long middle left out."""
+    shown = "".join("⏎" if c == "\n" else c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return shown if len(shown) <= MAX_CHARS else f"{shown[: MAX_CHARS // 2]} … {shown[-MAX_CHARS // 2 :]}"
 
 
 def _number(name: str, value: float) -> str:
@@ -63,4 +72,4 @@ def _number(name: str, value: float) -> str:
 def _answer(response: str, score: float | None) -> Text:
     style = "" if score is None else ("green" if score >= 0.5 else "red")
     mark = "" if score is None else ("✓ " if score >= 0.5 else "✗ ")
-    return Text(mark + response, style=style)
+    return Text(mark + in_one_line(response), style=style)

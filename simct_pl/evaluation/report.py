@@ -14,6 +14,7 @@ from rich.table import Table
 from simct_pl.evaluation.scores import BenchmarkResult
 from simct_pl.files.parquet import write_json
 from simct_pl.tracking.logger import RunLogger
+from simct_pl.tracking.run_info import RunInfo
 
 SUMMARY = "summary.json"
 BENCHMARK, REASONS = "benchmark", "not right, by reason"
@@ -86,7 +87,7 @@ def write_summary(folder: Path, results: Sequence[BenchmarkResult]) -> Path:
 
 def log_results(logger: RunLogger, results: Sequence[BenchmarkResult], folder: Path, settings: str) -> None:
     """Send metrics, settings and the summary to MLflow, and end the run."""
-    logger.set_recipe(settings)
+    logger.run_info = RunInfo.collect("evaluate", settings)
     logger.log_hyperparams({"evaluation": settings})
     for result in results:
         logger.log_metrics(result.metrics())

@@ -6,12 +6,14 @@ What is left at the end stays in the journal for `python -m simct_pl upload-metr
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import threading
 import time
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from typing_extensions import override
 
 from simct_pl.errors import TrackingError
 from simct_pl.tracking.journal import Destination, Journal, Record
+from simct_pl.tracking.run_info import RunInfoReader
 from simct_pl.tracking.upload import Uploader
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 300.0  # seconds between attempts on a server that does not answer
@@ -31,8 +34,8 @@ EXPERIMENT = "simct_pl"
 TAGS_VARIABLE = "MLFLOW_RUN_CONTEXT"  # MLflow's own: tags of the runs that a process begins, as JSON
 
 
-class RunLogger(Logger):
-    """Logs to MLflow through a journal.
+class RunLogger(Logger, RunInfoReader):
+    """Logs to MLflow through a journal, which begins with the recipe that it is told.
 
     Args:
         folder: of the journal, inside the run's folder.
@@ -63,7 +66,16 @@ class RunLogger(Logger):
         self.destination = Destination(tracking_uri, experiment_name, name, artifact_location, tags=tags)
         self._journal: Journal | None = None
         self._sender: Sender | None = None
-        self._running = False
+        self._running = self._goes_on = False
+
+    @contextmanager
+    def going_on(self) -> Iterator[None]:
+        """What is finalized in here is not the run's end, and waits for no server; but for what fails."""
+        self._goes_on = True
+        try:
+            yield
+        finally:
+            self._goes_on = False
 
     @rank_zero_only
     def continue_run(self, from_checkpoint: bool) -> None:
@@ -73,14 +85,10 @@ class RunLogger(Logger):
         journal = Journal.newest(self.folder)
         if journal is None:
             return
-        if from_checkpoint or (not journal.ended and journal.destination.recipe == self.destination.recipe):
+        if from_checkpoint or (not journal.ended and journal.destination.recipe == self.recipe):
             self._journal = journal
         else:
             journal.close()
-
-    def set_recipe(self, recipe: str) -> None:
-        """The run's recipe, as YAML; before anything is logged."""
-        self.destination = replace(self.destination, recipe=recipe)
 
     @rank_zero_only
     def end(self) -> None:
@@ -91,7 +99,7 @@ class RunLogger(Logger):
     @property
     def journal(self) -> Journal:
         if self._journal is None:
-            self._journal = Journal.begin(self.folder, self.destination)
+            self._journal = Journal.begin(self.folder, replace(self.destination, recipe=self.recipe))
         return self._journal
 
     @property
@@ -146,9 +154,9 @@ class RunLogger(Logger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Wait for the server to have everything; say what to do if it has not. Lightning does this after each fit and
-        each validation; what is logged afterwards sets the run going again.
+        each validation, unless it is inside `going_on`; what is logged afterwards sets the run going again.
         """
-        if not self._running or self._sender is None:
+        if (self._goes_on and status != "failed") or not self._running or self._sender is None:
             return
         self._running = False
         self.journal.add({"kind": "status", "status": "FAILED" if status == "failed" else "FINISHED"})
@@ -179,7 +187,9 @@ class ArtifactClient:
         self._logger.add({"kind": "table", "file": artifact_file, "columns": data})
 
     def log_artifact(self, run_id: str | None, local_path: str) -> None:
-        self._logger.add({"kind": "artifact", "path": str(Path(local_path).absolute())})
+        # With its content, because the same record is not sent twice, and a picture may be drawn again.
+        digest = hashlib.blake2b(Path(local_path).read_bytes(), digest_size=16).hexdigest()
+        self._logger.add({"kind": "artifact", "path": str(Path(local_path).absolute()), "digest": digest})
 
 
 class Sender(threading.Thread):

@@ -1,4 +1,6 @@
-"""What ran: recipe, package versions, commit. Collected by the command line, written down by callbacks.RecipeLog."""
+"""What ran: recipe, package versions, commit. Collected by the command line, handed to every callback and logger that
+is a RunInfoReader: checkpoints, the tracker and callbacks.RecipeLog write it down.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +22,25 @@ class RunInfo:
     recipe: str
     versions: dict[str, str]
     commit: str | None
+
+    @classmethod
+    def collect(cls, name: str, recipe: str) -> RunInfo:
+        """A run that begins here and now."""
+        return cls(name, recipe, installed_versions(), project_commit())
+
+
+class RunInfoReader:
+    """A callback or a logger that is told what runs, after everything is made and before anything starts.
+
+    run_info: None in a program that makes its own trainer.
+    """
+
+    run_info: RunInfo | None = None
+
+    @property
+    def recipe(self) -> str:
+        """The resolved recipe as YAML; empty where there is none."""
+        return self.run_info.recipe if self.run_info else ""
 
 
 def installed_versions() -> dict[str, str]:

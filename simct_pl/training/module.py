@@ -35,7 +35,6 @@ from simct_pl.models.loading import DtypeName, check_model_path, context_length,
 from simct_pl.models.microbatch import pack_by_length, unpack
 from simct_pl.models.sharding import Sharding, free_gathered
 from simct_pl.tokenization.pair import TokenizerPair
-from simct_pl.tracking.run_info import RunInfo
 from simct_pl.training.aligned_batch import AlignedBatch
 from simct_pl.training.checks import NO_ROLLOUTS, check_trainer
 from simct_pl.training.collectives import exchange_gradients, in_step, over_ranks
@@ -102,7 +101,6 @@ class DistillModule(L.LightningModule):
         self.guarded_step = GuardedStep(optimizer.max_grad_norm)
         self.phases = PhaseTimer()
         self.history: list[HeldOutResult] = []
-        self.run_info: RunInfo | None = None
 
     # ---- set-up: everything that can be refused is refused before any weights load ----
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from simct_pl.commands import dry_run
-from simct_pl.config.lightning_cli import open_recipes, run
+from simct_pl.commands.trainer import run
+from simct_pl.config.lightning_cli import open_recipes
 from simct_pl.data.prompts import PromptDataModule
 from simct_pl.data.source import PromptSource
 from simct_pl.errors import PromptDataError, RecipeError

@@ -13,7 +13,8 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from simct_pl.commands.dry_run import PlannedRun, PlanningCLI, plan_run
-from simct_pl.config.lightning_cli import open_recipes, run
+from simct_pl.commands.trainer import run
+from simct_pl.config.lightning_cli import open_recipes
 from simct_pl.config.recipes import PACKAGE, find_recipe
 from tests.recipes.tiny_paper import make_models
 

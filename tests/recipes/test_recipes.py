@@ -10,8 +10,9 @@ import lightning as L
 import pytest
 import yaml
 
+from simct_pl.commands.trainer import run
 from simct_pl.config import lightning_cli
-from simct_pl.config.lightning_cli import SimctCLI, run
+from simct_pl.config.lightning_cli import SimctCLI
 from simct_pl.config.recipes import find_recipe, recipe_folder
 
 # A sweep file (simct_pl.lab.sweep_file) is no recipe of one run; tests/lab has tests of those.

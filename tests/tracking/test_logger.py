@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 
 from simct_pl.commands.main import main
 from simct_pl.tracking.logger import RunLogger
+from simct_pl.tracking.run_info import RunInfo
 
 
 def logger(folder: Path, patience: float = 60.0) -> RunLogger:
@@ -145,7 +146,7 @@ def test_a_new_run_in_an_old_folder_has_a_journal_of_its_own(tmp_path: Path) -> 
 def test_without_a_checkpoint_only_a_run_that_was_cut_off_is_continued(tmp_path: Path) -> None:
     def began(recipe: str) -> RunLogger:
         logs = logger(tmp_path)
-        logs.set_recipe(recipe)
+        logs.run_info = RunInfo("r", recipe, {}, None)
         logs.continue_run(from_checkpoint=False)
         return logs
 
