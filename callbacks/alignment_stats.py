@@ -11,7 +11,7 @@ import torch
 from typing_extensions import override
 
 from callbacks.distilled import distilled
-from simct_pl.training.collectives import over_ranks
+from simct_pl.training.collectives import gather_scalars
 from simct_pl.training.module import DistillModule
 from simct_pl.training.text_kl import TextKL, text_kl_sums
 from simct_pl.types import LostReason, PromptBatch, StepRecord, UnitAlignment
@@ -24,7 +24,7 @@ class AlignmentStats(L.Callback):
     """Logs `align/`, `loss/`, `policy/` and `rollout/` groups from the step's record.
 
     align/coverage: student tokens in a unit. align/supervised_tokens: student tokens in a unit that the objective
-        graded.
+        supervised.
     align/multi_token_units: units that are not 1:1. align/units_1_1, units_1_n, units_n_1, units_n_m: share of the
         units with so many student and teacher tokens. align/length_1, length_2, length_3, length_4_7, length_8_up: the
         same by tokens on the longer side. align/lost_bytes, align/lost_<reason>: bytes and stretches without a unit.
@@ -49,7 +49,7 @@ class AlignmentStats(L.Callback):
         metrics = {
             **alignment_metrics(record.alignments),
             **unit_metrics(record),
-            **TextKL.of(over_ranks(module, sums.tolist()).sum(0)).metrics("policy/text_kl"),
+            **TextKL.of(gather_scalars(module, sums.tolist()).sum(0)).metrics("policy/text_kl"),
             "align/non_canonical": _non_canonical_share(module, record),
             "rollout/response_tokens": _mean([len(r.response_ids) for r in record.rollouts]),
             "rollout/truncation_rate": _mean([not r.stopped for r in record.rollouts]),

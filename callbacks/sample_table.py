@@ -63,7 +63,7 @@ def sample_rows(record: StepRecord, num_samples: int) -> list[dict[str, Any]]:
 
 
 def _unit_texts(alignment: UnitAlignment) -> list[str]:
-    """Of the graded units."""
+    """Of the supervised units."""
     spans = alignment.units_U6[:, [BYTE_START, BYTE_END]].tolist()
     texts = [alignment.text[start:end].decode(errors="replace") for start, end in spans]
     if alignment.has_stop:

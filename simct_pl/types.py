@@ -62,7 +62,7 @@ class UnitAlignment:
     has_stop: whether the last unit pairs the two stop tokens.
     supervised_U: bool [U]; False where the shared columns mean other bytes on the two sides (the first unit when
         only one tokenizer put a dummy space in front), or where the teacher's context is over: the unit is aligned but
-        cannot be graded.
+        cannot be supervised.
     """
 
     units_U6: np.ndarray
@@ -99,7 +99,7 @@ class UnitAlignment:
 
     @property
     def num_supervised_student_tokens(self) -> int:
-        """Student tokens in units that can be graded."""
+        """Student tokens in units that can be supervised."""
         units_U6 = self.units_U6[self.supervised_U]
         return int((units_U6[:, STUDENT_END] - units_U6[:, STUDENT_START]).sum())
 

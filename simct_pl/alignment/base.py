@@ -35,7 +35,7 @@ class Aligner(ABC):
 
 
 def build_alignment(pair: TokenizedPair, units_U6: np.ndarray, lost: tuple[LostSpan, ...]) -> UnitAlignment:
-    """Add the stop unit and say which units can be graded.
+    """Add the stop unit and say which units can be supervised.
 
     units_U6: int64 [U, 6], content units only.
     """

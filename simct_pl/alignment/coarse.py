@@ -40,7 +40,7 @@ class MergingAligner(Aligner):
         if len(units_U6):
             begins_U = self.begins(units_U6, pair.text)
             if pair.student.stripped != pair.teacher.stripped:
-                begins_U[1:2] = True  # the first unit cannot be graded (build_alignment), and must not spoil others
+                begins_U[1:2] = True  # the first unit cannot be supervised (build_alignment), and must not spoil others
             units_U6 = merge_units(units_U6, begins_U)
         return build_alignment(pair, units_U6, lost)
 
@@ -129,9 +129,9 @@ class RandomMergeAligner(MergingAligner):
 
 
 class MaskedSpansAligner(Aligner):
-    """Minimal units, of which those that are not one token on each side are left ungraded with a probability.
+    """Minimal units, of which those that are not one token on each side are left unsupervised with a probability.
 
-    At share 1 only 1:1 units are graded, still over all candidates.
+    At share 1 only 1:1 units are supervised, still over all candidates.
 
     Args:
         share: of the units with several tokens, in [0, 1]. seed: see the module.

@@ -1,5 +1,5 @@
-"""The pictures that explain a report's result: what the responses were like over the steps, what was graded, and what a
-step cost.
+"""The pictures that explain a report's result: what the responses were like over the steps, what was supervised, and
+what a step cost.
 
 In: SweepResults and its Comparison. Out: matplotlib figures, or None where no run has logged what they show.
 """
@@ -67,7 +67,7 @@ def draw_steps(results: SweepResults, compared: Comparison) -> Figure | None:
 
 
 def draw_units(results: SweepResults, compared: Comparison) -> Figure | None:
-    """Coverage and graded tokens; the shapes of the units; their lengths. Means over the last training steps."""
+    """Coverage and supervised tokens; the shapes of the units; their lengths. Means over the last training steps."""
     if not results.has("align/coverage"):
         return None
     figure, (covered, shapes, lengths) = _bar_axes(compared, 3)
@@ -75,7 +75,7 @@ def draw_units(results: SweepResults, compared: Comparison) -> Figure | None:
     places = np.arange(len(methods))
     for name, title, offset, color in (
         ("align/coverage", "in a unit (coverage)", 0.19, "#9ecae1"),
-        ("align/supervised_tokens", "graded", -0.19, "#08519c"),
+        ("align/supervised_tokens", "supervised", -0.19, "#08519c"),
     ):
         covered.barh(places + offset, _late(results, name, methods), 0.36, label=title, color=color)
     _stack(shapes, results, methods, {f"align/units_{key}": title for key, title in SHAPES.items()}, COLORS)

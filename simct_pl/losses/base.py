@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from simct_pl.losses.inputs.logprobs import SideChunk
+from simct_pl.losses.inputs.logprobs import ModelLogProbs
 from simct_pl.losses.inputs.unit_rows import UnitRows
 from simct_pl.losses.inputs.vocab_tables import PairTables
 
@@ -37,17 +37,19 @@ class UnitChunk:
     tables: PairTables
 
     @cached_property
-    def student(self) -> SideChunk:
+    def student(self) -> ModelLogProbs:
         rows = self.rows
-        return SideChunk(
+        return ModelLogProbs(
             self.student_logits_NK, rows.student_ids_N, rows.student_unit_N, rows.student_first_U, self.tables.student
         )
 
     @cached_property
-    def teacher(self) -> SideChunk:
+    def teacher(self) -> ModelLogProbs:
         """Detached: no gradient reaches the teacher."""
         rows, logits_MK = self.rows, self.teacher_logits_MK.detach()
-        return SideChunk(logits_MK, rows.teacher_ids_M, rows.teacher_unit_M, rows.teacher_first_U, self.tables.teacher)
+        return ModelLogProbs(
+            logits_MK, rows.teacher_ids_M, rows.teacher_unit_M, rows.teacher_first_U, self.tables.teacher
+        )
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class ObjectiveBase(ABC):
         """Make what depends on the two tokenizers alone, before any weights load. By default, nothing.
 
         Raises:
-            SimctError: if the objective cannot grade this pair.
+            SimctError: if the objective cannot supervise this pair.
         """
 
     def build_projectors(
@@ -106,4 +108,4 @@ class Objective(ObjectiveBase):
 
     @abstractmethod
     def __call__(self, chunk: UnitChunk) -> UnitLosses:
-        """Per-unit losses of a chunk; a unit that the objective does not grade has loss 0 and supervised False."""
+        """Per-unit losses of a chunk; a unit that the objective does not supervise has loss 0 and supervised False."""

@@ -13,9 +13,9 @@ and the student's row is compared with that; its tokens that stand for nothing a
 made. But the teacher's row knows where the teacher has cut, and the student's where the student has, so that two models
 which agree about every text may differ here (docs/methods.md, "What two models that agree are taught").
 
-Beside the released code: a path ends with its unit instead of running on through the next ones; a stop is graded like
-any other token, not as stop against all else; a token inside a teacher token that ends inside a further student token
-is graded, where that code leaves it out.
+Beside the released code: a path ends with its unit instead of running on through the next ones; a stop is supervised
+like any other token, not as stop against all else; a token inside a teacher token that ends inside a further student
+token is supervised, where that code leaves it out.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ class _DSKDLoss(DualSpaceObjective):
 
     @abstractmethod
     def labels(self, units: UnitChunk) -> tuple[Tensor, Tensor]:
-        """y of each student row, int64 [N] (any id where not graded), and which units are graded, bool [U]."""
+        """y of each student row, int64 [N] (any id where not supervised), and which units are supervised, bool [U]."""
 
     def __call__(self, chunk: DualSpaceChunk) -> UnitLosses:
         units = chunk.units
@@ -85,11 +85,11 @@ class _DSKDLoss(DualSpaceObjective):
 
 
 class DSKDEta(_DSKDLoss):
-    """Exact token alignment: the states at 1:1 units of a shared token belong together, and only they are graded.
+    """Exact token alignment: the states at 1:1 units of a shared token belong together, and only they are supervised.
 
-    y is the teacher's favourite token, in the student's vocabulary; where the student does not have it, the unit is not
-    graded. The paper matches tokens by their strings, here they have equal bytes, and stop is stop. Its threshold on
-    the share of agreeing tokens, above which all are graded in the student's space, is left out: it depends on the
+    y is the teacher's favourite token, in the student's vocabulary; where the student does not have it, the unit has no
+    loss. The paper matches tokens by their strings, here they have equal bytes, and stop is stop. Its threshold on the
+    share of agreeing tokens, above which all are supervised in the student's space, is left out: it depends on the
     batch.
 
     Args:
@@ -137,7 +137,7 @@ class DSKDCma(_DSKDLoss):
 
     y is the token that stands in the response: t2s may see it, in ê_next and in later teacher states. So on the
     student's own responses the student's space teaches what the student has said already, and the method was meant for
-    the teacher's or the data's (`callbacks.TeacherRollout`). All rows attend; those of units are graded.
+    the teacher's or the data's (`callbacks.TeacherRollout`). All rows attend; those of units are supervised.
 
     The paper leaves std to the batch; here it is one number for the teacher's embeddings and one a response for its
     states, so that the loss does not depend on how a batch is cut. The paper starts P_q at random; here it starts with

@@ -89,7 +89,7 @@ class DualSpaceObjective(ObjectiveBase):
     @abstractmethod
     def translate(self, projectors: nn.Module, states: PairStates) -> tuple[Tensor, Tensor]:
         """The teacher in the student's space, [student rows, student width], and the student in the teacher's space,
-        [teacher rows, teacher width]. Rows that are not graded may hold anything finite.
+        [teacher rows, teacher width]. Rows that are not supervised may hold anything finite.
         """
 
     @abstractmethod

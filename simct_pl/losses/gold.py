@@ -19,7 +19,7 @@ from torch import Tensor
 from simct_pl.errors import RecipeError, require_choice
 from simct_pl.losses.base import Objective, UnitChunk, UnitLosses
 from simct_pl.losses.inputs.column_logprobs import join_stops
-from simct_pl.losses.inputs.logprobs import SideChunk, at_least_fp32
+from simct_pl.losses.inputs.logprobs import ModelLogProbs, at_least_fp32
 from simct_pl.losses.sorted_mass import check_top_k, sorted_l1
 
 MergeName = Literal["first", "last"]
@@ -69,7 +69,7 @@ class GOLDLoss(Objective):
         loss_U = weight * matched_U + (1 - weight) * unmatched_U
         return UnitLosses.over_everything(loss_U, torch.ones_like(loss_U, dtype=torch.bool))
 
-    def masses(self, side: SideChunk) -> Tensor:
+    def masses(self, side: ModelLogProbs) -> Tensor:
         """What is compared, by id, [U, K]."""
         return join_stops(merged_mass(side, self.merge), side.tables)
 
@@ -82,7 +82,7 @@ class GOLDLoss(Objective):
         return {"objective": type(self).__name__, **settings}
 
 
-def merged_mass(side: SideChunk, merge: MergeName) -> Tensor:
+def merged_mass(side: ModelLogProbs, merge: MergeName) -> Tensor:
     """One distribution of each unit times the probability of its other realised tokens, [U, K]."""
     if merge == "first":
         base_logp_UK, base_U = side.first_logp_UK, side.first_U

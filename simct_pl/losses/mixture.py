@@ -1,4 +1,4 @@
-"""A weighted sum of objectives, each graded on the same units: L = sum_i w_i * L_i."""
+"""A weighted sum of objectives, each of the same units: L = sum_i w_i * L_i."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Weighted:
 
 
 class MixtureLoss(Objective):
-    """Several objectives at once. A unit is supervised if any of them grades it; the candidate mass is the first one's.
+    """Several objectives at once. A unit is supervised if it is by any of them; the candidate mass is the first one's.
 
     Args:
         parts: objectives and weights.

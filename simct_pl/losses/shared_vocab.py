@@ -1,4 +1,4 @@
-"""Exact shared-vocabulary distillation ("SimpleOPD"): only 1:1 units of a shared token are graded, over shared tokens.
+"""Exact shared-vocabulary distillation ("SimpleOPD"): only 1:1 units of a shared token have a loss, over shared tokens.
 
 Everything that the two tokenizers cut differently is left out; this is the baseline which SimCT has to beat. Two models
 of one tokenizer cut nothing differently and share every id: it is then plain distillation over the full vocabulary.

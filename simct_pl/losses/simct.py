@@ -1,4 +1,4 @@
-"""SimCT (arXiv 2605.07711, Eq. 6-9): every unit is graded over the shared tokens plus the unit itself.
+"""SimCT (arXiv 2605.07711, Eq. 6-9): every unit is compared over the shared tokens plus the unit itself.
 
 The defaults are the paper's: mean log-probability, prefixes kept, reverse KL.
 """
@@ -23,7 +23,7 @@ class SimCTLoss(Objective):
         divergence: rkl | kl | jsd | skl | srkl | akl | tvd | top1_ce.
         jsd_beta: weight of the teacher in `jsd`. skew: interpolation of `skl` and `srkl`.
         mass_threshold: if set, units whose candidates hold less than 1 / mass_threshold of the teacher's probability
-            are not graded (the released code's mask); off by default.
+            are not supervised (the released code's mask); off by default.
 
     Raises:
         RecipeError: for an unknown name or a combination that has no meaning.

@@ -26,7 +26,7 @@ from simct_pl.losses.base import Objective, UnitChunk, UnitLosses
 from simct_pl.losses.divergences import DivergenceName, named_divergence
 from simct_pl.losses.gold import GOLDLoss
 from simct_pl.losses.inputs.column_logprobs import join_stops
-from simct_pl.losses.inputs.logprobs import SideChunk, at_least_fp32
+from simct_pl.losses.inputs.logprobs import ModelLogProbs, at_least_fp32
 from simct_pl.tokenization.pair import TokenizerPair
 from simct_pl.tokenization.projection import TokenProjection
 
@@ -152,7 +152,7 @@ def best_matches(projection: TokenProjection, threshold: float) -> tuple[np.ndar
     return source[wished][first], target[wished][first]
 
 
-def _mean_probability(side: SideChunk) -> Tensor:
+def _mean_probability(side: ModelLogProbs) -> Tensor:
     """Mean over each unit's positions of the model's distribution, [U, K]."""
     probs_NK = at_least_fp32(side.logits_NK).softmax(-1)
     if len(side.first_U) == len(probs_NK):

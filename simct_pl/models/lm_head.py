@@ -2,7 +2,7 @@
 
 The head repeats what the model's own forward does after its last hidden state: the output projection (tied or not, with
 or without bias, padded or not), a logit scale, and soft-capping. `verify_head` proves it on the loaded model, so that
-an architecture with something else up its sleeve is refused instead of being graded wrongly.
+an architecture with something else up its sleeve is refused instead of giving wrong losses.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What grading some responses needs besides the models, made on the host from ids alone.
+"""What the loss of some responses needs besides the models, made on the host from ids alone.
 
 In: rollouts. Out: AlignedBatch. Nothing in it depends on a model's output, so a thread can make it while one runs.
 """
@@ -42,7 +42,7 @@ class AlignedBatch:
         """Re-tokenise for the teacher, in one batched call, and align.
 
         teacher_context: longest prompt + response that the teacher was made for; units that end beyond it are not
-            graded. with_prefixes: see build_unit_rows.
+            supervised. with_prefixes: see build_unit_rows.
 
         Raises:
             TokenizerError: if the teacher's template refuses a prompt. AlignmentError: see TokenizerPair.tokenize.
@@ -69,6 +69,6 @@ class AlignedBatch:
 
 
 def _graded_within(num_tokens: int, alignment: UnitAlignment) -> UnitAlignment:
-    """Without grades for units that end behind so many of the teacher's tokens."""
+    """Without supervision of units that end behind so many of the teacher's tokens."""
     inside_U = alignment.units_U6[:, TEACHER_END] <= num_tokens
     return alignment if inside_U.all() else replace(alignment, supervised_U=alignment.supervised_U & inside_U)

@@ -16,7 +16,7 @@ from torch import Tensor
 Item = TypeVar("Item")
 
 
-def over_ranks(module: L.LightningModule, value: float | Sequence[float]) -> Tensor:
+def gather_scalars(module: L.LightningModule, value: float | Sequence[float]) -> Tensor:
     """The value, or values, of every rank, float64 [ranks] or [ranks, values]."""
     own = torch.tensor(value, dtype=torch.float64, device=module.device)
     gathered = module.all_gather(own)
@@ -24,12 +24,12 @@ def over_ranks(module: L.LightningModule, value: float | Sequence[float]) -> Ten
     return gathered.reshape(-1, *own.shape)
 
 
-def in_step(module: L.LightningModule, items: Sequence[Item], idle: Item) -> list[Item]:
+def pad_to_max_over_ranks(module: L.LightningModule, items: Sequence[Item], idle: Item) -> list[Item]:
     """The items, and as many idle ones as it takes for every rank to have the same number.
 
     Models run once an item. Ranks that share one, or its gradients, would wait forever for a rank that stopped early.
     """
-    most = int(over_ranks(module, len(items)).max())
+    most = int(gather_scalars(module, len(items)).max())
     return [*items, *[idle] * (most - len(items))]
 
 

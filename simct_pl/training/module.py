@@ -37,7 +37,7 @@ from simct_pl.models.sharding import Sharding, free_gathered
 from simct_pl.tokenization.pair import TokenizerPair
 from simct_pl.training.aligned_batch import AlignedBatch
 from simct_pl.training.checks import NO_ROLLOUTS, check_trainer
-from simct_pl.training.collectives import exchange_gradients, in_step, over_ranks
+from simct_pl.training.collectives import exchange_gradients, gather_scalars, pad_to_max_over_ranks
 from simct_pl.training.held_out import HeldOutMetrics, HeldOutResult
 from simct_pl.training.optim import GuardedStep, OptimizerConfig
 from simct_pl.training.step_timer import PhaseTimer
@@ -143,10 +143,10 @@ class DistillModule(L.LightningModule):
         if self.gradient_checkpointing:
             student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.teacher = self._load_teacher()
-        graded = student.train(), self.teacher, self.objective, self.pair, self.chunk_tokens, self.phases
-        self.graded = StudentWithLoss.build(*graded)
+        parts = student.train(), self.teacher, self.objective, self.pair, self.chunk_tokens, self.phases
+        self.student_with_loss = StudentWithLoss.build(*parts)
         if self.sharding is not None:
-            self.sharding.shard_student(self.graded, student, self._mesh)
+            self.sharding.shard_student(self.student_with_loss, student, self._mesh)
 
     def _load_teacher(self) -> FrozenTeacher:
         trust = "teacher" in self.trust_remote_code
@@ -164,12 +164,12 @@ class DistillModule(L.LightningModule):
 
     @property
     def student(self) -> PreTrainedModel:
-        return self.graded.student
+        return self.student_with_loss.student
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer, scheduler = self.optimizer_config.build(
-            self.graded.parameter_groups(), self.trainer.estimated_stepping_batches
+            self.student_with_loss.parameter_groups(), self.trainer.estimated_stepping_batches
         )
         return [optimizer], [scheduler]
 
@@ -184,31 +184,31 @@ class DistillModule(L.LightningModule):
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         rollouts = self._require_rollouts(batch)
         num_tokens = sum(len(rollout.response_ids) for rollout in rollouts)
-        num_global_tokens = max(int(over_ranks(self, num_tokens).sum()), 1)  # a teacher's answers may spell nothing
-        groups = in_step(self, self._pack(rollouts), idle=[])
+        num_global_tokens = max(int(gather_scalars(self, num_tokens).sum()), 1)  # a teacher's answers may spell nothing
+        groups = pad_to_max_over_ranks(self, self._pack(rollouts), idle=[])
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        graded: list[tuple[AlignedBatch, UnitStats]] = []
+        done: list[tuple[AlignedBatch, UnitStats]] = []
         with closing(self._losses(rollouts, groups)) as losses:
             # DDP and FSDP average gradients over ranks; the loss is a sum over the global batch.
             scale = self.trainer.world_size / num_global_tokens
             for loss, stats, aligned in losses:
-                graded.append((aligned, stats))
+                done.append((aligned, stats))
                 with (
                     self.phases("student_backward"),
-                    exchange_gradients(self.trainer, now=len(graded) == len(groups)),
+                    exchange_gradients(self.trainer, now=len(done) == len(groups)),
                 ):
                     self.manual_backward(loss * scale)
                 loss_sum += loss.detach()
         with self.phases("optimizer"):
-            metrics = self.guarded_step(self.graded.parameters(), self.optimizers(), self.lr_schedulers())  # type: ignore[arg-type]
+            metrics = self.guarded_step(self.student_with_loss.parameters(), self.optimizers(), self.lr_schedulers())  # type: ignore[arg-type]
         batch.record = StepRecord(
             rollouts,
-            unpack(groups, [aligned.alignments for aligned, _ in graded]),
-            unpack(groups, [aligned.split(stats) for aligned, stats in graded]),
+            unpack(groups, [aligned.alignments for aligned, _ in done]),
+            unpack(groups, [aligned.split(stats) for aligned, stats in done]),
             loss_sum.item(),
             num_global_tokens,
         )
-        loss_mean = over_ranks(self, batch.record.loss_sum).sum() / num_global_tokens
+        loss_mean = gather_scalars(self, batch.record.loss_sum).sum() / num_global_tokens
         self.log("loss/train", loss_mean, prog_bar=True, batch_size=len(batch))
         self.log_dict(metrics, batch_size=1)
 
@@ -219,7 +219,7 @@ class DistillModule(L.LightningModule):
 
     def loss_sum(self, rollouts: Sequence[Rollout], aligned: AlignedBatch) -> tuple[Tensor, UnitStats]:
         """Loss summed over all units of a micro-batch, and their statistics: see StudentWithLoss."""
-        loss, stats = self.graded(rollouts, lambda: aligned, self.tables)
+        loss, stats = self.student_with_loss(rollouts, lambda: aligned, self.tables)
         return loss, stats
 
     def _losses(
@@ -230,7 +230,7 @@ class DistillModule(L.LightningModule):
         try:
             parts = [[rollouts[i] for i in members] for members in groups]
             for part, to_come in zip(parts, [worker.submit(self.align, part) for part in parts], strict=True):
-                yield (*self.graded(part, to_come.result, self.tables), to_come.result())
+                yield (*self.student_with_loss(part, to_come.result, self.tables), to_come.result())
         finally:
             worker.shutdown(cancel_futures=True)
 
@@ -268,7 +268,7 @@ class DistillModule(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         with self.trainer.precision_plugin.val_step_context():
             self._score_held_out()
-        self.held_out.use(over_ranks(self, self.held_out.in_use).any(0).tolist())
+        self.held_out.use(gather_scalars(self, self.held_out.in_use).any(0).tolist())
         metrics = self.held_out.compute()
         # "step" is what Lightning hands to the logger; left to itself it would count one step too few here.
         self.log_dict({**metrics, "step": float(self.global_step)})
@@ -278,14 +278,14 @@ class DistillModule(L.LightningModule):
 
     def _score_held_out(self) -> None:
         """Loss of the responses and bits of the references that this rank has kept."""
-        for rollouts, aligned in in_step(self, self._held_out_parts, idle=([], self.align([]))):
+        for rollouts, aligned in pad_to_max_over_ranks(self, self._held_out_parts, idle=([], self.align([]))):
             loss, stats = self.loss_sum(rollouts, aligned)
             if rollouts:
                 self.held_out.update_loss(loss.item(), sum(len(rollout.response_ids) for rollout in rollouts))
                 self.held_out.update_text_kl(aligned.alignments, aligned.split(stats))
         groups = pack_references(self.pair.student, self._references, self.micro_batch_tokens)
-        bits = sum(self.graded.bits(group) for group in in_step(self, groups, idle=[]))
+        bits = sum(self.student_with_loss.bits(group) for group in pad_to_max_over_ranks(self, groups, idle=[]))
         if self._references:
             self.held_out.update_bits(bits, sum(len((prompt.response or "").encode()) for prompt in self._references))
-        free_gathered(self.graded)
+        free_gathered(self.student_with_loss)
         self._held_out_parts, self._references = [], []

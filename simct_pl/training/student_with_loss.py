@@ -28,10 +28,10 @@ from simct_pl.types import Rollout, UnitStats
 
 
 class StudentWithLoss(nn.Module):
-    """A student and what grades it.
+    """A student and what computes its loss.
 
     Every rank must run the same number of forwards when the student is sharded; one without any response reads a single
-    token, grades nothing, and still runs backward through all of the student.
+    token, computes no loss, and still runs backward through all of the student.
 
     Args:
         student: registered. teacher: not registered (FrozenTeacher). objective, chunk_tokens: see chunked_loss.

@@ -29,7 +29,7 @@ class TextKL:
     nats_per_byte: the sum of log p_student - log p_teacher over what was counted, by its bytes; it may be below 0.
     error: standard error of it over responses (of a ratio of two sums); not a number for fewer than two.
     coverage: share of the responses' bytes that were counted. Left out are stretches that one side cannot read, units
-        that cannot be graded, and what the aligner leaves out on purpose.
+        that cannot be supervised, and what the aligner leaves out on purpose.
     """
 
     nats_per_byte: float

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from simct_pl.losses.base import UnitChunk, UnitLosses
-from simct_pl.losses.inputs.logprobs import SideChunk
+from simct_pl.losses.inputs.logprobs import ModelLogProbs
 from simct_pl.types import UnitStats
 
 
@@ -54,7 +54,7 @@ def _entropy(logp_UK: Tensor) -> Tensor:
     return -torch.linalg.vecdot(logp_UK.exp(), logp_UK.clamp_min(torch.finfo(logp_UK.dtype).min))
 
 
-def _stop_probability(side: SideChunk, stop_column: int | None) -> Tensor:
+def _stop_probability(side: ModelLogProbs, stop_column: int | None) -> Tensor:
     """Probability of ending the response at each unit's first token, [U]; 0 when the pair has no stop."""
     first_logp_UK = side.first_logp_UK.detach()
     if stop_column is None:

@@ -35,7 +35,7 @@ from simct_pl.rollout.engine import SamplingParams
 from simct_pl.rollout.hf import HFEngine
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer
 from simct_pl.training.checks import check_precision, check_sharding
-from simct_pl.training.collectives import exchange_gradients, in_step, over_ranks
+from simct_pl.training.collectives import exchange_gradients, gather_scalars, pad_to_max_over_ranks
 from simct_pl.training.optim import GuardedStep, OptimizerConfig
 from simct_pl.types import Prompt, PromptBatch
 from simct_pl.warmup.supervised import SupervisedModel
@@ -161,8 +161,8 @@ class SFTModule(L.LightningModule):
     @override
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         examples = self.examples(batch.prompts)
-        num_global_tokens = int(over_ranks(self, _num_targets(examples)).sum())
-        parts = in_step(self, self.micro_batches(examples), idle=[])
+        num_global_tokens = int(gather_scalars(self, _num_targets(examples)).sum())
+        parts = pad_to_max_over_ranks(self, self.micro_batches(examples), idle=[])
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         for number, part in enumerate(parts, start=1):
             assert self.supervised is not None
@@ -172,7 +172,7 @@ class SFTModule(L.LightningModule):
                 self.manual_backward(loss * (self.trainer.world_size / num_global_tokens))
             loss_sum += loss.detach()
         metrics = self.guarded_step(self.model.parameters(), self.optimizers(), self.lr_schedulers())  # type: ignore[arg-type]
-        loss_mean = over_ranks(self, loss_sum.item()).sum() / num_global_tokens
+        loss_mean = gather_scalars(self, loss_sum.item()).sum() / num_global_tokens
         self.log("loss/train", loss_mean, prog_bar=True, batch_size=len(batch))
         self.log_dict(metrics, batch_size=1)
 
@@ -238,7 +238,7 @@ class SFTModule(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         assert self.supervised is not None
         with torch.no_grad(), self.trainer.precision_plugin.val_step_context():
-            for part in in_step(self, self.micro_batches(self.examples(self._held_out)), idle=[]):
+            for part in pad_to_max_over_ranks(self, self.micro_batches(self.examples(self._held_out)), idle=[]):
                 loss = float(self.supervised(part)) / max(_num_targets(part), 1)
                 bits = self.supervised.bits([Reference(e.prompt_ids, e.response_ids[:-1]) for e in part])
                 num_bytes = sum(len(self.tokenizer.table.join(e.response_ids[:-1])) for e in part)

@@ -30,7 +30,9 @@ def projected(
     ragged = RAGGED if num_ranks > 1 else {}
     module = unloaded_module(kind=HalfDeaf, objective=DSKDCma(), sharding=sharding, **ragged)
     trace = fit(folder, name, module, strategy=strategy, num_ranks=num_ranks, resume=resume, export=name == "fsdp2 cma")
-    trace.weights |= {f"projectors.{name}": w.clone() for name, w in full_parameters(module.graded.projectors)}
+    trace.weights |= {
+        f"projectors.{name}": w.clone() for name, w in full_parameters(module.student_with_loss.projectors)
+    }
     if module.trainer.is_global_zero:
         torch.save(vars(trace), folder / f"{name}.pt")
     return trace

@@ -32,7 +32,7 @@ from simct_pl.rollout.vllm_server import VLLMServerEngine
 from simct_pl.tasks.arithmetic import TotalGrader
 from simct_pl.tasks.datamodule import ArithmeticDataModule
 from simct_pl.training.aligned_batch import AlignedBatch
-from simct_pl.training.collectives import over_ranks
+from simct_pl.training.collectives import gather_scalars
 from simct_pl.training.module import DistillModule
 from simct_pl.types import PromptBatch, Rollout
 from tests.tiny import trainer, unloaded_module
@@ -78,7 +78,7 @@ class Recorder(L.Callback):
         names = [f"policy/text_kl{part}" for part in ("", "_error", "_coverage")]
         self.trace.text_kl.append([float(trainer.callback_metrics[name]) for name in names])
         assert batch.rollouts is not None
-        self.trace.num_groups.append(over_ranks(pl_module, len(pl_module._pack(batch.rollouts))).tolist())
+        self.trace.num_groups.append(gather_scalars(pl_module, len(pl_module._pack(batch.rollouts))).tolist())
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.checkpoint is not None and trainer.global_step == SAVED_STEP:

@@ -39,18 +39,20 @@ def fit(folder: Path, kind: type[DualSpaceObjective], *callbacks: L.Callback, re
 def test_a_run_with_projectors_goes_on_exactly_and_exports_a_student_alone(
     kind: type[DualSpaceObjective], tmp_path: Path
 ) -> None:
-    start = {name: weight.clone() for name, weight in distill_module(objective=kind()).graded.named_parameters()}
+    start = {
+        name: weight.clone() for name, weight in distill_module(objective=kind()).student_with_loss.named_parameters()
+    }
     alone: DistillModule = fit(tmp_path / "alone", kind, HFExport(str(tmp_path / "export")))
     with pytest.raises(KeyError):
         fit(tmp_path / "cut", kind, Cut())
     saved = CheckpointFolder(tmp_path / "cut" / "checkpoints").newest_good()
     assert saved is not None
     resumed = fit(tmp_path / "cut", kind, resume=str(saved.state))
-    found = dict(resumed.graded.named_parameters())
+    found = dict(resumed.student_with_loss.named_parameters())
     assert {name for name in found if not name.startswith("student.")} == {
         f"projectors.{name}.weight" for name in ("to_student", "to_teacher", *(["query"] if kind is DSKDCma else []))
     }
-    for name, weight in alone.graded.named_parameters():
+    for name, weight in alone.student_with_loss.named_parameters():
         assert torch.equal(found[name], weight), name
         assert not torch.equal(start[name], weight), name
     optimizer = alone.trainer.optimizers[0]
@@ -65,14 +67,14 @@ def test_gradients_do_not_depend_on_the_micro_batch(kind: type[DualSpaceObjectiv
     rollouts = sampled(module)
     whole, _ = module.loss_sum(rollouts, module.align(rollouts))
     whole.backward()
-    expected = {name: p.grad.clone() for name, p in module.graded.named_parameters() if p.grad is not None}
+    expected = {name: p.grad.clone() for name, p in module.student_with_loss.named_parameters() if p.grad is not None}
     module.zero_grad()
     for rollout in rollouts:
         loss, _ = module.loss_sum([rollout], module.align([rollout]))
         loss.backward()
     loss, _ = module.loss_sum([], module.align([]))  # of a rank that has nothing to do
     loss.backward()
-    for name, parameter in module.graded.named_parameters():
+    for name, parameter in module.student_with_loss.named_parameters():
         assert parameter.grad is not None
         scale = float(expected[name].abs().max())
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-3, atol=1e-4 * scale, msg=name)

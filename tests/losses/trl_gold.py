@@ -25,7 +25,7 @@ from simct_pl.errors import require_choice
 from simct_pl.losses.api import check_logits
 from simct_pl.losses.base import UnitChunk
 from simct_pl.losses.gold import GOLDLoss, MergeName, merged_mass
-from simct_pl.losses.inputs.logprobs import SideChunk
+from simct_pl.losses.inputs.logprobs import ModelLogProbs
 from simct_pl.losses.inputs.unit_rows import build_unit_rows
 from simct_pl.losses.inputs.vocab_tables import PairTables
 from simct_pl.tokenization.shared_vocab import SharedVocab
@@ -99,7 +99,7 @@ class _Matched(GOLDLoss):
         self.matches = matches
 
     @override
-    def masses(self, side: SideChunk) -> Tensor:
+    def masses(self, side: ModelLogProbs) -> Tensor:
         return merged_mass(side, self.merge)
 
     @override

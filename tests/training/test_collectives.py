@@ -11,7 +11,7 @@ import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
-from simct_pl.training.collectives import exchange_gradients, in_step, over_ranks
+from simct_pl.training.collectives import exchange_gradients, gather_scalars, pad_to_max_over_ranks
 
 
 def test_only_ddp_puts_an_exchange_off(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,15 +28,15 @@ def test_only_ddp_puts_an_exchange_off(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_lone_rank_has_its_own_value(tmp_path: Any) -> None:
     module = L.LightningModule()
     module.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=tmp_path)
-    values_R = over_ranks(module, 2.5)
+    values_R = gather_scalars(module, 2.5)
     assert values_R.dtype == torch.float64
     assert values_R.tolist() == [2.5]
-    assert over_ranks(module, [1.0, 2.0]).tolist() == [[1.0, 2.0]]
+    assert gather_scalars(module, [1.0, 2.0]).tolist() == [[1.0, 2.0]]
 
 
 def test_a_rank_with_fewer_items_gets_idle_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     module = L.LightningModule()
     monkeypatch.setattr(module, "all_gather", lambda own: torch.stack([own, torch.full_like(own, 3)]))
-    assert in_step(module, [[1], [2]], idle=[]) == [[1], [2], []]
-    assert in_step(module, [[1], [2], [3]], idle=[]) == [[1], [2], [3]]
-    assert in_step(module, [], idle="idle") == ["idle"] * 3
+    assert pad_to_max_over_ranks(module, [[1], [2]], idle=[]) == [[1], [2], []]
+    assert pad_to_max_over_ranks(module, [[1], [2], [3]], idle=[]) == [[1], [2], [3]]
+    assert pad_to_max_over_ranks(module, [], idle="idle") == ["idle"] * 3

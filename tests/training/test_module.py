@@ -118,7 +118,7 @@ def test_a_micro_batch_of_nothing_runs_backward_through_everything() -> None:
     assert loss == 0
     assert grads.keys() == dict(module.student.named_parameters()).keys()
     assert not any(grad.any() for grad in grads.values())
-    assert module.graded.bits([]) == 0
+    assert module.student_with_loss.bits([]) == 0
 
 
 def test_gradient_checkpointing_changes_no_gradient() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from simct_pl.errors import RecipeError, require_choice
 from simct_pl.losses.inputs.column_logprobs import column_logprobs
-from simct_pl.losses.inputs.logprobs import SideChunk, at_least_fp32
+from simct_pl.losses.inputs.logprobs import ModelLogProbs, at_least_fp32
 from simct_pl.losses.inputs.unit_rows import UnitRows
 from simct_pl.losses.inputs.vocab_tables import SideTables
 
@@ -67,7 +67,7 @@ class SideScores:
     candidate_logmass_U: Tensor
 
 
-def score_side(side: SideChunk, rows: UnitRows, rule: CandidateRule) -> SideScores:
+def score_side(side: ModelLogProbs, rows: UnitRows, rule: CandidateRule) -> SideScores:
     """Score the candidates of each unit with one model."""
     own_column_U = rows.column_U < 0
     first_logp_UK = side.first_logp_UK
@@ -96,7 +96,7 @@ def _logmass(kept_UV: Tensor, unit_logp_U: Tensor, own_column_U: Tensor) -> Tens
     return torch.logaddexp(kept_UV.logsumexp(-1), unit_logp_U.masked_fill(~own_column_U, -math.inf))
 
 
-def _carve_units(side: SideChunk, own_column_U: Tensor) -> Tensor:
+def _carve_units(side: ModelLogProbs, own_column_U: Tensor) -> Tensor:
     """Take each unit's probability out of its own first token: p(first) - p(unit) = p(first) * (1 - p(later | first)).
 
     Done on the token, before any bucket is summed, because "bucket - unit" would cancel where the unit is most of its

@@ -14,7 +14,7 @@ from simct_pl.losses.inputs.vocab_tables import SideTables
 
 
 @dataclass(frozen=True, eq=False)
-class SideChunk:
+class ModelLogProbs:
     """One side of a UnitChunk (N rows, U units, K = the model's vocabulary).
 
     logits_NK: any float dtype; row i predicts ids_N[i]. unit_N: int64, the unit of each row, ascending. first_U: int64,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from simct_pl.losses.inputs.logprobs import SideChunk
+from simct_pl.losses.inputs.logprobs import ModelLogProbs
 from simct_pl.losses.inputs.vocab_tables import Merge, SideTables
 
 NOTHING = torch.zeros(0, dtype=torch.int64)
@@ -15,10 +15,10 @@ EMPTY = SideTables(NOTHING, NO_MERGE, NO_MERGE, NOTHING)
 IDS_N = torch.tensor([3, 1, 1, 0, 6])
 
 
-def chunk(logits_NK: Tensor, lengths: list[int]) -> SideChunk:
+def chunk(logits_NK: Tensor, lengths: list[int]) -> ModelLogProbs:
     length_U = torch.tensor(lengths)
     unit_N = torch.repeat_interleave(torch.arange(len(lengths)), length_U)
-    return SideChunk(logits_NK, IDS_N, unit_N, length_U.cumsum(0) - length_U, EMPTY)
+    return ModelLogProbs(logits_NK, IDS_N, unit_N, length_U.cumsum(0) - length_U, EMPTY)
 
 
 def random_logits() -> Tensor:
