@@ -119,7 +119,7 @@ def check_context(run: PlannedRun) -> None:
         PromptDataError: naming the three numbers.
     """
     max_tokens = run.rollouts.sampling.max_tokens
-    if too_long := no_room("A prompt", run.lengths.student_prompt, max_tokens, run.module.student_context):
+    if too_long := no_room("The longest prompt", run.lengths.student_prompt, max_tokens, run.module.student_context):
         raise PromptDataError(too_long)
 
 

@@ -143,7 +143,7 @@ class Evaluation:
         max_tokens = self.protocol.sampling(benchmark).max_tokens
         prompts = [self.tokenizer.render_prompt([{"role": "user", "content": p.prompt}]) for p in problems]
         for problem, prompt_ids in zip(problems, prompts, strict=True):
-            name, fix = f"{benchmark.name}, problem {problem.id},", "Lower max_tokens."
+            name, fix = f"{benchmark.name}, problem {problem.id}", "Lower max_tokens."
             if too_long := no_room(name, len(prompt_ids), max_tokens, self.context, model="model", fix=fix):
                 raise PromptDataError(too_long)
         return [

@@ -118,12 +118,13 @@ def no_room(
 ) -> str | None:
     """Why a prompt cannot be answered with max_tokens tokens, in words; None if it can, or nobody knows the context.
 
-    prompt, model: as the sentence names them. num_tokens: of the prompt. fix: what the user can do.
+    prompt, model: as the sentence names them, such as "Prompt 7" and "student". num_tokens: of the prompt.
+    fix: what the user can do.
     """
     if context is None or num_tokens + max_tokens <= context:
         return None
     return (
-        f"{prompt} has {num_tokens} tokens, and max_tokens={max_tokens}; together they exceed the {model}'s context of "
+        f"{prompt}: {num_tokens} tokens of prompt and max_tokens={max_tokens} exceed the {model}'s context of "
         f"{context}. {fix}"
     )
 

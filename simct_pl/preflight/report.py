@@ -97,7 +97,7 @@ def length_findings(run: PlannedRun) -> list[Finding]:
     """Prompts and responses against contexts and max_tokens."""
     module, max_tokens = run.module, run.rollouts.sampling.max_tokens
     found = []
-    if too_long := no_room("A prompt", run.lengths.student_prompt, max_tokens, module.student_context):
+    if too_long := no_room("The longest prompt", run.lengths.student_prompt, max_tokens, module.student_context):
         found.append(Finding(Verdict.STOP, too_long))
     read = run.lengths.teacher_prompt + round(max_tokens * run.lengths.teacher_share)
     if module.teacher_context is not None and read > module.teacher_context:

@@ -10,8 +10,15 @@ from pathlib import Path
 import pytest
 
 from simct_pl.commands.transplant import transplant
-from simct_pl.errors import ModelFolderError
-from simct_pl.models.loading import check_model_path, load_causal_lm, load_config, weights_id
+from simct_pl.errors import MissingFileError, ModelFolderError
+from simct_pl.models.loading import (
+    check_model_path,
+    context_length,
+    load_causal_lm,
+    load_config,
+    no_room,
+    weights_id,
+)
 from tests.tiny import ASSETS
 
 
@@ -78,3 +85,22 @@ def test_what_is_no_model_folder_is_told_what_it_is(tmp_path: Path, folder: Path
     assert "convert-gguf" in refusal(other / "model.gguf")
     assert "give the folder it is in" in refusal(folder / "model.safetensors")
     assert "There is one in model; give that folder" in refusal(folder.parent)
+
+
+def test_a_context_is_asked_of_a_model_folder(folder: Path) -> None:
+    for weights in folder.glob("*.safetensors"):
+        weights.unlink()  # the configuration alone is read
+    assert context_length("student", str(folder)) == 128
+    with pytest.raises(MissingFileError, match=r"teacher '.*missing' does not exist"):
+        context_length("teacher", str(folder.with_name("missing")))
+    (folder / "config.json").unlink()
+    with pytest.raises(ModelFolderError, match=r"student '.*model' is not a model folder"):
+        context_length("student", str(folder))
+
+
+def test_a_prompt_and_its_response_may_fill_the_context_and_no_more() -> None:
+    assert no_room("Prompt 7", 28, 100, 128) is None
+    assert no_room("Prompt 7", 10**9, 1, None) is None
+    assert no_room("Prompt 7", 29, 100, 128, fix="Stop.") == (
+        "Prompt 7: 29 tokens of prompt and max_tokens=100 exceed the student's context of 128. Stop."
+    )
