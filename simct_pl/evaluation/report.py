@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rich import box
@@ -52,9 +52,10 @@ def results_list(results: Sequence[BenchmarkResult], title: str) -> Table:
 def print_results(results: Sequence[BenchmarkResult], title: str, console: Console | None = None) -> None:
     """Print the results on standard output: as a table where it is wide enough for one, else as a list."""
     console = console or Console()
-    table = results_table(results, title)
-    width = console.measure(table, options=console.options.update(max_width=MAX_WIDTH)).minimum
-    console.print(table if width < console.width else results_list(results, title))
+    narrowest = results_table([replace(result, reasons={}) for result in results], "")  # reasons go over several lines
+    width = console.measure(narrowest, options=console.options.update(max_width=MAX_WIDTH)).maximum
+    show = results_table if width <= console.width else results_list
+    console.print(show(results, title))
 
 
 def _cells(result: BenchmarkResult) -> dict[str, str]:

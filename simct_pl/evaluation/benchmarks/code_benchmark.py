@@ -16,7 +16,7 @@ from simct_pl.evaluation.grader import UNGRADABLE
 from simct_pl.evaluation.sandbox.sandbox import Sandbox
 
 FENCE = "```"
-LANGUAGE = re.compile(r"[ \t]*([\w+-]*)")
+LANGUAGE = re.compile(r"^[\w+-]*")
 PYTHON = {"", "python", "python3", "py"}
 ANSWER_FORM = "Answer with the whole program in one Python code block (```python … ```)."
 
@@ -53,8 +53,7 @@ def fenced_blocks(text: str) -> list[tuple[str, str]]:
             blocks.append((language, "\n".join(inside)))
             inside = None
         *before, info = line.split(FENCE)
-        named = LANGUAGE.match(info)
-        language = named[1] if named else ""
+        [language] = LANGUAGE.findall(info.lstrip(" \t"))[:1]  # of the empty text, the empty one
         # Two fences in a line are code within it. What ends a block and names a language begins the next one.
         if len(before) % 2 == 1 and (language or not was_open):
             inside = []
