@@ -44,12 +44,14 @@ class OverlapIndex:
         if not words:
             return
         self._whole.setdefault(hash(tuple(words)), (name, index))
+        # The first text that holds a run keeps it: a report names one, and always the same.
         for run in runs_of(words, self.num_words):
             self._runs.setdefault(hash(run), (name, index))
 
     def find(self, text: str) -> Overlap | None:
         """The text that this one overlaps: an equal one if there is one, else by the first run that is shared."""
         words = words_of(text, self.mask_numbers)
+        # Equal texts first, whatever their length; then the first run in common.
         if found := self._whole.get(hash(tuple(words))):
             return Overlap(*found, " ".join(words))
         for run in runs_of(words, self.num_words):

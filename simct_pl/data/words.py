@@ -25,6 +25,7 @@ def words_of(text: str, mask_numbers: bool = False) -> list[str]:
 
     mask_numbers: write every number as 0, so that a prompt copied with other numbers has the same words.
     """
+    # Full-width forms, ligatures and accents go first, case last: casefold may make new letters (ß → ss).
     plain = unicodedata.normalize("NFKD", text)
     plain = "".join(char for char in plain if not unicodedata.combining(char)).casefold()
     words = WORD.findall(THOUSANDS.sub("", plain.translate(OPERATORS)))
