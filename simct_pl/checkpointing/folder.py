@@ -64,6 +64,7 @@ class Manifest:
             found = cls(**json.loads((checkpoint / MANIFEST).read_bytes()))
         except (OSError, ValueError, TypeError, RecursionError) as error:
             raise CheckpointError(f"{broken} cannot be read: {first_line(error)}.") from error
+        # A byte changed inside a number or a quote is still JSON; the types are what later code relies on.
         for name, kind in MANIFEST_TYPES.items():
             value = getattr(found, name)
             if not isinstance(value, kind) or isinstance(value, bool):
@@ -149,6 +150,7 @@ class CheckpointFolder:
         Raises:
             CheckpointError: if there are checkpoints, and all are broken.
         """
+        # Hashing reads all of a checkpoint: newest first, and no further than the first good one.
         broken: list[str] = []
         for step in reversed(self.steps()):
             try:
@@ -168,6 +170,7 @@ class CheckpointFolder:
 
     def best_step(self) -> int | None:
         """Step of the checkpoint with the best score, the first of equals; None if none has one or none is wanted."""
+        # Signs are turned so that the highest is best either way; of equals, max() takes the first.
         scores: dict[int, float] = {}
         for step in self.steps() if self.best else ():
             try:

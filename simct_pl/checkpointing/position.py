@@ -31,12 +31,14 @@ class DataPosition:
         total = batches.total.completed
         if passes.processed < passes.started:  # in the middle of a pass
             return cls(passes.processed, batches.current.completed, total)
+        # Between passes: the last one was complete, or none has begun.
         if batches.is_last_batch or passes.processed == 0:
             return cls(passes.processed, 0, total)
         return cls(passes.processed - 1, batches.current.completed, total)  # the last step came before the pass's end
 
     def in_loops(self, fit_loop: dict[str, Any]) -> dict[str, Any]:
         """The state of Lightning's fit loop as it restarts from in front of a batch, whatever hook it was read in."""
+        # A pass is begun and not over, a batch is over and the next not begun: one form, whatever hook asks.
         started, epoch = self.epoch + 1, self.epoch
         passes = {"ready": started, "started": started, "processed": epoch, "completed": epoch}
         names = ("ready", "started", "processed", "completed")

@@ -48,6 +48,7 @@ def choose_checkpoint(resume: str, folder: CheckpointFolder | None) -> SavedChec
         if resume != NEVER:
             raise RecipeError("--resume needs callbacks.Checkpoint in the recipe; add it with trainer.callbacks+.")
         return None
+    # A new run: never into another one's folder, where its checkpoints would be taken for this one's.
     if resume == NEVER:
         if steps := folder.steps():
             raise CheckpointError(
@@ -55,6 +56,7 @@ def choose_checkpoint(resume: str, folder: CheckpointFolder | None) -> SavedChec
                 "--resume, or remove that folder, or choose another trainer.default_root_dir."
             )
         return None
+    # A checkpoint of the user's choice: that one or none, whatever else is in the folder.
     if resume != AUTO:
         try:
             return SavedCheckpoint.read(Path(resume).expanduser())
@@ -83,6 +85,7 @@ def check_same_run(checkpoint: SavedCheckpoint, recipe: str, num_ranks: int) -> 
             f"{checkpoint.path} is of {manifest.num_ranks} ranks, this run has {num_ranks}. Resume on as many: each "
             "rank has its own place in the data."
         )
+    # Key by key, so that the error can name them; what only reports has left both sides.
     before, now = _flat(manifest.recipe_values()), _flat(yaml.safe_load(recipe) or {})
     differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     serious = [key for key in differing if key not in ROUNDING]

@@ -57,6 +57,7 @@ def build_mixture(
     if not sources:
         raise RecipeError("sources are empty; name at least one.")
     folder = Path(output).expanduser()
+    # What cannot be opened is found before anything is read, and told all at once.
     there, missing = available(sources)
     there_tests, missing_tests = available(tests)
     if missing_all := {**missing, **{f"{name} (test prompts)": why for name, why in missing_tests.items()}}:
@@ -64,12 +65,15 @@ def build_mixture(
     check_parent(folder / MIXTURE)
     with sole_writer(folder, "data"):
         with progress("rows read", total=None) as bar:
+            # Test prompts first: every row of every source is held against them. Then source by source, in the
+            # recipe's order, because a row belongs to the first source that has it.
             test_index = index_of_tests(there_tests, decontaminate_words, mask_numbers)
             builder = MixtureBuilder(test_index, duplicate_words, seed, bar.advance)
             for name, source in there.items():
                 bar.describe(name)
                 builder.add(name, source)
         num_rows = builder.write(folder / MIXTURE)
+        # The manifest is written last: where it is, the mixture beside it is whole.
         manifest = {
             "mixture": MIXTURE,
             "num_rows": num_rows,

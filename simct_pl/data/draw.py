@@ -34,6 +34,7 @@ class Draw(Generic[Row]):
 
     def wants(self, digest: str) -> bool:
         """Whether a row would be kept now; a row that is not wanted will not be wanted later. Counts duplicates."""
+        # The bar only ever falls while rows come: what is above it now will be above it at the end.
         key = self.key(digest)
         if key in self._rows:
             self.num_duplicates += 1
@@ -42,6 +43,7 @@ class Draw(Generic[Row]):
 
     def add(self, digest: str, row: Row) -> None:
         """Keep a row that is wanted; the one with the largest key leaves when there are too many."""
+        # The heap's top is the largest key that is kept, negated: the first to go.
         key = self.key(digest)
         self._rows[key] = row
         heapq.heappush(self._largest, -key)

@@ -76,6 +76,7 @@ def naming(path: str, fix: str = "") -> Iterator[None]:
 def _json_rows(path: str) -> Iterator[Row]:
     """Objects one a line, or one list of them, which is read as a whole."""
     with _opened(path) as file:
+        # The first line that says something tells a list from one object a line.
         line, number = b"", 0
         while not line.strip() and (line := file.readline(MAX_LINE_BYTES)):
             number += 1
@@ -137,7 +138,7 @@ def _parquet_rows(path: str) -> Iterable[Row]:
 
 
 def _opened(path: str) -> IO[bytes]:
-    with open(path, "rb") as file:
+    with open(path, "rb") as file:  # opened again below: decompressors want it from its start
         beginning = file.read(6)
     for mark, unpack in COMPRESSIONS.items():
         if beginning.startswith(mark):

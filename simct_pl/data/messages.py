@@ -34,6 +34,7 @@ def read_messages(place: str, value: Any) -> list[Message]:
             f"{place} is {value!r:.80}; expected a text, or a list of messages with 'role' and 'content' (or 'from' "
             f"and 'value'). {FIX}"
         )
+    # One way of writing for the whole conversation: in a mix, one half's keys would be left out unseen.
     is_sharegpt = [_has(message, "from") and not _has(message, "role") for message in value]
     if any(is_sharegpt) and not all(is_sharegpt):
         raise PromptDataError(f"{place} mixes messages with 'role' and with 'from'; write all of them one way. {FIX}")
@@ -97,6 +98,7 @@ def _content_text(place: str, content: Any) -> str:
         raise PromptDataError(
             f"{place} has the content {content!r:.80}; expected a text, or a list of text parts. {FIX}"
         )
+    # A picture that is left out would change what the rest asks: refused, not skipped.
     texts = []
     for part in content:
         kind = part.get("type") if isinstance(part, Mapping) else None

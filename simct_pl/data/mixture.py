@@ -137,6 +137,7 @@ class MixtureBuilder:
             PromptDataError: if none of its rows can be read as the recipe says.
         """
         report = SourceReport(source.rows.path, source.count, sha256=source.rows.sha256())
+        # Pass over the source once; a draw keeps no more rows than it was asked for, whatever the source's size.
         draws, dropped = source.draws(f"{self.seed}/{name}"), Counter[str]()
         for index, row in source.rows.rows():
             report.num_rows += 1
@@ -162,6 +163,7 @@ class MixtureBuilder:
         report: SourceReport,
     ) -> str | None:
         """Put a row into its draw; or why it stays out. What is cheap comes first: most rows of a large source go."""
+        # As the recipe says: fields, length, filters, stratum. A hash and a few comparisons a row.
         try:
             prompt = source.rows.prompt(index, row)
         except PromptDataError as error:
@@ -175,11 +177,13 @@ class MixtureBuilder:
         draw = draws.get(None if source.strata is None else str(row.get(source.strata.field)))
         if draw is None:
             return "in_no_stratum"
+        # By its words: most rows of a large source lose the draw here, before anything dear is done with them.
         text = text_of(prompt)
         digest = digest_of(words_of(text))
         num_duplicates = draw.num_duplicates
         if not draw.wants(digest):
             return "duplicate" if draw.num_duplicates > num_duplicates else "not_drawn"
+        # Only a candidate is held against the indices, run by run of its words.
         for reason, overlaps in (("contaminated", self.test_index), ("in_earlier_source", self.taken_index)):
             if (found := overlaps.find(text)) is not None:
                 report.overlapping.append({"row": index, "reason": reason, **asdict(found)})
@@ -197,6 +201,7 @@ class MixtureBuilder:
             digests |= {row["digest"] for row in rows}
             if value is not None:
                 report.strata[value] = len(rows)
+            # From here on no later source may repeat them.
             for row in rows:
                 self.taken_index.add(name, row["row"], text_of_messages(row["messages"]))
                 report.rows[str(row["row"])] = row["digest"]

@@ -44,12 +44,14 @@ class OverlapIndex:
         if not words:
             return
         self._whole.setdefault(hash(tuple(words)), (name, index))
+        # The first text that holds an n-gram keeps it: a report names one, and always the same.
         for ngram in ngrams(words, self.num_words):
             self._ngrams.setdefault(hash(ngram), (name, index))
 
     def find(self, text: str) -> Overlap | None:
         """The text that this one overlaps: an equal one if there is one, else by the first n-gram that is shared."""
         words = words_of(text, self.mask_numbers)
+        # Equal texts first, whatever their length; then the first n-gram in common.
         if found := self._whole.get(hash(tuple(words))):
             return Overlap(*found, " ".join(words))
         for ngram in ngrams(words, self.num_words):

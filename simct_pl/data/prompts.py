@@ -165,6 +165,7 @@ class PromptDataModule(L.LightningDataModule):
         Raises:
             PromptDataError: naming a prompt file whose content is not what it was.
         """
+        # A prompt is known by its row: in another file, the same place would be another prompt.
         for path, values in state_dict["files"].items():
             if path in self._files and asdict(self._files[path].fingerprint) != values:
                 raise PromptDataError(
@@ -184,6 +185,7 @@ class PromptDataModule(L.LightningDataModule):
 
     @override
     def train_dataloader(self) -> DataLoader[Prompt]:
+        # A resumed run begins in the middle of a pass: the shuffle is that pass's, its first prompts are left out.
         num_done = self.position.batch * self.batch_size
         stream = self._stream(self.train, self.shuffle_buffer, self.position.epoch, num_done)
         if self._ends_by_epochs() and (self.train.limit is not None or self.train.is_local):
@@ -218,6 +220,7 @@ class PromptDataModule(L.LightningDataModule):
 
     def _stream(self, source: PromptSource, shuffle_buffer: int = 0, epoch: int = 0, num_done: int = 0) -> PromptStream:
         trainer = self.trainer
+        # Hashed once, when the run first looks at it; train and val may be parts of one file.
         if source.is_local and source.path not in self._files and Path(source.path).is_file():
             self._files[source.path] = WatchedFile(source.path)
         return PromptStream(

@@ -57,7 +57,7 @@ class PromptSource:
     max_prompt_chars: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "path", os.path.expanduser(self.path))
+        object.__setattr__(self, "path", os.path.expanduser(self.path))  # frozen, and a shell leaves --key=~/x alone
         for name, least in (("skip", 0), ("limit", 1), ("max_prompt_chars", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -111,6 +111,7 @@ class PromptSource:
 
     def _from_the_hub(self) -> IterableDataset:
         """Formats that can hold pickles (WebDataset, say) are refused before a row is read."""
+        # The builder only names the format, by its module; its scripts are never run (`datasets` has none since 4.0).
         hub = load_dataset_builder(self.path, self.name)
         kind = type(hub).__module__.rpartition(".")[2]
         if kind not in BUILDERS.values():
@@ -137,16 +138,19 @@ class PromptSource:
         Raises:
             PromptDataError: naming the row, if a field is missing, empty or of the wrong type.
         """
+        # What is asked, and the answer that the conversation itself ends with.
         place = f"Row {index} of {self.path!r}"
         value = self._field(index, row, self.prompt_field)
         messages, response = split_answer(read_messages(f"{place}: {self.prompt_field!r}", value))
         if not messages:
             raise PromptDataError(f"{place}: {self.prompt_field!r} is an assistant's answer alone; what is it asked?")
+        # A response that has a field of its own counts, not the conversation's.
         if self.response_field:
             response = self._field(index, row, self.response_field)
             if not isinstance(response, str):
                 raise PromptDataError(f"{place}: {self.response_field!r} is {response!r:.80}; expected a text.")
             check_text(f"{place}: {self.response_field!r}", response)
+        # What a grader compares with: the field, or what the pattern cuts out of it (`#### 42`).
         answer = None
         if self.answer_field:
             answer = _as_text(f"{place}: {self.answer_field!r}", self._field(index, row, self.answer_field))
@@ -181,6 +185,7 @@ def _as_text(place: str, value: Any) -> str:
 
 def _builder(path: str) -> tuple[str | None, bool]:
     """(datasets builder for a data file or None, whether the path means a local file)."""
+    # `org/model` is a hub name, `a.jsonl` a file even where there is none: the error is about what was meant.
     suffixes = [suffix for suffix in Path(path).suffixes if suffix not in COMPRESSIONS]
     builder = BUILDERS.get(suffixes[-1]) if suffixes else None
     looks_local = builder is not None and "://" not in path

@@ -26,6 +26,7 @@ def words_of(text: str, mask_numbers: bool = False) -> list[str]:
 
     mask_numbers: write every number as 0, so that a prompt copied with other numbers has the same words.
     """
+    # Full-width forms, ligatures and accents go first, case last: casefold may make new letters (ß → ss).
     plain = "".join(map(_without_accents, text)).casefold()
     words = WORD.findall(THOUSANDS.sub("", plain.translate(OPERATORS)))
     return [ANY_NUMBER if NUMBER.match(word) else word for word in words] if mask_numbers else words

@@ -76,6 +76,7 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> Iterator[d
     if not path.is_file():
         raise MissingFileError(f"{str(path)!r} does not exist.")
     try:
+        # Row groups may hold a whole data set: a few rows at a time are made Python objects.
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(ROWS_AT_A_TIME, columns=list(columns) if columns else None):
                 yield from batch.to_pylist()

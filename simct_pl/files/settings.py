@@ -23,11 +23,13 @@ def keep_settings(folder: Path, settings: dict[str, Any], mismatch: type[SimctEr
         mismatch: naming the first setting, by name, that another start had otherwise. ExportError: if the folder cannot
             be written to. PromptDataError: if its settings.json is no JSON.
     """
+    # Through JSON and back, as the file's are: tuples become lists, keys texts, or they would never be equal.
     path, settings = folder / SETTINGS, json.loads(json.dumps(settings))
     check_parent(path)
     if not path.exists():
         write_json(path, settings)
         return
+    # A key that one side lacks differs too: it was written by another version.
     found = read_json(path)
     differing = sorted(key for key in found.keys() | settings.keys() if found.get(key) != settings.get(key))
     if differing:

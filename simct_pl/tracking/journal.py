@@ -153,6 +153,7 @@ class Journal:
         with self._lock:
             if key is not None and key in self._seen:
                 return
+            # What a full disk did not take goes first, so that the file keeps the order.
             self._seen.add(key)
             self._unwritten.append(record)
             try:
@@ -166,6 +167,7 @@ class Journal:
     def _append(self, record: Record) -> None:
         """Write one line, whole or not at all."""
         line, size = json.dumps(record).encode() + b"\n", self._file.seek(0, os.SEEK_END)
+        # Half a line would join the next one: both would be lost.
         try:
             if self._file.write(line) != len(line):
                 raise OSError("there is no room for another line")

@@ -85,6 +85,7 @@ class RunLogger(Logger, RunInfoReader):
         journal = Journal.newest(self.folder)
         if journal is None:
             return
+        # A run without a checkpoint begins anew: it logs the same steps again, which a journal that ended has already.
         if from_checkpoint or (not journal.ended and journal.destination.recipe == self.recipe):
             self._journal = journal
         else:
@@ -135,6 +136,7 @@ class RunLogger(Logger, RunInfoReader):
 
     def add(self, record: Record) -> None:
         """Write a record down and wake the thread that sends it."""
+        # The first record after a pause (the start, or a validation behind the fit) sets the run going in MLflow.
         if not self._running:
             self._running = True
             self.journal.add({"kind": "status", "status": "RUNNING"})
@@ -216,12 +218,14 @@ class Sender(threading.Thread):
             self._wake.wait()
             self._wake.clear()
             error = self._uploader.send()
+            # It went well: end, if that was all, or let records gather for the next request.
             if error is None:
                 self._error, pause = None, FIRST_PAUSE
                 if self._ending.is_set() and not self._journal.pending():
                     return
                 self._ending.wait(COLLECTING)
                 continue
+            # It did not: say so once an outage, and try again less and less often.
             if self._error is None:
                 self._uploader.complaints.append(
                     f"The tracking server does not answer ({error}). The run goes on; what it logs waits in "

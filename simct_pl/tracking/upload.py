@@ -39,10 +39,12 @@ class Uploader:
         try:
             client = self._connect()
             run_id = self.journal.run_id or self._create_run(client)
+            # Each group is confirmed before the next is sent: a crash in between repeats one group at most.
             for group in _groups(self.journal.pending()):
                 try:
                     _deliver(client, run_id, group)
                 except (MlflowException, FileNotFoundError) as error:
+                    # An outage ends the attempt; what the server refuses for good must not hold up the rest.
                     if isinstance(error, MlflowException) and error.error_code not in REFUSALS:
                         raise
                     self.num_refused += len(group)
@@ -99,6 +101,7 @@ def make_database(uri: str) -> None:
 
 def _groups(records: list[Record]) -> Iterator[list[Record]]:
     """Records to send together: metrics up to MAX_METRICS, anything else alone."""
+    # Order is kept: a group ends where it is full, or where something else than metrics comes.
     group: list[Record] = []
     for record in records:
         full = sum(len(r["values"]) for r in group) + len(record.get("values", ())) > MAX_METRICS
