@@ -17,6 +17,7 @@ from simct_pl.tracking.outputs import OutputWriter
 PANELS = (
     ("eval/accuracy", "held-out accuracy"),
     ("eval/bits_per_byte", "held-out bits per byte"),
+    ("eval/loss", "held-out loss per response token"),
     ("loss/train", "loss per response token"),
     ("rollout/response_tokens", "response tokens"),
     ("align/coverage", "coverage"),
@@ -108,7 +109,7 @@ def draw_curves(curves: dict[str, list[tuple[int, float]]], output: Path, title:
     from matplotlib.ticker import MaxNLocator
 
     panels = [(name, label) for name, label in PANELS if name in curves]
-    columns = min(3, len(panels))
+    columns = min(3 if len(panels) <= 6 else 4, len(panels))
     rows = -(-len(panels) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 2.9 * rows), squeeze=False, layout="constrained")
     for axis, (name, label) in zip(axes.flat, panels, strict=False):

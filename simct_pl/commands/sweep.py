@@ -43,9 +43,9 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     if arguments.jobs < 1 or arguments.threads < 1:
         raise RecipeError(f"--jobs {arguments.jobs} --threads {arguments.threads}; expected at least 1 of each.")
-    from simct_pl.lab.sweep_file import SweepFile  # here, so that --help is quick
-
     path = find_recipe(arguments.recipe)
+    from simct_pl.lab.sweep_file import SweepFile  # here, so that --help is quick, and a file that is not there
+
     sweep = SweepFile.load(path)
     cells = sweep.cells((arguments.output / sweep.name).absolute())
     open_cells = [cell for cell in cells if not is_finished(cell)]
@@ -75,12 +75,13 @@ def _run(sweep: SweepFile, path: Path, cells: list[Cell], num_cells: int, jobs: 
     from rich import progress
     from rich.console import Console
 
+    from simct_pl.commands.main import main as command_line
     from simct_pl.lab.pool import CellPool
     from simct_pl.lab.tracked import SweepRun
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that cells are ended
     parent = SweepRun.open(sweep.name, path, cells[0].folder.parent.parent)
-    pool, failed = CellPool(jobs, threads), list[str]()
+    pool, failed = CellPool(command_line, jobs, threads), list[str]()
     columns = (
         progress.TextColumn("{task.description}"),
         progress.BarColumn(),

@@ -31,7 +31,6 @@ from simct_pl.config.recipe_parser import PARSER_MODE, RecipeParser, interpolati
 from simct_pl.config.recipes import check_yaml, resolve_recipes
 from simct_pl.config.summary import TRACKING_URI, print_summary
 from simct_pl.errors import CheckpointError, MissingPackageError, RecipeError, SimctError, first_line
-from simct_pl.evaluation.runner import BenchmarkProvider
 from simct_pl.files.lock import sole_writer
 from simct_pl.files.outputs import check_parent
 from simct_pl.tracking.logger import RunLogger
@@ -226,6 +225,8 @@ class SimctCLI(LightningCLI):
         Raises:
             RecipeError: if the recipe names none.
         """
+        from simct_pl.evaluation.runner import BenchmarkProvider  # with `datasets`, which no other stage needs
+
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
         if not any(isinstance(callback, BenchmarkProvider) for callback in callbacks):
             raise RecipeError("The recipe names no benchmarks; add the overlay --recipe benchmarks, or one like it.")

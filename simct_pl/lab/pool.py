@@ -1,7 +1,7 @@
 """Cells in processes of their own: what one does to its process, no other cell and no sweep notices.
 
-In: cells. Out: how each of them ended. A fork server has the heavy imports done, so that a cell starts in a moment; the
-processes end with the sweep, however it ends.
+In: cells, and the program that runs one. Out: how each of them ended. A fork server has the heavy imports done, so that
+a cell starts in a moment; the processes end with the sweep, however it ends.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -20,7 +20,10 @@ from pathlib import Path
 from simct_pl.lab.sweep_file import Cell
 
 GRACE = 10.0  # seconds between asking a cell to end and killing it
-PRELOADED = ["simct_pl.config.lightning_cli", "callbacks", "mlflow", "matplotlib.pyplot", "transformers.models.llama"]
+# Not `callbacks`: which package that is, is decided where a recipe is read.
+PRELOADED = ["simct_pl.config.lightning_cli", "mlflow", "matplotlib.pyplot", "transformers.models.llama"]
+
+Program = Callable[[list[str]], int]  # takes a command line, returns an exit code; importable by its name
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,11 @@ class CellPool:
     """Runs cells, some at a time.
 
     Args:
-        jobs: processes at a time. threads: of torch in each.
+        program: runs a cell's command line. jobs: processes at a time. threads: of torch in each.
     """
 
-    def __init__(self, jobs: int, threads: int) -> None:
-        self.jobs, self.threads = jobs, threads
+    def __init__(self, program: Program, jobs: int, threads: int) -> None:
+        self.program, self.jobs, self.threads = program, jobs, threads
         self.running: dict[int, tuple[BaseProcess, Cell, float]] = {}  # by sentinel
         # Before anything is imported: OpenMP reads it once.
         os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -69,7 +72,8 @@ class CellPool:
     def _start(self, cell: Cell, tags: dict[str, str]) -> None:
         own = {"simct.method": cell.method, "simct.seed": str(cell.seed), "simct.cell": cell.name}
         process = self._context.Process(
-            target=run_cell, args=(fit_arguments(cell), log_of(cell), tags | own | {"mlflow.runName": cell.name})
+            target=run_cell,
+            args=(self.program, fit_arguments(cell), log_of(cell), tags | own | {"mlflow.runName": cell.name}),
         )
         process.start()
         self.running[process.sentinel] = process, cell, time.monotonic()
@@ -99,11 +103,10 @@ def log_of(cell: Cell) -> Path:
     return cell.folder / "log.txt"
 
 
-def run_cell(arguments: list[str], log: Path, tags: dict[str, str]) -> None:
+def run_cell(program: Program, arguments: list[str], log: Path, tags: dict[str, str]) -> None:
     """Be a cell: everything printed goes into its log, and the process ends with the command's exit code."""
     import torch
 
-    from simct_pl.commands.main import main
     from simct_pl.tracking.logger import set_run_tags
 
     _end_with_parent()
@@ -112,7 +115,7 @@ def run_cell(arguments: list[str], log: Path, tags: dict[str, str]) -> None:
             os.dup2(file.fileno(), stream)
     set_run_tags(tags)
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    sys.exit(main(arguments))
+    sys.exit(program(arguments))
 
 
 def _end_with_parent() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from simct_pl.files.atomic import whole_file
+from simct_pl.files.cache import cache_folder
 
 FORMAT_VERSION = 1
 _NAMES = ("buffer", "offsets", "is_special_V", "is_fallback_V", "is_mapped_V", "dummy_prefix")
@@ -26,13 +26,6 @@ def fingerprint(definition: str, special_ids: Sequence[int]) -> str:
     digest = hashlib.blake2b(definition.encode(), digest_size=16)
     digest.update(repr((FORMAT_VERSION, list(special_ids))).encode())
     return digest.hexdigest()
-
-
-def folder() -> Path:
-    """Where tables are kept."""
-    if chosen := os.environ.get("SIMCT_PL_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "simct_pl"
 
 
 def load(fingerprint: str) -> dict[str, np.ndarray] | None:
@@ -54,4 +47,4 @@ def save(fingerprint: str, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _path(fingerprint: str) -> Path:
-    return folder() / f"token-bytes-{fingerprint}.npz"
+    return cache_folder() / f"token-bytes-{fingerprint}.npz"

@@ -10,19 +10,32 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import lightning as L
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 
-from callbacks import AlignmentStats, CollapseGuard, HFExport, LearningCurve, PolicyMismatch, SampleTable
+from callbacks import (
+    AlignmentStats,
+    CollapseGuard,
+    HFExport,
+    LearningCurve,
+    PolicyMismatch,
+    RecipeLog,
+    SampleTable,
+    TimingCallback,
+)
 from callbacks.alignment_stats import alignment_metrics, unit_metrics
 from callbacks.collapse_guard import RunningReference
-from callbacks.learning_curve import draw_curves
+from callbacks.learning_curve import draw_curves, limits
 from callbacks.policy_mismatch import logprob_gap
 from callbacks.sample_table import sample_rows
 from simct_pl import SimCTLoss
 from simct_pl.errors import CollapseError, ExportError
 from simct_pl.losses.base import Objective, UnitChunk, UnitLosses
+from simct_pl.tracking.run_info import RunInfo
 from simct_pl.types import LostReason, LostSpan, Prompt, PromptBatch, Rollout, StepRecord, UnitAlignment, UnitStats
 from tests.tiny import data, distill_module, trainer
 
@@ -293,6 +306,58 @@ def test_every_callback_together_in_a_fit(tmp_path: Path) -> None:
         "student-step2",
     ]
     assert (tmp_path / "curve.png").stat().st_size > 10_000
+
+
+def test_every_callback_with_a_logger_that_is_not_mlflow(tmp_path: Path) -> None:
+    """Every step is in its file, and nothing asks it for what only MLflow has."""
+    recipe_log, curve = RecipeLog(), LearningCurve(str(tmp_path / "curve.png"))
+    recipe_log.run_info = RunInfo("r", "a: 1", {"torch": "0"}, None)
+    reports = [AlignmentStats(), PolicyMismatch(), SampleTable(every_n_steps=1), TimingCallback(), recipe_log, curve]
+    loggers = [CSVLogger(tmp_path, name="csv"), CSVLogger(tmp_path, name="again")]
+    run = trainer(tmp_path, *reports, logger=loggers, max_steps=2, log_every_n_steps=1)
+    run.fit(distill_module(), datamodule=data())
+    for logger in loggers:
+        rows = pd.read_csv(Path(logger.log_dir) / "metrics.csv")
+        assert rows["loss/train"].notna().sum() == 2
+        assert (Path(logger.log_dir) / "hparams.yaml").read_text().count("variant/aligner") == 1
+    assert (tmp_path / "recipe.yaml").read_text() == "a: 1"
+
+
+def test_a_validation_after_the_fit_is_in_the_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[dict[str, list[tuple[int, float]]]] = []
+    monkeypatch.setattr(
+        "callbacks.learning_curve.draw_curves",
+        lambda curves, output, title: drawn.append({name: list(points) for name, points in curves.items()}),
+    )
+    curve, module = LearningCurve(str(tmp_path / "curve.png")), distill_module()
+    run = trainer(tmp_path, curve, max_steps=2)
+    run.validate(module, datamodule=data(), verbose=False)  # in front of the fit: nothing to draw yet
+    assert drawn == []
+    run.fit(module, datamodule=data())
+    run.validate(module, datamodule=data(), verbose=False)
+    assert [[step for step, _ in curves["eval/loss"]] for curves in drawn] == [[0], [0, 2]]
+
+
+def test_the_axes_of_a_curve_that_hardly_moves_are_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Any] = []
+    monkeypatch.setattr("matplotlib.pyplot.close", kept.append)
+    draw_curves({"policy/entropy": [(step, 11.9 + 1e-6 * step) for step in (1, 2, 3)]}, tmp_path / "c.png", "flat")
+    (axis,) = kept[0].axes
+    monkeypatch.undo()
+    plt.close(kept[0])
+    low, high = axis.get_ylim()
+    assert low < 11.8 < 12.0 < high
+    assert axis.yaxis.get_offset_text().get_text() == ""
+    assert {len(label.get_text()) for label in axis.get_yticklabels()} <= {4, 5}
+    assert all(float(label.get_text()).is_integer() for label in axis.get_xticklabels())
+    assert axis.lines[0].get_marker() == "o"
+
+
+@pytest.mark.parametrize("values", [[0.0, 0.0], [math.nan, 1.0], [math.nan], [-3.0, 5.0], [1e-9, 2e-9]])
+def test_limits_hold_every_value(values: list[float]) -> None:
+    low, high = limits(values)
+    assert low < high
+    assert all(low < value < high for value in values if math.isfinite(value))
 
 
 def test_curves_draw_what_there_is(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from mlflow import MlflowClient
 
 from simct_pl.commands.main import main
-from simct_pl.tracking.logger import RunLogger
+from simct_pl.tracking.logger import RunLogger, Sender
 from simct_pl.tracking.run_info import RunInfo
 
 
@@ -128,6 +128,41 @@ def test_a_record_that_the_server_refuses_does_not_hold_up_the_rest(tmp_path: Pa
     client, run_id, histories = stored(tmp_path)
     assert histories == {"loss": [(1, 1.0)]}
     assert client.get_run(run_id).data.params == {"commit": "a"}
+
+
+@pytest.mark.slow
+def test_a_validation_in_front_of_a_fit_waits_for_no_server(tmp_path: Path) -> None:
+    logs = logger(tmp_path)
+    with logs.going_on():
+        logs.log_metrics({"loss": 1.0}, 0)
+        logs.finalize("success")
+    assert [record["kind"] for record in logs.journal.pending()][-1:] in (["metrics"], [])  # no status behind it
+    assert logs._sender is not None
+    logs.log_metrics({"loss": 2.0}, 1)
+    logs.finalize("success")
+    assert logs._sender is None
+    client, run_id, histories = stored(tmp_path)
+    assert histories == {"loss": [(0, 1.0), (1, 2.0)]}
+    assert client.get_run(run_id).info.status == "FINISHED"
+
+
+def test_what_fails_in_front_of_a_fit_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sender, "start", lambda self: None)
+    monkeypatch.setattr(Sender, "finish", lambda self, patience: None)
+    logs = logger(tmp_path)
+    with logs.going_on():
+        logs.log_metrics({"loss": 1.0}, 0)
+        logs.finalize("failed")
+    assert [record.get("status") for record in logs.journal.pending()] == ["RUNNING", None, "FAILED"]
+
+
+def test_a_picture_that_was_drawn_again_is_sent_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sender, "start", lambda self: None)
+    logs, picture = logger(tmp_path), tmp_path / "curve.png"
+    for content in (b"a", b"a", b"b"):
+        picture.write_bytes(content)
+        logs.experiment.log_artifact(logs.run_id, str(picture))
+    assert [record["kind"] for record in logs.journal.pending()] == ["status", "artifact", "artifact"]
 
 
 def test_upload_needs_a_runs_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
