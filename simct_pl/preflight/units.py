@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from simct_pl.alignment import Aligner, CommonBoundaryAligner
 from simct_pl.alignment.one_to_one import is_one_to_one
 from simct_pl.planning.samples import Sample
-from simct_pl.preflight.findings import Finding, Verdict
+from simct_pl.preflight.findings import Finding, Severity
 from simct_pl.progress import follow
 from simct_pl.tokenization.pair import TokenizerPair
 from simct_pl.types import UnitAlignment
@@ -107,7 +107,7 @@ def coverage_findings(reports: Sequence[DomainReport]) -> list[Finding]:
     for report in reports:
         if report.coverage >= LOW_COVERAGE:
             continue
-        severity = Verdict.STOP if report.coverage < HOPELESS_COVERAGE else Verdict.CARE
+        severity = Severity.STOP if report.coverage < HOPELESS_COVERAGE else Severity.CARE
         text = f"Domain {report.domain!r}: {report.coverage:.0%} of the student's tokens are in a unit. "
         why = "Lost: " + ", ".join(sorted(report.lost)) + "." if report.lost else "The aligner leaves the rest out."
         found.append(Finding(severity, f"{text}{why} docs/troubleshooting.md, low coverage."))
