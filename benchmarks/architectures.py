@@ -1,4 +1,4 @@
-"""The sizes of published models, for the tables of docs/scaling.md and the checks of the cost model."""
+"""The sizes of published models, for the tables of docs/scaling.md and the checks of predicted memory."""
 
 from __future__ import annotations
 

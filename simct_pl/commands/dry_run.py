@@ -6,87 +6,19 @@ run or that one rank's memory is too small.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
-import lightning as L
 from rich.console import Console
-from typing_extensions import override
 
-from simct_pl.config.lightning_cli import SimctCLI, own_errors
-from simct_pl.errors import PromptDataError, RecipeError, RolloutError
+from simct_pl.errors import PromptDataError, RecipeError
 from simct_pl.models.loading import no_room
-from simct_pl.planning.layout import Layout
-from simct_pl.planning.plan import Plan, make_plan
-from simct_pl.planning.samples import Lengths, Sample, measure_lengths, read_samples
+from simct_pl.planning.deployment import Deployment
+from simct_pl.planning.plan import Plan
+from simct_pl.planning.run import NUM_PROMPTS, PlannedRun, PlanningCLI, plan_run
 from simct_pl.planning.section import print_sections
 from simct_pl.planning.supervised import plan_supervised, read_lengths, supervised_sections
 from simct_pl.planning.words import GB, plan_sections
-from simct_pl.rollout.engine import RolloutProvider
-from simct_pl.training.checks import NO_ROLLOUTS
-from simct_pl.training.module import DistillModule
 from simct_pl.warmup.sft import SFTModule
 
-NUM_PROMPTS = 64
-
-
-class PlanningCLI(SimctCLI):
-    """Reads recipes as `fit` does and makes their components, but no trainer: eight GPUs need not be here."""
-
-    @override
-    def instantiate_classes(self) -> None:
-        with own_errors():
-            self.config_init = self.parser.instantiate_classes(self.config)
-        self.model = self._get(self.config_init, "model")
-        self.datamodule = self._get(self.config_init, "data")
-        self.settings: dict[str, Any] = self._get(self.config_init, "trainer")
-
-    @override
-    def after_instantiate_classes(self) -> None:
-        """No trainer, so nothing to tell it."""
-
-    @override
-    def _run_subcommand(self, subcommand: str) -> None:
-        """The caller decides what is done with the components."""
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """A recipe's parts, checked, and its plan."""
-
-    module: DistillModule
-    datamodule: L.LightningDataModule
-    rollouts: RolloutProvider
-    samples: list[Sample]
-    lengths: Lengths
-    plan: Plan
-
-
-def plan_run(cli: PlanningCLI, gpu: str | None, num_prompts: int = NUM_PROMPTS, domain: str = "domain") -> PlannedRun:
-    """Check what can be checked without weights, and plan.
-
-    gpu: a name in planning.cost_inputs.GPUS; None takes the one here, or an H100.
-
-    Raises:
-        SimctError: of the kind that fits.
-    """
-    module, datamodule = cli.model, cli.datamodule
-    if not isinstance(module, DistillModule):
-        raise RecipeError(
-            f"The recipe's model is {type(module).__name__}; expected a DistillModule: a pair to look at."
-        )
-    layout = Layout.of(cli.settings, gpu)
-    callbacks = cli.settings["callbacks"] or []
-    callbacks = callbacks if isinstance(callbacks, list) else [callbacks]  # a trainer takes a single one, too
-    providers = [one for one in callbacks if isinstance(one, RolloutProvider)]
-    if not providers:
-        raise RolloutError(NO_ROLLOUTS)
-    module.setup("fit")
-    datamodule.setup("fit")
-    samples = read_samples(datamodule, num_prompts, domain)
-    lengths = measure_lengths(module.pair, samples)
-    plan = make_plan(module, datamodule, providers[0], layout, lengths)
-    return PlannedRun(module, datamodule, providers[0], samples, lengths, plan)
+__all__ = ["PlanningCLI", "check_context", "check_memory", "dry_run"]
 
 
 def dry_run(cli: PlanningCLI, gpu: str | None) -> int:
@@ -96,10 +28,10 @@ def dry_run(cli: PlanningCLI, gpu: str | None) -> int:
         SimctError: for what would stop the run, after the plan where there is one.
     """
     console = Console()
-    with console.status("reading tokenizers, configurations and prompts"):
+    with console.status("reading tokenizers, configurations and prompts, and sizing both models"):
         if isinstance(cli.model, SFTModule):
             lengths = read_lengths(cli.model, cli.datamodule, NUM_PROMPTS)
-            plan = plan_supervised(cli.model, cli.datamodule, Layout.of(cli.settings, gpu), lengths)
+            plan = plan_supervised(cli.model, cli.datamodule, Deployment.of(cli.settings, gpu), lengths)
             sections, run = supervised_sections(cli.model, plan, lengths), None
         else:
             run = plan_run(cli, gpu)
@@ -129,9 +61,9 @@ def check_memory(plan: Plan) -> None:
     Raises:
         RecipeError: naming both sizes, and what brings the first one down.
     """
-    if plan.peak > plan.layout.memory:
+    there_is = plan.deployment.memory
+    if plan.peak > there_is:
         raise RecipeError(
-            f"One rank would need {plan.peak / GB:.1f} GB and has {plan.layout.memory / GB:.1f} GB (predicted). Lay "
-            "recipe fsdp2 over it, share the teacher (sharding.shard_teacher), lower micro_batch_tokens, or take more "
-            "GPUs."
+            f"One rank would need {plan.peak / GB:.1f} GB and has {there_is / GB:.1f} GB (predicted). Lay recipe fsdp2 "
+            "over it, share the teacher (sharding.shard_teacher), lower micro_batch_tokens, or take more GPUs."
         )

@@ -1,4 +1,4 @@
-"""`python -m simct_pl preflight --recipe R`: one page about a recipe's models, data, memory and time, and a verdict.
+"""`python -m simct_pl preflight --recipe R`: one page about a recipe's models, data and memory, and a verdict.
 
 In: recipes and `--key value` as for `fit`. Out: the page on the terminal and as HTML; exit code 1 for "stop". Weights
 are loaded only to score both models on held-out responses.
@@ -14,7 +14,7 @@ from simct_pl.commands.output import user_path
 from simct_pl.errors import RecipeError
 
 if TYPE_CHECKING:
-    from simct_pl.commands.dry_run import PlannedRun
+    from simct_pl.planning.run import PlannedRun
     from simct_pl.preflight.score import ScoreReport
 
 STOPPED = 1
@@ -36,9 +36,9 @@ def main(argv: list[str]) -> int:
     from rich.console import Console
     from rich.text import Text
 
-    from simct_pl.commands.dry_run import PlanningCLI, plan_run
     from simct_pl.config.lightning_cli import open_recipes
     from simct_pl.files.outputs import check_file
+    from simct_pl.planning.run import PlanningCLI, plan_run
     from simct_pl.planning.section import print_sections
     from simct_pl.preflight.page import html
     from simct_pl.preflight.report import build_preflight
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     console = Console()
     cli = open_recipes(["fit", *rest], PlanningCLI)
     page = check_file(own.output or Path("runs") / cli.run_name / "preflight.html")
-    with console.status("reading tokenizers, configurations and prompts"):
+    with console.status("reading tokenizers, configurations and prompts, and sizing both models"):
         run = plan_run(cli, own.hardware, own.num_prompts, own.domain_field)
     scored, why_not = _score(run, own.score, own.num_scored)
     preflight = build_preflight(cli.run_name, run, scored, why_not)

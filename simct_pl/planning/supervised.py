@@ -1,31 +1,27 @@
-"""`fit --dry_run` of supervised fine-tuning: everything looked up and checked, and what a rank would hold and take.
+"""The plan of supervised fine-tuning, as `fit --dry_run` prints it. No weights load.
 
-In: an SFTModule, its data module, a Layout. Out: a Plan, and its sections. No weights load. The cost model counts a
-student and a teacher; here the model is both of them, and only what training the student takes is kept.
+In: an SFTModule, its data module, a Deployment. Out: a Plan, and its sections. Forward, loss and backward are the
+module's own, run on a micro-batch of the longest examples without values.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
 import lightning as L
 
-from simct_pl.errors import UnsupportedModelError
 from simct_pl.models.bits_per_byte import Reference
 from simct_pl.models.loading import check_model_path, load_config
-from simct_pl.planning.cost_inputs import FP32, HardwareShape
-from simct_pl.planning.cost_model import CostModel, MemoryItem
-from simct_pl.planning.layout import Layout
-from simct_pl.planning.plan import IN_HOST_MEMORY, Plan, batch_size_of, trained_shape
+from simct_pl.planning.deployment import Deployment
+from simct_pl.planning.measure import ModelSource, SizedModel
+from simct_pl.planning.memory import check_shardable, told, trained_items
+from simct_pl.planning.plan import Plan, batch_size_of, trained_shape
 from simct_pl.planning.section import Section
-from simct_pl.planning.shapes import ModelShape
-from simct_pl.planning.words import memory_section, number_of, time_section
+from simct_pl.planning.words import memory_section, number_of
 from simct_pl.warmup.sft import SFTModule
-
-HELD = (*IN_HOST_MEMORY, "student weights for products", "student activations")
-PHASES = ("student forward", "student backward", "loss: heads", "sync (at worst, not hidden)", "optimizer")
+from simct_pl.warmup.supervised import SupervisedModel
 
 
 @dataclass(frozen=True)
@@ -37,7 +33,7 @@ class ExampleLengths:
     mean_response: float
 
     @classmethod
-    def of(cls, examples: list[Reference]) -> ExampleLengths:
+    def of(cls, examples: Sequence[Reference]) -> ExampleLengths:
         responses = [len(example.response_ids) for example in examples]
         prompt = max(len(example.prompt_ids) for example in examples)
         return cls(prompt, max(responses), sum(responses) / len(responses))
@@ -55,48 +51,46 @@ def read_lengths(module: SFTModule, datamodule: L.LightningDataModule, num: int)
 
 
 def plan_supervised(
-    module: SFTModule, datamodule: L.LightningDataModule, layout: Layout, lengths: ExampleLengths
+    module: SFTModule, datamodule: L.LightningDataModule, deployment: Deployment, lengths: ExampleLengths
 ) -> Plan:
-    """Predict a fit: memory with the longest examples, time with the mean one.
+    """Predict what a fit holds with the longest examples.
 
     Raises:
         RecipeError: if the data module does not say how large its batches are, or settings contradict each other.
         MissingFileError, ModelFolderError: if the model cannot be what the recipe says.
+        UnsupportedModelError: if it cannot be built, or not be sharded where the recipe shards it.
     """
-    layout.check(module.sharding)
+    deployment.check(module.sharding)
     if not module.from_scratch:
         check_model_path("model", module.model_path)
     step = replace(
-        trained_shape(module, module.dtype_name, batch_size_of(datamodule), layout),
+        trained_shape(module, module.dtype_name, batch_size_of(datamodule), deployment),
         prompt_tokens=lengths.prompt,
         response_tokens=lengths.response,
-        teacher_response_tokens=1,  # as little as the cost model allows
-        teacher_batch_tokens=1,
         engine="server",
     )
-    try:
-        shape = ModelShape.from_config(load_config("model", module.model_path))
-    except UnsupportedModelError as error:
-        return Plan(layout, step, None, str(error), [], [], lengths.response)
-    cost = CostModel(shape, shape, step, hardware=layout.hardware or HardwareShape())
-    typical = math.ceil(lengths.mean_response)
-    phases = replace(cost, step=replace(step, response_tokens=typical)).phases() if layout.hardware else []
-    why = "" if phases else "Rates of this CPU are not known, so no time is predicted."
-    kept = [phase for phase in phases if phase.name in PHASES]
-    return Plan(layout, step, (shape, shape), why, _memory(module, cost), kept, typical)
+    sized = SizedModel(ModelSource(load_config("model", module.model_path)), step.param_dtype)
+    check_shardable(sized, None, step)
+    whole = SupervisedModel(sized.model, module.layout, module.chunk_tokens, module.label_smoothing)
+    examples = [Reference([0] * lengths.prompt, [0] * lengths.response)] * step.micro_batch
+    why_not: list[str] = []
+    work = told(
+        lambda: sized.training(lambda: whole(examples), checkpointing=step.checkpointing, autocast=step.autocast),
+        why_not,
+    )
+    return Plan(deployment, step, {"model": sized.size}, trained_items(sized.size, work, step), tuple(why_not))
 
 
 def supervised_sections(module: SFTModule, plan: Plan, lengths: ExampleLengths) -> list[Section]:
     """Everything that a dry run prints."""
-    step, optimizer, steps = plan.step, module.optimizer_config, plan.layout.max_steps
+    step, optimizer, steps = plan.step, module.optimizer_config, plan.deployment.max_steps
     kind = load_config("model", module.model_path).get_text_config().model_type
-    parameters = number_of(plan.shapes[0].parameters) if plan.shapes else "not counted"
     responses = f"responses up to {lengths.response}, {lengths.mean_response:.0f} on average"
     rows = [
         ("model", module.model_path + (", from random weights" if module.from_scratch else "")),
-        ("architecture", f"{kind}, parameters: {parameters}"),
+        ("architecture", f"{kind}, parameters: {number_of(plan.sizes['model'].parameters)}"),
         ("output", module.output or "none: the weights are in checkpoints only"),
-        ("layout", plan.layout.words),
+        ("layout", plan.deployment.words),
         ("weights in", module.dtype_name + ("" if module.sharding is None else f", shared by {step.shard_size} ranks")),
         ("examples", f"{step.num_prompts} a step, {step.num_sequences} on each rank, {type(module.layout).__name__}"),
         ("tokens", f"prompts up to {lengths.prompt}, {responses}"),
@@ -104,20 +98,4 @@ def supervised_sections(module: SFTModule, plan: Plan, lengths: ExampleLengths) 
         ("AdamW", f"lr {optimizer.lr:g}, betas {optimizer.betas}, warm-up {optimizer.warmup_ratio:.0%}"),
         ("optimizer steps", str(steps) if steps else "not set (trainer.max_steps)"),
     ]
-    return [Section("Supervised fine-tuning", ("", "value"), rows), memory_section(plan), time_section(plan)]
-
-
-def _memory(module: SFTModule, cost: CostModel) -> list[MemoryItem]:
-    """Of one rank. A chunk's logits and their gradient are in the products' dtype, log-softmax and its gradient in fp32
-    (simct_pl/models/cross_entropy.py).
-    """
-    step, shape = cost.step, cost.student
-    offloaded = IN_HOST_MEMORY if module.sharding is not None and module.sharding.cpu_offload else ()
-    kept = [*HELD, "one layer, recomputed or teacher's"] if step.checkpointing else HELD
-    items = [
-        replace(item, name=item.name.removeprefix("student ").replace(" or teacher's", ""))
-        for item in cost.memory()
-        if item.name in kept and item.name not in offloaded
-    ]
-    rows = min(module.chunk_tokens, step.micro_batch * step.response_tokens)
-    return [*items, MemoryItem("logits of a chunk", rows * shape.vocab * 2 * (step.compute_bytes + FP32), "training")]
+    return [Section("Supervised fine-tuning", ("", "value"), rows), memory_section(plan)]

@@ -1,4 +1,4 @@
-"""A plan in words: models, step, memory and time, as sections for a terminal or a page."""
+"""A plan in words: models, step and memory, as sections for a terminal or a page."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ GB = 1e9
 
 def plan_sections(module: DistillModule, rollouts: RolloutProvider, plan: Plan, lengths: Lengths) -> list[Section]:
     """Everything that a dry run prints."""
-    found = [model_section(module, plan), step_section(module, rollouts, plan, lengths), memory_section(plan)]
-    return [*found, time_section(plan)]
+    return [model_section(module, plan), step_section(module, rollouts, plan, lengths), memory_section(plan)]
 
 
 def model_section(module: DistillModule, plan: Plan) -> Section:
@@ -24,11 +23,10 @@ def model_section(module: DistillModule, plan: Plan) -> Section:
         ("student", module.student_path, module.student_dtype),
         ("teacher", module.teacher_path, module.teacher_dtype),
     )
-    shapes = plan.shapes or (None, None)
     columns = []
-    for (role, path, dtype), shape in zip(sides, shapes, strict=True):
+    for role, path, dtype in sides:
         config = load_config(role, path, role in module.trust_remote_code).get_text_config()
-        parameters = number_of(shape.parameters) if shape is not None else "not counted"
+        parameters = number_of(plan.sizes[role].parameters)
         context = module.student_context if role == "student" else module.teacher_context
         columns.append((path, config.model_type, parameters, dtype, str(context or "not given")))
     names = ("path", "architecture", "parameters", "weights in", "context, tokens")
@@ -39,9 +37,9 @@ def step_section(module: DistillModule, rollouts: RolloutProvider, plan: Plan, l
     """What one optimizer step does."""
     step, sampling, optimizer = plan.step, rollouts.sampling, module.optimizer_config
     response = f"{lengths.response:.0f} on average" if lengths.response else "none in the data"
-    steps = plan.layout.max_steps
+    steps = plan.deployment.max_steps
     rows = [
-        ("layout", plan.layout.words),
+        ("layout", plan.deployment.words),
         ("student", "whole on each rank" if step.student == "replicated" else f"shared by {step.shard_size} ranks"),
         ("teacher", "whole on each rank" if step.teacher == "replicated" else f"shared by {step.shard_size} ranks"),
         ("rollouts", f"{type(rollouts.engine).__name__}, {_sampling_words(sampling.temperature, sampling.top_p)}"),
@@ -58,29 +56,13 @@ def step_section(module: DistillModule, rollouts: RolloutProvider, plan: Plan, l
 
 def memory_section(plan: Plan) -> Section:
     """Of one rank, item by item."""
-    title = f"Memory of one {'GPU' if plan.layout.gpu else 'process'}, predicted"
-    if plan.shapes is None:
-        return Section(title, ("", "GB", "while"), [], f"No prediction: {plan.why_no_cost}")
-    rows: list[tuple[str, ...]] = [(item.name, _gb(item.bytes), item.when) for item in plan.memory if item.bytes > 0]
-    rows += [("peak", _gb(plan.peak), ""), ("there is", _gb(plan.layout.memory), "")]
-    note = f"All responses {plan.step.response_tokens:,} tokens long; predicted by simct_pl/planning/cost_model.py."
-    return Section(title, ("", "GB", "while"), rows, note)
-
-
-def time_section(plan: Plan) -> Section:
-    """Of one step, phase by phase, and of the run."""
-    title, headers = "Time of one step, predicted", ("", "seconds")
-    if plan.step_seconds is None:
-        return Section(title, headers, [], f"No prediction: {plan.why_no_cost}")
-    rows = [(phase.name, f"{phase.seconds:.2f}") for phase in plan.phases]
-    rows.append(("a step", f"{plan.step_seconds:.1f}"))
-    if plan.run_seconds is not None:
-        rows.append((f"{plan.layout.max_steps} steps", f"{plan.run_seconds / 3600:.1f} h"))
-    note = (
-        f"All responses {plan.response_tokens:,} tokens long, with assumed efficiencies (docs/scaling.md); no GPU has "
-        "confirmed them. Validation, loading and checkpoints come on top."
-    )
-    return Section(title, headers, rows, note)
+    title = f"Memory of one {'GPU' if plan.deployment.gpu else 'process'}, predicted"
+    rows: list[tuple[str, ...]] = [(item.part.value, _gb(item.bytes), item.when.value) for item in plan.memory]
+    rows += [("peak", _gb(plan.peak), ""), ("there is", _gb(plan.deployment.memory), "")]
+    turns = "Student, teacher and loss take turns: the largest of the three counts."
+    note = f"All responses {plan.step.response_tokens:,} tokens long. {turns}"
+    missing = "".join(f"\nMissing: {why}" for why in plan.why_not)
+    return Section(title, ("", "GB", "while"), rows, note + missing)
 
 
 def _gb(number: float) -> str:

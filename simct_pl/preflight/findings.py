@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 
-class Verdict(IntEnum):
+class Severity(IntEnum):
     """Ordered by severity."""
 
     GO = 0
@@ -23,10 +23,10 @@ class Verdict(IntEnum):
 class Finding:
     """severity: what it alone would make of the verdict. text: what was seen, and what to do."""
 
-    severity: Verdict
+    severity: Severity
     text: str
 
 
-def verdict(findings: Iterable[Finding]) -> Verdict:
+def verdict(findings: Iterable[Finding]) -> Severity:
     """The most severe of them; GO without any."""
-    return max((finding.severity for finding in findings), default=Verdict.GO)
+    return max((finding.severity for finding in findings), default=Severity.GO)

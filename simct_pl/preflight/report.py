@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from simct_pl.commands.dry_run import PlannedRun
 from simct_pl.models.loading import load_config, no_room
+from simct_pl.planning.run import PlannedRun
 from simct_pl.planning.section import Section
-from simct_pl.planning.words import GB, memory_section, model_section, step_section, time_section
-from simct_pl.preflight.findings import Finding, Verdict, verdict
+from simct_pl.planning.words import GB, memory_section, model_section, step_section
+from simct_pl.preflight.findings import Finding, Severity, verdict
 from simct_pl.preflight.score import ScoreReport
 from simct_pl.preflight.sides import SideReport
 from simct_pl.preflight.units import HEADERS, MANY_SPANS, DomainReport, coverage_findings, domain_reports
@@ -31,7 +31,7 @@ class Preflight:
     findings: tuple[Finding, ...]
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> Severity:
         return verdict(self.findings)
 
     @property
@@ -65,7 +65,6 @@ def build_preflight(name: str, run: PlannedRun, scored: ScoreReport | None, why_
         _score_section(scored, why_not_scored),
         step_section(module, run.rollouts, run.plan, run.lengths),
         memory_section(run.plan),
-        time_section(run.plan),
     )
     return Preflight(name, sections, tuple(sorted(found, key=lambda finding: -finding.severity)))
 
@@ -78,7 +77,7 @@ def shared_findings(run: PlannedRun) -> list[Finding]:
     shared, pair = len(run.module.pair.shared_vocab), run.module.pair
     if shared < min(FEW_SHARED, len(pair.student.table) // 10, len(pair.teacher.table) // 10):
         return [
-            Finding(Verdict.STOP, f"Only {shared} tokens are shared by bytes: there is hardly anything to compare.")
+            Finding(Severity.STOP, f"Only {shared} tokens are shared by bytes: there is hardly anything to compare.")
         ]
     return []
 
@@ -90,7 +89,9 @@ def span_findings(run: PlannedRun, domains: Sequence[DomainReport]) -> list[Find
     if spans < MANY_SPANS or run.module.objective.describe().get("prefix") != "keep":
         return []
     text = f"{spans:.0%} of the units have several tokens, and prefix=keep counts the mass of their first token twice"
-    return [Finding(Verdict.CARE, f"{text} (docs/methods.md). Watch rollout/response_tokens, or take prefix=marginal.")]
+    return [
+        Finding(Severity.CARE, f"{text} (docs/methods.md). Watch rollout/response_tokens, or take prefix=marginal.")
+    ]
 
 
 def length_findings(run: PlannedRun) -> list[Finding]:
@@ -98,33 +99,34 @@ def length_findings(run: PlannedRun) -> list[Finding]:
     module, max_tokens = run.module, run.rollouts.sampling.max_tokens
     found = []
     if too_long := no_room("The longest prompt", run.lengths.student_prompt, max_tokens, module.student_context):
-        found.append(Finding(Verdict.STOP, too_long))
+        found.append(Finding(Severity.STOP, too_long))
     read = run.lengths.teacher_prompt + round(max_tokens * run.lengths.teacher_share)
     if module.teacher_context is not None and read > module.teacher_context:
         text = f"With its prompt the longest response would take {read} tokens of the teacher, whose context is "
-        found.append(Finding(Verdict.CARE, f"{text}{module.teacher_context}. Lower max_tokens."))
+        found.append(Finding(Severity.CARE, f"{text}{module.teacher_context}. Lower max_tokens."))
     responses = [sample.prompt.response for sample in run.samples if sample.prompt.response]
     cut = sum(len(ids) >= max_tokens for ids in module.pair.student.encode_batch(responses)) / max(len(responses), 1)
     if cut > MANY_CUT:
         text = (
             f"{cut:.0%} of the reference responses are longer than max_tokens={max_tokens}: rollouts will be cut too."
         )
-        found.append(Finding(Verdict.CARE, text))
+        found.append(Finding(Severity.CARE, text))
     return found
 
 
 def memory_findings(run: PlannedRun) -> list[Finding]:
     """Whether one rank's predicted peak fits."""
     plan = run.plan
-    if plan.shapes is None:
-        return [Finding(Verdict.CARE, f"Memory and time are not predicted: {plan.why_no_cost}")]
-    need, there_is = plan.peak / GB, plan.layout.memory / GB
+    missing = [Finding(Severity.CARE, f"The predicted memory lacks a part: {why}") for why in plan.why_not]
+    need, there_is = plan.peak / GB, plan.deployment.memory / GB
     if need > there_is:
         text = f"One rank would need {need:.1f} GB of {there_is:.1f} GB. Lay recipe fsdp2 over it, set shard_teacher"
-        return [Finding(Verdict.STOP, f"{text}, lower micro_batch_tokens, or take more GPUs (docs/scaling.md).")]
+        stop = Finding(Severity.STOP, f"{text}, lower micro_batch_tokens, or take more GPUs (docs/scaling.md).")
+        return [stop, *missing]
     if need > FULL * there_is:
-        return [Finding(Verdict.CARE, f"One rank would need {need:.1f} GB of {there_is:.1f} GB: hardly any is left.")]
-    return []
+        text = f"One rank would need {need:.1f} GB of {there_is:.1f} GB: hardly any is left."
+        return [Finding(Severity.CARE, text), *missing]
+    return missing
 
 
 # ---- sections ----
@@ -160,7 +162,7 @@ def _domain_section(run: PlannedRun, domains: Sequence[DomainReport]) -> Section
     with_responses = any(sample.prompt.response for sample in run.samples)
     what = "reference responses" if with_responses else "prompts (the data have no reference responses)"
     note = (
-        "student, teacher: their tokens. 1:1, others: shares of the minimal units. covered, graded: shares of the "
+        "student, teacher: their tokens. 1:1, others: shares of the minimal units. covered, supervised: shares of the "
         f"student's tokens, by {type(run.module.aligner).__name__}. The first {len(run.samples)} {what}."
     )
     return Section("Units of your own texts", HEADERS, [domain.row() for domain in domains], note)

@@ -17,7 +17,7 @@ import torch
 from simct_pl.models.bits_per_byte import reference_bits
 from simct_pl.models.loading import load_causal_lm
 from simct_pl.planning.samples import Sample
-from simct_pl.preflight.findings import Finding, Verdict
+from simct_pl.preflight.findings import Finding, Severity
 from simct_pl.progress import follow
 from simct_pl.training.module import DistillModule
 from simct_pl.types import Prompt
@@ -65,9 +65,9 @@ class ScoreReport:
             text = (
                 f"The teacher predicts the references worse than the student ({difference}): it would teach mistakes."
             )
-            return [Finding(Verdict.STOP, f"{text} Take another teacher, or check its template.")]
+            return [Finding(Severity.STOP, f"{text} Take another teacher, or check its template.")]
         text = f"The teacher is not clearly better than the student on the references ({difference})."
-        return [Finding(Verdict.CARE, f"{text} Score more of them (--num_scored), or compare their accuracy.")]
+        return [Finding(Severity.CARE, f"{text} Score more of them (--num_scored), or compare their accuracy.")]
 
 
 def why_not_by_itself(module: DistillModule) -> str | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
-from simct_pl.preflight.findings import Finding, Verdict
+from simct_pl.preflight.findings import Finding, Severity
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer
 from simct_pl.types import Prompt
 
@@ -84,7 +84,7 @@ class SideReport:
         padding = self.num_rows - self.num_ids
         if padding == 0:
             return f"{self.num_ids:,} ids, as many rows"
-        kind = "padding rows, never graded" if padding > 0 else "ids without a row"
+        kind = "padding rows, never supervised" if padding > 0 else "ids without a row"
         return f"{self.num_ids:,} ids, {self.num_rows:,} rows: {abs(padding):,} {kind}"
 
     @property
@@ -101,22 +101,22 @@ class SideReport:
                 f"The {self.role} has no token that ends a turn, so its responses run into the limit. Add one to its "
             )
             found.append(
-                Finding(Verdict.STOP, text + "chat template, generation_config.json or tokenizer_config.json.")
+                Finding(Severity.STOP, text + "chat template, generation_config.json or tokenizer_config.json.")
             )
         if not self.has_template:
             text = f"The {self.role} has no chat template: prompts are its bare text. Is it an instruction model?"
-            found.append(Finding(Verdict.CARE, text))
+            found.append(Finding(Severity.CARE, text))
         if self.num_bos > 1:
             text = (
                 f"The {self.role}'s rendered prompt begins with {self.num_bos} × {self.bos}. Check its chat template."
             )
-            found.append(Finding(Verdict.CARE, text))
+            found.append(Finding(Severity.CARE, text))
         if self.adds_bos and self.has_template and not self.num_bos:
             text = f"The {self.role}'s tokenizer begins every text with {self.bos}, and its chat template does not."
-            found.append(Finding(Verdict.CARE, text))
+            found.append(Finding(Severity.CARE, text))
         if self.num_rows < self.num_ids:
             text = (
                 f"The {self.role}'s tokenizer has {self.num_ids:,} ids, its model {self.num_rows:,} rows: ids beyond "
             )
-            found.append(Finding(Verdict.CARE, text + "them cannot be read or sampled. Are the two of one model?"))
+            found.append(Finding(Severity.CARE, text + "them cannot be read or sampled. Are the two of one model?"))
         return found

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from simct_pl.alignment import Aligner, CommonBoundaryAligner
 from simct_pl.alignment.one_to_one import is_one_to_one
 from simct_pl.planning.samples import Sample
-from simct_pl.preflight.findings import Finding, Verdict
+from simct_pl.preflight.findings import Finding, Severity
 from simct_pl.progress import follow
 from simct_pl.tokenization.pair import TokenizerPair
 from simct_pl.types import UnitAlignment
@@ -24,8 +24,8 @@ MANY_SPANS = 0.05  # from here on, what becomes of units with several tokens mat
 
 @dataclass(frozen=True)
 class DomainReport:
-    """num_units: minimal units, num_one_to_one of them of one token on each side. covered, graded: student tokens in a
-    unit of the recipe's aligner, and in one that can be graded. lost: stretches by reason.
+    """num_units: minimal units, num_one_to_one of them of one token on each side. covered, supervised: student tokens in
+    a unit of the recipe's aligner, and in one that can be supervised. lost: stretches by reason.
     """
 
     domain: str
@@ -35,7 +35,7 @@ class DomainReport:
     num_units: int
     num_one_to_one: int
     covered: float
-    graded: int
+    supervised: int
     lost: Counter[str]
 
     @property
@@ -57,12 +57,12 @@ class DomainReport:
             f"{1 - self.spans:.1%}",
             f"{self.spans:.1%}",
             f"{self.coverage:.1%}",
-            f"{self.graded / max(self.student_tokens, 1):.1%}",
+            f"{self.supervised / max(self.student_tokens, 1):.1%}",
             lost,
         )
 
 
-HEADERS = ("domain", "texts", "student", "teacher", "1:1", "others", "covered", "graded", "lost")
+HEADERS = ("domain", "texts", "student", "teacher", "1:1", "others", "covered", "supervised", "lost")
 
 
 def sample_text(sample: Sample) -> str:
@@ -107,7 +107,7 @@ def coverage_findings(reports: Sequence[DomainReport]) -> list[Finding]:
     for report in reports:
         if report.coverage >= LOW_COVERAGE:
             continue
-        severity = Verdict.STOP if report.coverage < HOPELESS_COVERAGE else Verdict.CARE
+        severity = Severity.STOP if report.coverage < HOPELESS_COVERAGE else Severity.CARE
         text = f"Domain {report.domain!r}: {report.coverage:.0%} of the student's tokens are in a unit. "
         why = "Lost: " + ", ".join(sorted(report.lost)) + "." if report.lost else "The aligner leaves the rest out."
         found.append(Finding(severity, f"{text}{why} docs/troubleshooting.md, low coverage."))

@@ -1,4 +1,4 @@
-"""A plan against the cost model, hand-written; samples and lengths; what stops a dry run."""
+"""What a plan reads from a recipe; samples and lengths; what stops a dry run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import safe_open
 
 from callbacks import RolloutCallback
 from simct_pl.commands import dry_run
@@ -16,65 +18,92 @@ from simct_pl.data.source import PromptSource
 from simct_pl.errors import PromptDataError, RecipeError, RolloutError
 from simct_pl.models.loading import load_config
 from simct_pl.models.sharding import ShardedStrategy, Sharding
-from simct_pl.planning.cost_inputs import StepShape
-from simct_pl.planning.cost_model import CostModel
-from simct_pl.planning.layout import Layout
-from simct_pl.planning.plan import make_plan
+from simct_pl.planning.deployment import Deployment
+from simct_pl.planning.measure import ModelSource
+from simct_pl.planning.memory import Moment, PairBytes, Part, distillation_items
+from simct_pl.planning.plan import Plan, make_plan, trained_shape
+from simct_pl.planning.run import PlanningCLI, plan_run
 from simct_pl.planning.samples import Lengths, measure_lengths, read_samples
-from simct_pl.planning.shapes import ModelShape
+from simct_pl.planning.step import StepShape
 from simct_pl.rollout.engine import SamplingParams
 from simct_pl.rollout.vllm import VLLMEngine
-from tests.planning.test_layout import settings
+from tests.planning.test_deployment import settings
 from tests.tiny import ASSETS, data, unloaded_module
 
 LENGTHS = Lengths(student_prompt=20, teacher_prompt=18, response=32.0, teacher_share=1.25)
 
 
-def test_a_plan_is_the_cost_models_of_the_recipe() -> None:
+def held(plan: Plan) -> dict[Part, float]:
+    return {item.part: item.bytes for item in plan.memory}
+
+
+def parameters(role: str) -> int:
+    """Counted in the files."""
+    with safe_open(ASSETS / role / "model.safetensors", "pt") as file:
+        return sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118 - no dictionary
+
+
+def test_a_plan_is_of_the_step_that_the_recipe_names() -> None:
     module = unloaded_module(
         gradient_checkpointing=True, sharding=Sharding(param_dtype="bfloat16"), teacher_dtype="bfloat16"
     )
     rollouts = RolloutCallback(SamplingParams(max_tokens=64), num_samples=2)
     rollouts.engine.placement = "server"
-    layout = Layout.of(settings(strategy=ShardedStrategy()), "h100")
-    plan = make_plan(module, data(), rollouts, layout, LENGTHS)
-    step = StepShape(4 * 8, 2, 20, 64, 80, checkpointing=True, engine="server")
-    assert plan.step == step
-    student, teacher = (
-        ModelShape.from_config(load_config(role, str(ASSETS / role))) for role in ("student", "teacher")
-    )
-    cost = CostModel(student, teacher, step)
-    assert plan.peak == cost.peak_bytes()
-    shorter = replace(cost, step=replace(step, response_tokens=32, teacher_response_tokens=40))
-    assert plan.phases == shorter.phases()
-    assert plan.run_seconds == 10 * sum(phase.seconds for phase in shorter.phases() if not phase.hidden)
+    deployment = Deployment.of(settings(strategy=ShardedStrategy()), "h100")
+    plan = make_plan(module, data(), rollouts, deployment, LENGTHS)
+    assert plan.step == StepShape(4 * 8, 2, 20, 64, 80, checkpointing=True, engine="server")
+    sources = (ModelSource(load_config(role, str(ASSETS / role))) for role in ("student", "teacher"))
+    assert plan.memory == distillation_items(PairBytes.measure(*sources, plan.step), plan.step)
+    assert {role: size.parameters for role, size in plan.sizes.items()} == {
+        role: parameters(role) for role in ("student", "teacher")
+    }
+    assert plan.why_not == ()
 
 
 def test_memory_follows_what_the_recipe_keeps_where() -> None:
-    layout = Layout.of(settings(devices=2, strategy=ShardedStrategy()), "h100")
+    deployment = Deployment.of(settings(devices=2, strategy=ShardedStrategy()), "h100")
 
-    def held(sharding: Sharding, teacher_dtype: str = "bfloat16", **callback: object) -> dict[str, float]:
+    def planned(sharding: Sharding, teacher_dtype: str = "bfloat16", **callback: object) -> dict[Part, float]:
         module = unloaded_module(sharding=sharding, teacher_dtype=teacher_dtype)
-        plan = make_plan(module, data(), RolloutCallback(**callback), layout, LENGTHS)  # type: ignore[arg-type]
-        return {item.name: item.bytes for item in plan.memory}
+        return held(make_plan(module, data(), RolloutCallback(**callback), deployment, LENGTHS))  # type: ignore[arg-type]
 
-    plain = held(Sharding())  # all in fp32 but the teacher
-    whole = ModelShape.from_config(load_config("student", str(ASSETS / "student"))).parameters
-    taught = ModelShape.from_config(load_config("teacher", str(ASSETS / "teacher"))).parameters
-    assert plain["teacher weights"] == 2 * taught
-    assert held(Sharding(), "float32")["teacher weights"] == 4 * taught
-    assert plain["engine weights"] == 4 * whole  # HFEngine's copy of a sharded student
-    assert plain["AdamW moments"] == 8 * whole / 2
-    assert held(Sharding(cpu_offload=True))["AdamW moments"] == 0
-    reserved = held(Sharding(), engine=VLLMEngine(gpu_memory_utilization=0.25))
-    assert reserved["engine, reserved"] == 0.25 * 80e9
-    assert "engine weights" not in reserved
+    plain = planned(Sharding())  # all in fp32 but the teacher
+    whole, taught = parameters("student"), parameters("teacher")
+    assert plain[Part.TEACHER_WEIGHTS] == 2 * taught
+    assert planned(Sharding(), "float32")[Part.TEACHER_WEIGHTS] == 4 * taught
+    assert plain[Part.ENGINE_WEIGHTS] == 4 * whole  # HFEngine's copy of a sharded student
+    assert plain[Part.MOMENTS] == 8 * whole / 2
+    assert planned(Sharding(cpu_offload=True)).keys().isdisjoint({Part.WEIGHTS, Part.GRADIENTS, Part.MOMENTS})
+    kept = planned(Sharding(reshard_after_forward=False))
+    assert kept[Part.GATHERED] == 4 * whole
+    assert plain[Part.GATHERED] <= kept[Part.GATHERED]
+    reserved = planned(Sharding(), engine=VLLMEngine(gpu_memory_utilization=0.25))
+    assert reserved[Part.ENGINE_RESERVED] == 0.25 * 80e9
+    assert Part.ENGINE_WEIGHTS not in reserved
+
+
+@pytest.mark.parametrize(
+    ("precision", "sharding", "expected"),
+    [
+        ("32-true", None, (torch.float32, torch.float32, torch.float32)),
+        ("bf16-mixed", None, (torch.float32, torch.float32, torch.bfloat16)),
+        ("bf16-true", None, (torch.bfloat16, torch.bfloat16, torch.bfloat16)),
+        ("32-true", Sharding(param_dtype="bfloat16"), (torch.float32, torch.bfloat16, torch.bfloat16)),
+    ],
+)
+def test_weights_and_products_are_of_the_dtypes_that_the_recipe_says(
+    precision: str, sharding: Sharding | None, expected: tuple[torch.dtype, ...]
+) -> None:
+    strategy = "auto" if sharding is None else ShardedStrategy()
+    deployment = Deployment.of(settings(precision=precision, strategy=strategy), "h100")
+    step = trained_shape(unloaded_module(sharding=sharding), "float32", 4, deployment)
+    assert (step.dtype, step.param_dtype, step.product_dtype) == expected
 
 
 def test_a_peak_beyond_the_memory_is_refused() -> None:
-    plan = make_plan(unloaded_module(), data(), RolloutCallback(), Layout.of(settings(), "h100"), LENGTHS)
+    plan = make_plan(unloaded_module(), data(), RolloutCallback(), Deployment.of(settings(), "h100"), LENGTHS)
     dry_run.check_memory(plan)
-    too_small = replace(plan, memory=[replace(plan.memory[0], bytes=81e9, when="always")])
+    too_small = replace(plan, memory=[replace(plan.memory[0], bytes=81e9, when=Moment.ALWAYS)])
     with pytest.raises(RecipeError, match=r"81\.0 GB and has 80\.0 GB"):
         dry_run.check_memory(too_small)
 
@@ -136,7 +165,7 @@ def test_a_long_prompt_of_the_teachers_is_no_trouble_of_the_student(
         f"    train: {{path: {tmp_path / 'p.jsonl'}}}\n    teacher_system_prompt: {'1 2 ' * 30}\n"
     )
     arguments = ["fit", "--recipe", "quickstart", "--recipe", str(recipe)]
-    planned = dry_run.plan_run(open_recipes(arguments, dry_run.PlanningCLI), None)
+    planned = plan_run(open_recipes(arguments, PlanningCLI), None)
     assert planned.lengths.student_prompt < 20 < 60 < planned.lengths.teacher_prompt
     assert planned.lengths.teacher_prompt + planned.rollouts.sampling.max_tokens > 128
     dry_run.check_context(planned)

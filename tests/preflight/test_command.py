@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from simct_pl.commands.dry_run import PlannedRun, PlanningCLI, plan_run
 from simct_pl.commands.preflight import main
 from simct_pl.config.lightning_cli import open_recipes
 from simct_pl.errors import ExportError, RecipeError
+from simct_pl.planning.memory import Moment
+from simct_pl.planning.run import PlannedRun, PlanningCLI, plan_run
 from simct_pl.planning.section import Section
-from simct_pl.preflight.findings import Finding, Verdict
+from simct_pl.preflight.findings import Finding, Severity
 from simct_pl.preflight.page import html
 from simct_pl.preflight.report import Preflight, length_findings, memory_findings, shared_findings, span_findings
 from simct_pl.preflight.units import domain_reports
@@ -76,7 +77,7 @@ def test_an_unfit_pair_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_prefix_keep_with_many_spans_needs_care(planned: PlannedRun) -> None:
     domains = domain_reports(planned.module.pair, planned.module.aligner, planned.samples)
     (finding,) = span_findings(planned, domains)
-    assert finding.severity == Verdict.CARE
+    assert finding.severity == Severity.CARE
     assert "prefix=marginal" in finding.text
     assert span_findings(planned, [replace(one, num_one_to_one=one.num_units) for one in domains]) == []
 
@@ -86,18 +87,21 @@ def test_memory_and_lengths_are_judged(planned: PlannedRun) -> None:
     assert memory_findings(planned) == []
     assert length_findings(planned) == []
     assert shared_findings(planned) == []
-    for share, expected in ((0.95, Verdict.CARE), (1.05, Verdict.STOP)):
-        item = replace(plan.memory[0], bytes=share * plan.layout.memory, when="always")
+    for share, expected in ((0.95, Severity.CARE), (1.05, Severity.STOP)):
+        item = replace(plan.memory[0], bytes=share * plan.deployment.memory, when=Moment.ALWAYS)
         (finding,) = memory_findings(replace(planned, plan=replace(plan, memory=[item])))
         assert finding.severity == expected
+    (missing,) = memory_findings(replace(planned, plan=replace(plan, why_not=("it reads token by token",))))
+    assert missing.severity == Severity.CARE
+    assert "lacks a part: it reads token by token" in missing.text
     long_prompts = replace(planned, lengths=replace(planned.lengths, student_prompt=100, teacher_prompt=100))
-    assert [finding.severity for finding in length_findings(long_prompts)] == [Verdict.STOP, Verdict.CARE]
+    assert [finding.severity for finding in length_findings(long_prompts)] == [Severity.STOP, Severity.CARE]
     longer_for_the_teacher = replace(planned, lengths=replace(planned.lengths, teacher_prompt=100))
-    assert [finding.severity for finding in length_findings(longer_for_the_teacher)] == [Verdict.CARE]
+    assert [finding.severity for finding in length_findings(longer_for_the_teacher)] == [Severity.CARE]
 
 
 def test_a_page_leads_with_the_worst() -> None:
-    findings = (Finding(Verdict.STOP, "No <stop>."), Finding(Verdict.CARE, "Hm."))
+    findings = (Finding(Severity.STOP, "No <stop>."), Finding(Severity.CARE, "Hm."))
     page = html(Preflight("mine", (Section("A", ("", "x"), [("y", "<z>")]),), findings))
     assert 'class="verdict STOP"' in page
     assert page.index("No &lt;stop&gt;.") < page.index("Hm.")

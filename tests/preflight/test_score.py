@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from simct_pl.planning.samples import Sample, read_samples
-from simct_pl.preflight.findings import Verdict
+from simct_pl.preflight.findings import Severity
 from simct_pl.preflight.score import ScoreReport, score, why_not_by_itself
 from simct_pl.types import Prompt
 from tests.tiny import ASSETS, data, unloaded_module
@@ -30,13 +30,13 @@ def test_a_report_is_paired_and_weighs_bytes() -> None:
     ("student", "teacher", "expected"),
     [
         ([20.0, 21.0, 22.0], [10.0, 10.0, 10.0], []),
-        ([10.0, 10.0, 10.0], [20.0, 21.0, 22.0], [Verdict.STOP]),
-        ([10.0, 20.0, 10.0], [20.0, 10.0, 11.0], [Verdict.CARE]),
-        ([20.0], [10.0], [Verdict.CARE]),  # one response is no evidence
+        ([10.0, 10.0, 10.0], [20.0, 21.0, 22.0], [Severity.STOP]),
+        ([10.0, 20.0, 10.0], [20.0, 10.0, 11.0], [Severity.CARE]),
+        ([20.0], [10.0], [Severity.CARE]),  # one response is no evidence
     ],
 )
 def test_the_verdict_is_by_two_standard_errors(
-    student: list[float], teacher: list[float], expected: list[Verdict]
+    student: list[float], teacher: list[float], expected: list[Severity]
 ) -> None:
     report = ScoreReport.of(student, teacher, [10] * len(student))
     assert [finding.severity for finding in report.findings()] == expected

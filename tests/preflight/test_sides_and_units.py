@@ -10,7 +10,7 @@ from transformers import Gemma2Config, LlamaConfig
 
 from simct_pl.alignment import CommonBoundaryAligner, OneToOneAligner
 from simct_pl.planning.samples import Sample
-from simct_pl.preflight.findings import Finding, Verdict, verdict
+from simct_pl.preflight.findings import Finding, Severity, verdict
 from simct_pl.preflight.sides import SideReport
 from simct_pl.preflight.units import coverage_findings, domain_reports
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer
@@ -28,7 +28,7 @@ def side(template: str | None = small.CHATML, eos: str | None = "<|im_end|>", ro
     return SideReport.of(role, ModelTokenizer(hf), LlamaConfig(vocab_size=len(hf) + 5), PROMPT)
 
 
-def severities(report: SideReport) -> list[Verdict]:
+def severities(report: SideReport) -> list[Severity]:
     return [finding.severity for finding in report.findings()]
 
 
@@ -41,21 +41,21 @@ def test_a_side_shows_its_own_template_and_stop() -> None:
     assert "world" in side(role="teacher").rendered
 
 
-@pytest.mark.parametrize(("times", "expected"), [(0, []), (1, []), (2, [Verdict.CARE])])
-def test_a_second_bos_is_found(times: int, expected: list[Verdict]) -> None:
+@pytest.mark.parametrize(("times", "expected"), [(0, []), (1, []), (2, [Severity.CARE])])
+def test_a_second_bos_is_found(times: int, expected: list[Severity]) -> None:
     report = side("<|endoftext|>" * times + small.CHATML)
     assert report.num_bos == times
     assert severities(report) == expected
 
 
 def test_no_stop_stops_and_no_template_needs_care() -> None:
-    assert severities(side(template=None, eos=None)) == [Verdict.STOP, Verdict.CARE]
+    assert severities(side(template=None, eos=None)) == [Severity.STOP, Severity.CARE]
 
 
 def test_more_ids_than_rows_need_care() -> None:
     report = replace(side(), num_rows=10)
     assert "ids without a row" in report.rows_words
-    assert severities(report) == [Verdict.CARE]
+    assert severities(report) == [Severity.CARE]
 
 
 def test_soft_capping_is_read_from_the_configuration() -> None:
@@ -104,12 +104,14 @@ def test_low_coverage_is_a_finding_by_its_size() -> None:
     pair = unloaded_module().pair
     (report,) = domain_reports(pair, CommonBoundaryAligner(), [Sample(PROMPT)])
     assert coverage_findings([report]) == []
-    for share, expected in ((0.7, Verdict.CARE), (0.3, Verdict.STOP)):
+    for share, expected in ((0.7, Severity.CARE), (0.3, Severity.STOP)):
         (finding,) = coverage_findings([replace(report, covered=share * report.student_tokens)])
         assert finding.severity == expected
         assert f"{share:.0%}" in finding.text
 
 
 def test_the_worst_finding_is_the_verdict() -> None:
-    assert verdict([]) == Verdict.GO
-    assert verdict([Finding(Verdict.CARE, ""), Finding(Verdict.STOP, ""), Finding(Verdict.CARE, "")]) == Verdict.STOP
+    assert verdict([]) == Severity.GO
+    assert (
+        verdict([Finding(Severity.CARE, ""), Finding(Severity.STOP, ""), Finding(Severity.CARE, "")]) == Severity.STOP
+    )

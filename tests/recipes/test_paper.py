@@ -12,10 +12,10 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
-from simct_pl.commands.dry_run import PlannedRun, PlanningCLI, plan_run
 from simct_pl.commands.trainer import run
 from simct_pl.config.lightning_cli import open_recipes
 from simct_pl.config.recipes import PACKAGE, find_recipe
+from simct_pl.planning.run import PlannedRun, PlanningCLI, plan_run
 from tests.recipes.tiny_paper import make_models
 
 PAIRS = {
@@ -79,7 +79,7 @@ def planned(source: str, models: dict[str, Path], *further: str) -> PlannedRun:
 def test_the_settings_are_those_of_table_4(models: dict[str, Path], prompts: Path) -> None:
     run = planned("table4", models)
     assert run.plan.step.num_prompts == 64
-    assert run.plan.layout.max_steps == 10_000 * 2 // 64
+    assert run.plan.deployment.max_steps == 10_000 * 2 // 64
     assert (run.rollouts.sampling.temperature, run.rollouts.sampling.top_p) == (0.6, 0.95)
     assert run.rollouts.sampling.max_tokens == 4096
     optimizer = run.module.optimizer_config
@@ -90,7 +90,7 @@ def test_the_settings_are_those_of_table_4(models: dict[str, Path], prompts: Pat
 
 def test_the_released_scripts_differ_where_they_do(models: dict[str, Path], prompts: Path) -> None:
     run = planned("released", models)
-    assert run.plan.layout.max_steps == 10_000 // 64
+    assert run.plan.deployment.max_steps == 10_000 // 64
     assert (run.rollouts.sampling.temperature, run.rollouts.sampling.top_p) == (0.6, 1.0)
     optimizer = run.module.optimizer_config
     assert (optimizer.lr, optimizer.betas, optimizer.min_lr) == (5e-7, (0.9, 0.98), 1e-8)
@@ -110,7 +110,7 @@ def test_every_pair_is_planned(
     assert run([*arguments(source, pair, models), "--dry_run"]) == 0
     printed = capsys.readouterr().out
     assert "4 H100 (assumed: no GPU here)" in printed or torch.cuda.is_available()
-    for expected in ("VLLMServerEngine", "64 prompts × 1 a step", "peak", "rollout: decode", "shared by 4 ranks"):
+    for expected in ("VLLMServerEngine", "64 prompts × 1 a step", "peak", "kept for backward", "shared by 4 ranks"):
         assert expected in printed
     architectures = {"Qwen": "qwen2", "google": "gemma2", "microsoft": "phi3"}
     assert all(architectures[name.partition("/")[0]] in printed for name in PAIRS[pair])
@@ -142,7 +142,7 @@ def test_every_warm_up_is_planned(
     values = [f"--model.init_args.model={models[student]}", f"--data.init_args.train.path={selected}"]
     assert run(["fit", *recipes, *values, "--dry_run"]) == 0
     printed = capsys.readouterr().out
-    for expected in ("64 a step, 8 on each rank, PackedRow", "float32, shared by 8 ranks", "312 steps"):
+    for expected in ("64 a step, 8 on each rank, PackedRow", "float32, shared by 8 ranks", "optimizer steps │ 312"):
         assert expected in " ".join(printed.split())
 
 

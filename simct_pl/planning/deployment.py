@@ -1,6 +1,7 @@
-"""Layout: on what, and for how long, a recipe's trainer would run, read from its settings without making the trainer.
+"""Deployment: on what, and for how long, a recipe's trainer would run.
 
-In: the trainer's section of a recipe, components made. Out: Layout. A login node may thus plan a run of eight GPUs.
+In: the trainer's section of a recipe, components made, but no trainer: a login node may plan a run of eight GPUs. Out:
+Deployment.
 """
 
 from __future__ import annotations
@@ -8,24 +9,25 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from simct_pl.errors import RecipeError
 from simct_pl.models.sharding import Sharding
-from simct_pl.planning.cost_inputs import GPUS, HardwareShape
+from simct_pl.planning.step import GPU_MEMORY
 
 ASSUMED_GPU = "h100"
 
 
 @dataclass(frozen=True)
-class Layout:
+class Deployment:
     """Ranks, and what each of them runs on.
 
-    gpu: a name in GPUS, or None for CPUs. is_assumed: no GPU was found here and the recipe names none. sharded: the
-    strategy is one of FSDP2. precision: the trainer's. max_steps: None where the recipe sets none.
+    gpu: a name in GPU_MEMORY, or None for CPUs. is_assumed: no GPU was found here and the recipe names none. sharded:
+    the strategy is one of FSDP2. buckets: it is DDP, whose buckets are a second copy of the gradients. precision: the
+    trainer's. max_steps: None where the recipe sets none.
     """
 
     num_nodes: int
@@ -33,15 +35,16 @@ class Layout:
     gpu: str | None
     is_assumed: bool
     sharded: bool
+    buckets: bool
     strategy: str
     precision: str
     max_steps: int | None
 
     @classmethod
-    def of(cls, trainer: Mapping[str, Any], gpu: str | None = None) -> Layout:
+    def of(cls, trainer: Mapping[str, Any], gpu: str | None = None) -> Deployment:
         """Read a trainer's settings.
 
-        gpu: a name in GPUS, for another machine than this one.
+        gpu: a name in GPU_MEMORY, for another machine than this one.
 
         Raises:
             RecipeError: for a GPU that is not known, or settings that cannot be planned.
@@ -51,17 +54,19 @@ class Layout:
         name = strategy if isinstance(strategy, str) else type(strategy).__name__
         steps = trainer["max_steps"]
         found = None if on_cpu else gpu or _gpu_here()
-        if found not in (None, *GPUS):
+        if found not in (None, *GPU_MEMORY):
             raise RecipeError(
-                f"GPU {found!r} is not known; expected one of {', '.join(GPUS)}. Name one to plan for: --dry_run h100 "
-                "(preflight: --hardware h100)."
+                f"GPU {found!r} is not known; expected one of {', '.join(GPU_MEMORY)}. Name one to plan for: --dry_run "
+                "h100 (preflight: --hardware h100)."
             )
+        num_nodes, devices = trainer["num_nodes"], _num_devices(trainer["devices"], on_cpu)
         return cls(
-            num_nodes=trainer["num_nodes"],
-            devices_per_node=_num_devices(trainer["devices"], on_cpu),
+            num_nodes=num_nodes,
+            devices_per_node=devices,
             gpu=None if on_cpu else found or ASSUMED_GPU,
             is_assumed=not on_cpu and found is None,
             sharded=isinstance(strategy, ModelParallelStrategy),
+            buckets=_has_buckets(strategy, num_nodes * devices),
             strategy=name,
             precision=str(trainer["precision"] or "32-true"),
             max_steps=steps if steps is not None and steps > 0 else None,
@@ -72,15 +77,10 @@ class Layout:
         return self.num_nodes * self.devices_per_node
 
     @property
-    def hardware(self) -> HardwareShape | None:
-        """Of one GPU; None on CPUs, whose rates nobody has looked up."""
-        return GPUS[self.gpu] if self.gpu else None
-
-    @property
     def memory(self) -> float:
         """Bytes that one rank may use: a GPU's, or its share of this machine's."""
-        if self.hardware is not None:
-            return self.hardware.memory
+        if self.gpu is not None:
+            return GPU_MEMORY[self.gpu]
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / self.devices_per_node
 
     @property
@@ -107,11 +107,11 @@ class Layout:
             raise RecipeError(f"sharding.replicate={sharding.replicate} does not divide the {self.num_ranks} ranks.")
 
 
-def compute_bytes(layout: Layout, sharding: Sharding | None, weights: Literal[2, 4]) -> int:
-    """Of the student's weights and activations in products. weights: bytes of what AdamW steps."""
-    if sharding is not None and sharding.param_dtype is not None:
-        return torch.finfo(getattr(torch, sharding.param_dtype)).bits // 8
-    return 2 if layout.precision.startswith("bf16") else weights
+def _has_buckets(strategy: object, num_ranks: int) -> bool:
+    """Whether gradients are kept twice. Lightning's `auto` is DDP where there are several ranks."""
+    if isinstance(strategy, DDPStrategy):
+        return not strategy._ddp_kwargs.get("gradient_as_bucket_view", False)
+    return isinstance(strategy, str) and (strategy.startswith("ddp") or (strategy == "auto" and num_ranks > 1))
 
 
 def _num_devices(devices: int | str | list[int], on_cpu: bool) -> int:
@@ -131,8 +131,8 @@ def _num_devices(devices: int | str | list[int], on_cpu: bool) -> int:
 
 
 def _gpu_here() -> str | None:
-    """The name in GPUS of this machine's first GPU."""
+    """The name in GPU_MEMORY of this machine's first GPU."""
     if not torch.cuda.is_available():
         return None
     called = torch.cuda.get_device_name(0).lower()
-    return next((name for name in GPUS if name in called), called)
+    return next((name for name in GPU_MEMORY if name in called), called)
