@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from simct_pl.config.recipes import PACKAGE
 from simct_pl.data.source import PromptSource
 from simct_pl.errors import PromptDataError, RecipeError, ResponseError, RolloutError
 from simct_pl.files.parquet import read_parquet
@@ -24,6 +20,7 @@ from simct_pl.tasks.arithmetic import Problem, distinct_problems
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer
 from simct_pl.warmup.asking import Asker, Request
 from simct_pl.warmup.generate import generate
+from tests import warm
 from tests.tiny import ASSETS
 from tests.warmup.engines import ScriptedEngine
 
@@ -186,19 +183,16 @@ def test_killed_at_any_moment_it_goes_on(tmp_path: Path) -> None:
     source = questions(tmp_path / "prompts.jsonl", 12)
     _, expected = run(tmp_path, prompts=source, output=str(tmp_path / "alone"), engine=ScriptedEngine(), batch_size=2)
     log = tmp_path / "asked.jsonl"
-    command = [sys.executable, "-m", "simct_pl", "generate", f"--model={TEACHER}", f"--prompts.path={source.path}"]
+    command = ["simct_pl", "generate", f"--model={TEACHER}", f"--prompts.path={source.path}"]
     command += ["--prompts.prompt_field=text", "--prompts.answer_field=total", f"--output={tmp_path / 'cut'}"]
     command += ["--num_samples=3", "--batch_size=2", "--dtype=float32", "--sampling.temperature=0.6"]
     command += ["--sampling.top_p=0.95", "--sampling.max_tokens=48", "--engine=tests.warmup.engines.ScriptedEngine"]
     command += [f"--engine.log={log}", "--engine.delay=0.3"]
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     parts = tmp_path / "cut/parts"
-    try:
+    with warm.start(command, tmp_path, tmp_path / "printed.txt") as process:
         while len(list(parts.glob("[0-9]*.parquet"))) < 2:
             assert process.poll() is None
             time.sleep(0.01)
-    finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert not (tmp_path / "cut/responses.parquet").exists()
