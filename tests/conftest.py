@@ -1,5 +1,7 @@
 """What every test runs in: offline, on one thread, with caches and tracking in a folder of its own.
 
+torch is imported where it is used: the process that only hands tests to pytest-xdist's workers needs none.
+
 Two fixtures fail a test that leaves something behind for the next one: environment variables, or a process group.
 """
 
@@ -18,7 +20,8 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # the same
 
 import hypothesis
 import pytest
-import torch
+
+from tests import warm
 
 # Examples have no deadline of their own: other processes may have the machine.
 hypothesis.settings.register_profile("shared machine", deadline=None)
@@ -31,6 +34,7 @@ ENVIRONMENT_SET_BY_LIBRARIES = frozenset(
     {
         "PYTEST_CURRENT_TEST",
         *RUN_SEED,
+        "PYTORCH_NVML_BASED_CUDA_CHECK",  # Lightning, when it is imported
         "TORCHINDUCTOR_CACHE_DIR",
         "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",
         "TRITON_CACHE_DIR",
@@ -50,9 +54,17 @@ ENVIRONMENT_SET_BY_LIBRARIES = frozenset(
 )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """One server of warm processes for a run: workers inherit its address."""
+    if warm.ADDRESS not in os.environ:
+        config.add_cleanup(warm.Server().close)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def isolated_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Send caches and tracking to a temporary folder, and keep torch to one thread."""
+    import torch
+
     folder = tmp_path_factory.mktemp("session")
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
@@ -85,6 +97,8 @@ def no_leaked_process_group() -> Iterator[None]:
 
     A fixture of a whole module may hold one: vLLM in this process does.
     """
+    import torch
+
     before = torch.distributed.is_initialized()
     yield
     leaked = torch.distributed.is_initialized() and not before
@@ -97,6 +111,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what this machine cannot run, by marker. Files with slow tests go first, so that no worker is left alone
     with one of them at the end (with xdist's --no-loadscope-reorder).
     """
+    import torch
+
     slow = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("vllm")}
     items.sort(key=lambda item: item.path not in slow)
     missing = {}

@@ -24,8 +24,8 @@ MANY_SPANS = 0.05  # from here on, what becomes of units with several tokens mat
 
 @dataclass(frozen=True)
 class DomainReport:
-    """num_units: minimal units, num_one_to_one of them of one token on each side. covered, supervised: student tokens in
-    a unit of the recipe's aligner, and in one that can be supervised. lost: stretches by reason.
+    """num_units: minimal units, num_one_to_one of them of one token on each side. covered, supervised: student tokens
+    in a unit of the recipe's aligner, and in one that can be supervised. lost: stretches by reason.
     """
 
     domain: str

@@ -17,6 +17,7 @@ from benchmarks.step import _bounds, _ratios, _report, run_ours
 from benchmarks.stepclock import Measured, StepClock, Work, quietly
 from simct_pl import CommonBoundaryAligner
 from simct_pl.tokenization.pair import TokenizerPair
+from tests import warm
 
 STOP = 9
 
@@ -50,7 +51,7 @@ def check(measured: Measured, work: Work) -> None:
 
 @pytest.mark.slow  # a process of its own: a heap that others have used before does not grow
 def test_ours(work: Work) -> None:
-    check(in_fresh_process(quietly, run_ours, work), work)
+    check(warm.call(quietly, run_ours, work), work)
 
 
 @pytest.mark.slow  # a process of its own, and TRL's imports

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
 from simct_pl.commands.main import main
-from simct_pl.config.recipes import PACKAGE
+from tests import warm
 from tests.evaluation.samples import write_jsonl
 from tests.tiny import ASSETS
 
@@ -24,14 +21,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty one to work in."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), "COLUMNS": "200"}
-    environment.pop("MLFLOW_TRACKING_URI", None)
-    return subprocess.run(
-        [sys.executable, "-m", "simct_pl", *arguments], cwd=folder, env=environment, capture_output=True, text=True
-    )
 
 
 def options(tmp_path: Path, **changes: str) -> list[str]:
@@ -48,7 +37,7 @@ def options(tmp_path: Path, **changes: str) -> list[str]:
 
 
 def test_evaluate_scores_a_folder_and_goes_on_where_it_was(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    done = command(folder, "evaluate", *options(folder))
+    done = warm.run(["simct_pl", "evaluate", *options(folder)], folder, MLFLOW_TRACKING_URI=None)
     assert done.returncode == 0, done.stderr
     results = folder / "runs/evaluation/student"
     summary = {result["benchmark"]: result for result in json.loads((results / "summary.json").read_text())}

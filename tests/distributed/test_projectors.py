@@ -4,9 +4,6 @@ with nothing to grade; resumed; and not in what is exported.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from simct_pl.config.recipes import PACKAGE
+from tests import warm
 from tests.distributed.projector_runs import projected
 from tests.distributed.runs import SAVED_STEP, Trace
 from tests.tiny import ASSETS
@@ -27,9 +24,7 @@ PROJECTORS = {"projectors.to_student.weight", "projectors.to_teacher.weight", "p
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """After all fits on two ranks."""
     folder = tmp_path_factory.mktemp("projectors")
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.distributed.projector_runs", str(folder)]
-    done = subprocess.run(command, cwd=PACKAGE.parent, env=environment, capture_output=True, text=True, timeout=300)
+    done = warm.run(["tests.distributed.projector_runs", str(folder)], warm.ROOT, timeout=500)
     assert done.returncode == 0, done.stderr[-6000:]
     return folder
 

@@ -5,10 +5,7 @@ with the same global batch, to fp32 rounding.
 from __future__ import annotations
 
 import math
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -20,8 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from simct_pl.config.recipes import PACKAGE
 from simct_pl.tasks.arithmetic import TotalGrader
+from tests import warm
 from tests.distributed.runs import RAGGED, SAVED_STEP, HalfDeaf, Trace, fit
 from tests.tiny import ASSETS, unloaded_module
 
@@ -50,9 +47,7 @@ def untied(folder: Path) -> str:
 @pytest.fixture(scope="module")
 def two_ranks(folder: Path, untied: str) -> Path:
     """The folder, after all fits on two ranks."""
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.distributed.runs", str(folder), untied]
-    done = subprocess.run(command, cwd=PACKAGE.parent, env=environment, capture_output=True, text=True, timeout=500)
+    done = warm.run(["tests.distributed.runs", str(folder), untied], warm.ROOT, timeout=500)
     assert done.returncode == 0, done.stderr[-6000:]
     return folder
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from simct_pl.config.recipes import PACKAGE
+from tests import warm
 from tests.distributed.supervised_runs import fit
 from tests.tiny import ASSETS
 
@@ -22,9 +19,7 @@ pytestmark = pytest.mark.slow
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All fits: two ranks in processes of their own, one rank in this one."""
     made = tmp_path_factory.mktemp("supervised")
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.distributed.supervised_runs", str(made)]
-    done = subprocess.run(command, cwd=PACKAGE.parent, env=environment, capture_output=True, text=True, timeout=300)
+    done = warm.run(["tests.distributed.supervised_runs", str(made)], warm.ROOT, timeout=500)
     assert done.returncode == 0, done.stderr[-6000:]
     fit(made, "one")
     return made

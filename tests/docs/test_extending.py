@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import ROOT, files_of
+from tests import warm
+from tests.docs.pages import files_of
 
 FILES = files_of("extending.md")
 MAX_LINES = 30
@@ -23,10 +22,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, "-m", *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+    return warm.run(arguments, folder)
 
 
 def test_the_page_holds_the_four_files() -> None:

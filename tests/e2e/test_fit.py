@@ -1,8 +1,7 @@
-"""A real `fit` through the command line, in a process of its own: what a user gets, file by file."""
+"""A real `fit` through the command line, in a fresh interpreter: what a user gets, file by file."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,30 +13,22 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from simct_pl.config.recipes import PACKAGE
+from tests import warm
 
 NUM_STEPS = 4
-
-
-def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), "COLUMNS": "200"}
-    environment.pop("MLFLOW_TRACKING_URI", None)
-    return subprocess.run(
-        [sys.executable, "-m", "simct_pl", *arguments], cwd=folder, env=environment, capture_output=True, text=True
-    )
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """(folder, output) of a quickstart cut to a few steps."""
     folder = tmp_path_factory.mktemp("fit")
-    done = command(
-        folder,
-        "quickstart",
-        f"--trainer.max_steps={NUM_STEPS}",
-        "--trainer.val_check_interval=2",
-        "--data.init_args.num_val_prompts=8",
-        "--data.init_args.batch_size=8",
-    )
+    command = [
+        *(sys.executable, "-m", "simct_pl", "quickstart"),
+        *(f"--trainer.max_steps={NUM_STEPS}", "--trainer.val_check_interval=2"),
+        *("--data.init_args.num_val_prompts=8", "--data.init_args.batch_size=8"),
+    ]
+    environment = warm.environment_of(MLFLOW_TRACKING_URI=None)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
 
@@ -95,7 +86,8 @@ def test_the_learning_curve_is_a_picture(finished: tuple[Path, str]) -> None:
 
 
 def test_the_written_recipe_runs_again_to_the_same_weights(finished: tuple[Path, str], tmp_path: Path) -> None:
-    done = command(tmp_path, "fit", "--recipe", str(finished[0] / "runs/quickstart/recipe.yaml"))
+    recipe = str(finished[0] / "runs/quickstart/recipe.yaml")
+    done = warm.run(["simct_pl", "fit", "--recipe", recipe], tmp_path, MLFLOW_TRACKING_URI=None)
     assert done.returncode == 0, done.stderr
     first, again = (
         AutoModelForCausalLM.from_pretrained(root / "runs/quickstart/student").state_dict()

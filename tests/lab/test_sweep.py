@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from simct_pl.config.recipes import PACKAGE
+from tests import warm
 
 pytestmark = pytest.mark.slow
 SMALL = {
@@ -33,18 +31,9 @@ def sweep_file(folder: Path, methods: dict[str, object], seeds: tuple[int, ...] 
     return path
 
 
-def command(folder: Path, *options: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
-    arguments = [sys.executable, "-m", "simct_pl", *options]
-    return subprocess.Popen(
-        arguments, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-
-
 def sweep(folder: Path, *options: str) -> tuple[int, str]:
-    process = command(folder, "sweep", "--recipe", "small.yaml", "--jobs", "2", *options)
-    output, _ = process.communicate(timeout=300)
-    return process.returncode, output
+    done = warm.run(["simct_pl", "sweep", "--recipe", "small.yaml", "--jobs", "2", *options], folder)
+    return done.returncode, done.stdout + done.stderr
 
 
 def results(folder: Path) -> list[str]:
@@ -75,25 +64,30 @@ def test_cells_run_fail_resume_and_are_reported(tmp_path: Path) -> None:
     assert (code, "2 of them finished" in output) == (0, True)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")} == before
     assert len(client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")) == 2
-    report = command(tmp_path, "report", "--sweep", "small", "--baseline", "simct_paper")
-    assert "seqkd" in report.communicate(timeout=100)[0]
+    report = warm.run(["simct_pl", "report", "--sweep", "small", "--baseline", "simct_paper"], tmp_path)
+    assert "seqkd" in report.stdout
     assert report.returncode == 0
+
+
+def processes_of(folder: Path) -> list[str]:
+    """The ids of those that name the folder in their command, as the server of a sweep's cells does."""
+    return subprocess.run(["pgrep", "-f", str(folder)], capture_output=True, text=True, check=False).stdout.split()
 
 
 def test_a_sweep_that_is_ended_ends_its_cells(tmp_path: Path) -> None:
     sweep_file(tmp_path, {"long": None}, **{"trainer.max_steps": 100_000, "data.init_args.num_train_batches": 100_000})
-    process = command(tmp_path, "sweep", "--recipe", "small.yaml", "--jobs", "1")
     log = tmp_path / "runs/sweeps/small/long/seed0/log.txt"
     deadline = time.monotonic() + 100
-    while not list(tmp_path.rglob("*.jsonl")) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert log.is_file()
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert process.returncode != 0
+    command = ["simct_pl", "sweep", "--recipe", "small.yaml", "--jobs", "1"]
+    with warm.start(command, tmp_path, tmp_path / "printed.txt") as process:
+        while not list(tmp_path.rglob("*.jsonl")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert log.is_file()
+        assert processes_of(tmp_path), "else nothing is shown by there being none afterwards"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) != 0
     assert not results(tmp_path)
-    cells = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True, check=False).stdout.split()
-    assert cells == []
+    assert processes_of(tmp_path) == []
 
 
 def test_the_list_says_what_is_open(tmp_path: Path) -> None:

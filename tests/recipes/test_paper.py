@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,8 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from simct_pl.commands.trainer import run
 from simct_pl.config.lightning_cli import open_recipes
-from simct_pl.config.recipes import PACKAGE, find_recipe
+from simct_pl.config.recipes import find_recipe
 from simct_pl.planning.run import PlannedRun, PlanningCLI, plan_run
+from tests import warm
 from tests.recipes.tiny_paper import make_models
 
 PAIRS = {
@@ -152,14 +150,7 @@ def test_table_4_trains_on_the_cpu(models: dict[str, Path], prompts: Path) -> No
     overlay = prompts.parent / "on_cpu.yaml"
     overlay.write_text(ON_CPU)
     command = [*arguments("table4", "qwen7b_gemma2b", models), f"--recipe={overlay}", "--data.init_args.batch_size=2"]
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
-    done = subprocess.run(
-        [sys.executable, "-m", "simct_pl", *command],
-        cwd=prompts.parent,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    done = warm.run(["simct_pl", *command], prompts.parent)
     assert done.returncode == 0, done.stderr
     before = AutoModelForCausalLM.from_pretrained(models["google/gemma-2-2b-it"]).state_dict()
     trained = AutoModelForCausalLM.from_pretrained(prompts.parent / "student")

@@ -7,8 +7,9 @@ import sys
 import pytest
 
 from benchmarks.loss_forms import FORMS
-from benchmarks.measure import in_fresh_process, peak_memory
+from benchmarks.measure import peak_memory
 from benchmarks.synthetic import make_problem
+from tests import warm
 
 MIB = 2**20
 
@@ -26,6 +27,6 @@ def peak_of(num_tokens: int) -> int:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_of_the_loss_is_flat_in_the_response() -> None:
-    short, long = (in_fresh_process(peak_of, num_tokens) for num_tokens in (512, 4096))
+    short, long = (warm.call(peak_of, num_tokens) for num_tokens in (512, 4096))
     assert short > 50 * MIB, "two chunks of logits alone are more"
     assert long < 1.25 * short, f"{short / MIB:.0f} MiB at 512 tokens, {long / MIB:.0f} at 4,096"

@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,6 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from simct_pl.config.recipes import PACKAGE
 from simct_pl.data.source import PromptSource
 from simct_pl.errors import PromptDataError, RecipeError, ResponseError, RolloutError
 from simct_pl.files.parquet import read_parquet, write_parquet
@@ -26,6 +23,7 @@ from simct_pl.tokenization.model_tokenizer import ModelTokenizer
 from simct_pl.warmup.generate import generate
 from simct_pl.warmup.response_sampler import ResponseSampler, SampleRequest
 from simct_pl.warmup.responses import ResponseStore
+from tests import warm
 from tests.tiny import ASSETS
 from tests.warmup.engines import ScriptedEngine
 
@@ -188,19 +186,16 @@ def test_killed_at_any_moment_it_goes_on(tmp_path: Path) -> None:
     source = questions(tmp_path / "prompts.jsonl", 12)
     _, expected = run(tmp_path, prompts=source, output=str(tmp_path / "alone"), engine=ScriptedEngine(), batch_size=2)
     log = tmp_path / "asked.jsonl"
-    command = [sys.executable, "-m", "simct_pl", "generate", f"--model={TEACHER}", f"--prompts.path={source.path}"]
+    command = ["simct_pl", "generate", f"--model={TEACHER}", f"--prompts.path={source.path}"]
     command += ["--prompts.prompt_field=text", "--prompts.answer_field=total", f"--output={tmp_path / 'cut'}"]
     command += ["--num_samples=3", "--batch_size=2", "--dtype=float32", "--sampling.temperature=0.6"]
     command += ["--sampling.top_p=0.95", "--sampling.max_tokens=48", "--engine=tests.warmup.engines.ScriptedEngine"]
     command += [f"--engine.log={log}", "--engine.delay=0.3"]
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     parts = tmp_path / "cut/parts"
-    try:
+    with warm.start(command, tmp_path, tmp_path / "printed.txt") as process:
         while len(list(parts.glob("[0-9]*.parquet"))) < 2:
             assert process.poll() is None
             time.sleep(0.01)
-    finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert not (tmp_path / "cut/responses.parquet").exists()
