@@ -236,7 +236,7 @@ def test_a_run_of_epochs_knows_its_steps(tmp_path: Path, values: dict[str, int],
 
 def test_with_max_steps_a_pass_has_no_length_that_would_bind_validation_to_it(tmp_path: Path) -> None:
     data = PromptDataModule(PromptSource(numbered(tmp_path / "a.jsonl", 5), limit=4), batch_size=2, shuffle_buffer=0)
-    assert len(steps_of(data, tmp_path, max_steps=5, val_check_interval=5).seen) == 10
+    assert len(steps_of(data, tmp_path, max_steps=5, max_epochs=2, val_check_interval=5).seen) == 8
     with pytest.raises(TypeError):
         len(data.train_dataloader())
 
