@@ -25,7 +25,11 @@ def test_a_cell_is_the_worst_pair_and_the_last_columns_are_means() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(10.123, "10.1"), (0.1449, ".14"), (0.00083, ".0008"), (1e-6, "0"), (-1e-16, "0"), (1.0, "1.0")]
+    ("value", "text"),
+    [
+        *((10.123, "10.1"), (1.0, "1.0"), (0.997, "1.0"), (0.1449, ".14"), (0.0099, ".0099"), (0.00999, ".01")),
+        *((0.00083, ".0008"), (1e-6, "0"), (-1e-16, "0")),
+    ],
 )
 def test_figures_are_short(value: float, text: str) -> None:
     assert number(value) == text
