@@ -103,27 +103,25 @@ class PairBytes:
         Raises:
             UnsupportedModelError: if a model cannot be built, or cannot be sharded where the step shards it.
         """
+        # Three models without storage: the trained one in the dtype of its products, the teacher, the one that samples.
         trained, engine = SizedModel(student, step.param_dtype), SizedModel(student, step.engine_dtype)
         taught = SizedModel(teacher, step.teacher_dtype)
         check_shardable(trained, taught if step.teacher == "sharded" else None, step)
+        # One micro-batch of the longest responses, as StudentWithLoss and FrozenTeacher read it.
         why_not: list[str] = []
         written = _responses(step.micro_batch, step.prompt_tokens, step.response_tokens)
         read = _responses(step.teacher_batch, step.prompt_tokens, step.teacher_response_tokens)
-        return cls(
-            trained.size,
-            taught.size,
-            told(
-                lambda: trained.training(
-                    lambda: response_states(trained.model, *written).hidden_NH,
-                    checkpointing=step.checkpointing,
-                    autocast=step.autocast,
-                ),
-                why_not,
+        training = told(
+            lambda: trained.training(
+                lambda: response_states(trained.model, *written).hidden_NH,
+                checkpointing=step.checkpointing,
+                autocast=step.autocast,
             ),
-            told(lambda: taught.reading(lambda: response_states(taught.model, *read).hidden_NH), why_not),
-            0 if step.engine == "server" else told(lambda: engine.cache(step.student_length), why_not),
-            tuple(why_not),
+            why_not,
         )
+        reading = told(lambda: taught.reading(lambda: response_states(taught.model, *read).hidden_NH), why_not)
+        cache = 0 if step.engine == "server" else told(lambda: engine.cache(step.student_length), why_not)
+        return cls(trained.size, taught.size, training, reading, cache, tuple(why_not))
 
 
 def _responses(num: int, prompt_tokens: int, response_tokens: int) -> tuple[list[list[int]], list[list[int]]]:

@@ -74,7 +74,7 @@ class RolloutEngine(ABC):
     """
 
     policy_version: int | None = None
-    # For plans: where its weights lie (planning.cost_inputs.StepShape.engine), and the share of a GPU's memory that it
+    # For plans: where its weights lie (planning.step.StepShape.engine), and the share of a GPU's memory that it
     # takes whatever it needs.
     placement: Literal["copy", "student", "server"] = "copy"
     reserved_share: float | None = None

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
+from transformers import Gemma3TextConfig, Qwen3Config
 
 from callbacks import RolloutCallback
-from simct_pl.commands import dry_run
+from simct_pl.commands import dry_run, preflight
 from simct_pl.commands.trainer import run
 from simct_pl.config.lightning_cli import open_recipes
 from simct_pl.data.prompts import PromptDataModule
@@ -189,6 +191,27 @@ def test_a_dry_run_loads_and_writes_nothing(
     for expected in ("llama", "64 prompts × 1 a step", "prefix=marginal", "Nothing was loaded"):
         assert expected in printed
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pair_of_other_architectures_is_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A Qwen3 student under a Gemma-3 teacher with sliding windows, by command: plan and preflight."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    for role, kind in (("student", Qwen3Config), ("teacher", Gemma3TextConfig)):
+        shutil.copytree(ASSETS / role, tmp_path / role)
+        stops = {name: load_config(role, str(ASSETS / role)).to_dict()[name] for name in ("vocab_size", "eos_token_id")}
+        kind(**shape, **stops, num_key_value_heads=1, head_dim=16, sliding_window=8).save_pretrained(tmp_path / role)
+    named = [f"--model.init_args.{role}={tmp_path / role}" for role in ("student", "teacher")]
+    assert run(["fit", "--recipe", "quickstart", *named, "--dry_run"]) == 0
+    assert preflight.main(["--recipe", "quickstart", *named, "--score", "false", "--num_prompts", "8"]) == 0
+    printed = capsys.readouterr().out
+    for expected in ("qwen3", "gemma3_text", Part.KEPT.value, Part.TEACHER_AT_WORK.value, Part.ENGINE_CACHE.value):
+        assert printed.count(f" {expected} ") == 2, expected
+    assert "Missing" not in printed
+    assert "Verdict: go" in printed
 
 
 @pytest.mark.parametrize(
