@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -74,19 +75,24 @@ def processes_of(folder: Path) -> list[str]:
     return subprocess.run(["pgrep", "-f", str(folder)], capture_output=True, text=True, check=False).stdout.split()
 
 
+def wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
 def test_a_sweep_that_is_ended_ends_its_cells(tmp_path: Path) -> None:
     sweep_file(tmp_path, {"long": None}, **{"trainer.max_steps": 100_000, "data.init_args.num_train_batches": 100_000})
     log = tmp_path / "runs/sweeps/small/long/seed0/log.txt"
-    deadline = time.monotonic() + 100
     command = ["simct_pl", "sweep", "--recipe", "small.yaml", "--jobs", "1"]
     with warm.start(command, tmp_path, tmp_path / "printed.txt") as process:
-        while not list(tmp_path.rglob("*.jsonl")) and time.monotonic() < deadline:
-            time.sleep(0.1)
+        wait_until(lambda: bool(list(tmp_path.rglob("*.jsonl"))), 300)
         assert log.is_file()
         assert processes_of(tmp_path), "else nothing is shown by there being none afterwards"
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) != 0
     assert not results(tmp_path)
+    wait_until(lambda: not processes_of(tmp_path), 60)
     assert processes_of(tmp_path) == []
 
 

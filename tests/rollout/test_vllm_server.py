@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,13 +16,13 @@ import torch
 from transformers import PreTrainedModel
 
 from callbacks import PolicyMismatch, RolloutCallback
-from simct_pl.config.recipes import PACKAGE
 from simct_pl.errors import PromptDataError
 from simct_pl.rollout.engine import SamplingParams, StudentSource
 from simct_pl.rollout.hf import HFEngine
 from simct_pl.rollout.vllm_server import VLLMServerEngine
 from simct_pl.training.optim import OptimizerConfig
 from simct_pl.types import PromptBatch
+from tests import warm
 from tests.rollout.tiny_student import CONTEXT, QUESTIONS, STOP, moved, write_student
 from tests.tiny import data, distill_module, trainer
 
@@ -32,7 +30,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 KEY = "a-secret-of-this-test"
 GREEDY = SamplingParams(temperature=0.0, max_tokens=24)
-START_SECONDS = 180
+START_SECONDS = 600  # three interpreters import vLLM, one after another, on a machine that others may have
 
 
 class Server:
@@ -47,13 +45,9 @@ class Server:
         self.start()
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "simct_pl", "serve", "--model", str(self.model)]
+        command = ["simct_pl", "serve", "--model", str(self.model)]
         command += ["--port", str(self.port), "--dtype", "float32", "--kv-cache-gib", "0.25", "--enforce-eager"]
-        environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), "VLLM_API_KEY": KEY}
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                command, stdout=log, stderr=log, env=environment, cwd=self.log.parent, start_new_session=True
-            )
+        self.process = warm.start(command, self.log.parent, self.log, VLLM_API_KEY=KEY)
 
     def wait(self) -> None:
         for _ in range(START_SECONDS * 2):
