@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from callbacks.distilled import distilled
 from simct_pl.errors import RecipeError
-from simct_pl.evaluation.benchmarks.base import Benchmark
+from simct_pl.evaluation.benchmark import Benchmark
 from simct_pl.evaluation.report import print_results, write_summary
 from simct_pl.evaluation.runner import BenchmarkProvider, Evaluation, Protocol
 from simct_pl.evaluation.scores import BenchmarkResult, summarise

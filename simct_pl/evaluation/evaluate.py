@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from simct_pl.errors import RecipeError
-from simct_pl.evaluation.benchmarks.base import Benchmark
+from simct_pl.evaluation.benchmark import Benchmark
 from simct_pl.evaluation.report import log_results, print_results, write_summary
 from simct_pl.evaluation.runner import Evaluation, Protocol
 from simct_pl.evaluation.scores import BenchmarkResult, summarise

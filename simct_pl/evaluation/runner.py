@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import lightning as L
 
 from simct_pl.errors import EvaluationError, PromptDataError, RecipeError
-from simct_pl.evaluation.benchmarks.base import Benchmark, Problem, subset
+from simct_pl.evaluation.benchmark import Benchmark, Problem, subset
 from simct_pl.evaluation.items import ItemStore
 from simct_pl.evaluation.scores import Item
 from simct_pl.models.loading import no_room

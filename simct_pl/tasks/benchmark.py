@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from simct_pl.evaluation.benchmarks.base import Benchmark, Grade, Problem
+from simct_pl.evaluation.benchmark import Benchmark, Grade, Problem
 from simct_pl.evaluation.benchmarks.graded_prompts import graded
 from simct_pl.tasks.arithmetic import TotalGrader, distinct_problems
 

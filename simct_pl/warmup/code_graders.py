@@ -13,8 +13,8 @@ from typing import Any
 from typing_extensions import override
 
 from simct_pl.errors import PromptDataError, RecipeError
-from simct_pl.evaluation.benchmarks.code_benchmark import code_of, entry_of
 from simct_pl.evaluation.benchmarks.programs import grade_program
+from simct_pl.evaluation.code_benchmark import code_of, entry_of
 from simct_pl.evaluation.grader import UNGRADABLE, Grader
 from simct_pl.evaluation.sandbox.guest import SOLUTION
 from simct_pl.evaluation.sandbox.guest.suite import checks_something

@@ -35,7 +35,7 @@ MOST_LOOSE_MODULES = 14
 # the modules that are named.
 INNER_LAYERS = {
     "losses": ("inputs",),
-    "evaluation": ("grader", "boxed", "sandbox", "maths", "benchmarks"),
+    "evaluation": ("grader", "boxed", "sandbox", "maths", "benchmark", "code_benchmark", "benchmarks"),
 }
 
 

@@ -16,7 +16,7 @@ from callbacks import BenchmarkCallback, Checkpoint, HFExport
 from simct_pl import DistillModule
 from simct_pl.checkpointing.folder import CheckpointFolder, SavedCheckpoint
 from simct_pl.errors import RecipeError
-from simct_pl.evaluation.benchmarks.base import Grade, Problem
+from simct_pl.evaluation.benchmark import Grade, Problem
 from simct_pl.evaluation.runner import Protocol
 from simct_pl.rollout.hf import HFEngine
 from simct_pl.tasks.benchmark import ArithmeticBenchmark

@@ -13,9 +13,8 @@ import pytest
 
 from simct_pl.data.source import PromptSource
 from simct_pl.errors import EvaluationError, MissingFileError, PromptDataError, RecipeError
+from simct_pl.evaluation.benchmark import Benchmark, Grade, Problem, subset
 from simct_pl.evaluation.benchmarks import humaneval, livecodebench
-from simct_pl.evaluation.benchmarks.base import Benchmark, Grade, Problem, subset
-from simct_pl.evaluation.benchmarks.code_benchmark import CodeBenchmark, code_of, entry_of
 from simct_pl.evaluation.benchmarks.graded_prompts import GradedPrompts
 from simct_pl.evaluation.benchmarks.gsm8k import GSM8K
 from simct_pl.evaluation.benchmarks.humaneval import HumanEval, without_function
@@ -23,6 +22,7 @@ from simct_pl.evaluation.benchmarks.livecodebench import LiveCodeBench, hidden_t
 from simct_pl.evaluation.benchmarks.math500 import MATH500
 from simct_pl.evaluation.benchmarks.mbpp import MBPP
 from simct_pl.evaluation.benchmarks.programs import same_output
+from simct_pl.evaluation.code_benchmark import CodeBenchmark, code_of, entry_of
 from simct_pl.evaluation.grader import Grader, LastNumberGrader
 from simct_pl.evaluation.sandbox.sandbox import Sandbox
 from simct_pl.evaluation.scores import Item, summarise

@@ -13,9 +13,9 @@ from collections.abc import Callable
 import pytest
 
 from simct_pl.data.words import words_of
-from simct_pl.evaluation.benchmarks.code_benchmark import code_of
 from simct_pl.evaluation.benchmarks.programs import same_output
 from simct_pl.evaluation.boxed import last_boxed, plain_answer
+from simct_pl.evaluation.code_benchmark import code_of
 from simct_pl.evaluation.grader import LastNumberGrader
 from simct_pl.tasks.arithmetic import chain_is_correct, stated_total
 from simct_pl.types import Prompt

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from simct_pl.data.source import PromptSource
-from simct_pl.evaluation.benchmarks.base import Benchmark, Grade, Problem
+from simct_pl.evaluation.benchmark import Benchmark, Grade, Problem
 from simct_pl.evaluation.benchmarks.gsm8k import GSM8K
 from simct_pl.evaluation.benchmarks.humaneval import HumanEval, packaged_file
 from simct_pl.evaluation.benchmarks.livecodebench import LiveCodeBench

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from simct_pl.errors import EvaluationError, PromptDataError, RecipeError
-from simct_pl.evaluation.benchmarks.base import Benchmark, Grade, Problem
+from simct_pl.evaluation.benchmark import Benchmark, Grade, Problem
 from simct_pl.evaluation.runner import Evaluation, Protocol
 from simct_pl.evaluation.scores import summarise
 from simct_pl.rollout.engine import Generation, RolloutEngine, SamplingParams

@@ -7,7 +7,7 @@ from typing import Any
 
 from simct_pl.data.source import PromptSource
 from simct_pl.errors import PromptDataError, RecipeError
-from simct_pl.evaluation.benchmarks.base import Benchmark, Grade, Problem
+from simct_pl.evaluation.benchmark import Benchmark, Grade, Problem
 from simct_pl.evaluation.grader import UNGRADABLE, Grader
 from simct_pl.types import Prompt
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from simct_pl.errors import EvaluationError
-from simct_pl.evaluation.benchmarks.base import MathBenchmark, Problem, Rows
+from simct_pl.evaluation.benchmark import MathBenchmark, Problem, Rows
 
 
 class GSM8K(MathBenchmark):

@@ -7,8 +7,8 @@ import importlib.util
 from pathlib import Path
 
 from simct_pl.errors import MissingPackageError
-from simct_pl.evaluation.benchmarks.base import Problem, Rows
-from simct_pl.evaluation.benchmarks.code_benchmark import CodeBenchmark
+from simct_pl.evaluation.benchmark import Problem, Rows
+from simct_pl.evaluation.code_benchmark import CodeBenchmark
 from simct_pl.evaluation.sandbox.guest.suite import checks_something
 from simct_pl.evaluation.sandbox.sandbox import Sandbox
 

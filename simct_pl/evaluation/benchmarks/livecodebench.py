@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from simct_pl.errors import EvaluationError
-from simct_pl.evaluation.benchmarks.base import Grade, Problem, Rows
-from simct_pl.evaluation.benchmarks.code_benchmark import ANSWER_FORM, CodeBenchmark
+from simct_pl.evaluation.benchmark import Grade, Problem, Rows
 from simct_pl.evaluation.benchmarks.programs import grade_program
+from simct_pl.evaluation.code_benchmark import ANSWER_FORM, CodeBenchmark
 from simct_pl.evaluation.sandbox.sandbox import Sandbox
 
 FIELDS = ("question_id", "question_content", "starter_code", "public_test_cases", "private_test_cases", "metadata")

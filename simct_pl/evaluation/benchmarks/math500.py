@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from simct_pl.evaluation.benchmarks.base import MathBenchmark, Problem, Rows
+from simct_pl.evaluation.benchmark import MathBenchmark, Problem, Rows
 
 
 class MATH500(MathBenchmark):

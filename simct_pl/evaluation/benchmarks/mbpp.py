@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 from simct_pl.errors import require_choice
-from simct_pl.evaluation.benchmarks.base import Problem, Rows
-from simct_pl.evaluation.benchmarks.code_benchmark import CodeBenchmark, entry_of
+from simct_pl.evaluation.benchmark import Problem, Rows
+from simct_pl.evaluation.code_benchmark import CodeBenchmark, entry_of
 from simct_pl.evaluation.sandbox.sandbox import Sandbox
 
 Subset = Literal["full", "sanitized"]

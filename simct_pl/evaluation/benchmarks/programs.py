@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 
-from simct_pl.evaluation.benchmarks.base import Grade
-from simct_pl.evaluation.benchmarks.code_benchmark import code_of
+from simct_pl.evaluation.benchmark import Grade
+from simct_pl.evaluation.code_benchmark import code_of
 from simct_pl.evaluation.grader import UNGRADABLE
 from simct_pl.evaluation.sandbox.sandbox import Sandbox
 

@@ -11,7 +11,7 @@ import re
 from dataclasses import asdict
 from typing import Any
 
-from simct_pl.evaluation.benchmarks.base import Benchmark, Grade, Problem
+from simct_pl.evaluation.benchmark import Benchmark, Grade, Problem
 from simct_pl.evaluation.grader import UNGRADABLE
 from simct_pl.evaluation.sandbox.sandbox import Sandbox
 
