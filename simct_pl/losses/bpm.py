@@ -142,7 +142,7 @@ class Longer:
 
 
 @dataclass(frozen=True)
-class Path:
+class TokenPath:
     """Where a student token of a unit of several tokens begins.
 
     row: the student's. teacher_row: of the teacher token that it begins in. written: that token's bytes before it, and
@@ -198,7 +198,7 @@ class BytePrefixes:
         standing = [self._standing(tokens[token_id][start : start + room]) for token_id in ids]
         return np.asarray(ids, np.int64), np.asarray(standing, np.int64)
 
-    def paths(self, chunk: UnitChunk) -> Iterator[Path]:
+    def paths(self, chunk: UnitChunk) -> Iterator[TokenPath]:
         """Of every student token in a unit that is not 1:1."""
         rows = chunk.rows
         student_ids, teacher_ids = rows.student_ids_N.tolist(), rows.teacher_ids_M.tolist()
@@ -211,7 +211,7 @@ class BytePrefixes:
                 yield self._path(row, teachers.start, pieces, place)
                 place += len(self.shared.student.tokens[student_ids[row]])
 
-    def _path(self, row: int, first_row: int, pieces: list[bytes], place: int) -> Path:
+    def _path(self, row: int, first_row: int, pieces: list[bytes], place: int) -> TokenPath:
         """pieces: the teacher's tokens of the unit. place: bytes of it before the student's token."""
         text, ends = b"".join(pieces), list(accumulate(map(len, pieces)))
         k = min(bisect_right(ends, place), len(pieces) - 1)
@@ -223,10 +223,10 @@ class BytePrefixes:
                 last = bisect_left(ends, stop)
                 longer.append(Longer(student_id, first_row + last, text[ends[last - 1] : stop]))
         stands = self._standing(text[place:end])
-        return Path(row, first_row + k, text[start:place], end - place, stands, longer)
+        return TokenPath(row, first_row + k, text[start:place], end - place, stands, longer)
 
 
-def _correct(path: Path, logp_MJ: Tensor, teacher_ids_M: Tensor, prefixes: BytePrefixes, target_X: Tensor) -> None:
+def _correct(path: TokenPath, logp_MJ: Tensor, teacher_ids_M: Tensor, prefixes: BytePrefixes, target_X: Tensor) -> None:
     """Hand on, in place, from what stands for the realised token to each student token that reaches beyond it."""
     logp = logp_MJ[path.teacher_row, teacher_ids_M[path.teacher_row]]
     if path.written:
