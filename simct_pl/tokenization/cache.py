@@ -1,4 +1,4 @@
-"""Byte tables on disk: one npz a tokenizer, keyed by a hash of its definition, written atomically.
+"""What is made of tokenizers alone, on disk: one npz each, keyed by a hash of the definitions, written atomically.
 
 The cache only saves time. A broken file is rebuilt, a folder that cannot be written is no error. SIMCT_PL_CACHE
 names the folder; otherwise it is the user's cache folder.
@@ -35,11 +35,9 @@ def folder() -> Path:
 
 
 def load(fingerprint: str) -> dict[str, np.ndarray] | None:
-    """The arrays of a table, or None if there is no whole file."""
-    try:
-        with _path(fingerprint).open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in _NAMES}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    """The arrays of a byte table, or None if there is no whole file."""
+    arrays = load_arrays("token-bytes", fingerprint, _NAMES)
+    if arrays is None:
         return None
     num_tokens = len(arrays["offsets"]) - 1
     whole = len(arrays["buffer"]) == arrays["offsets"][-1] and len(arrays["is_mapped_V"]) == num_tokens
@@ -47,8 +45,22 @@ def load(fingerprint: str) -> dict[str, np.ndarray] | None:
 
 
 def save(fingerprint: str, arrays: dict[str, np.ndarray]) -> None:
-    """Write a table under its final name in one step, so that no reader and no crash ever sees half of it."""
-    path = _path(fingerprint)
+    """Keep the arrays of a byte table."""
+    save_arrays("token-bytes", fingerprint, arrays)
+
+
+def load_arrays(kind: str, fingerprint: str, names: Sequence[str]) -> dict[str, np.ndarray] | None:
+    """Arrays by name, or None if there is no whole file. kind: begins the file's name."""
+    try:
+        with _path(kind, fingerprint).open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            return {name: stored[name] for name in names}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def save_arrays(kind: str, fingerprint: str, arrays: dict[str, np.ndarray]) -> None:
+    """Write arrays under their final name in one step, so that no reader and no crash ever sees half of them."""
+    path = _path(kind, fingerprint)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
@@ -63,5 +75,5 @@ def save(fingerprint: str, arrays: dict[str, np.ndarray]) -> None:
             os.unlink(temporary)
 
 
-def _path(fingerprint: str) -> Path:
-    return folder() / f"token-bytes-{fingerprint}.npz"
+def _path(kind: str, fingerprint: str) -> Path:
+    return folder() / f"{kind}-{fingerprint}.npz"

@@ -166,15 +166,16 @@ def _walk_chunks(
         torch.empty(TEACHING_BLOCK_BYTES, dtype=torch.uint8)
     parts = [work.rows.slice(start, end) for start, end in unit_bounds(work.rows, work.chunk_tokens)]
     student_NK = weight_KH.new_empty(max((len(p.student_ids_N) for p in parts), default=0), len(weight_KH))
-    teacher_MK = teacher.weight.new_empty(max((len(p.teacher_ids_M) for p in parts), default=0), len(teacher.weight))
+    reads = [part.read_rows_X for part in parts]
+    teacher_XK = teacher.weight.new_empty(max(map(len, reads), default=0), len(teacher.weight))
     writer = StatsWriter(work.stats)
-    for part in parts:
-        row_N, row_M = part.student_rows_N.to(device), part.teacher_rows_M.to(device)
+    for part, read_X in zip(parts, reads, strict=True):
+        row_N, row_X = part.student_rows_N.to(device), read_X.to(device)
         states_NH = hidden_NH.index_select(0, row_N).to(weight_KH.dtype)
-        states_MH = work.teacher_hidden_MH.index_select(0, row_M).to(teacher.weight.dtype)
+        states_XH = work.teacher_hidden_MH.index_select(0, row_X).to(teacher.weight.dtype)
         logits_NK = _project(states_NH, weight_KH, bias_K, student_NK[: len(row_N)])
-        logits_MK = _project(states_MH, teacher.weight, teacher.bias, teacher_MK[: len(row_M)])
-        _grade_chunk(work, part, logits_NK, logits_MK, writer, sums)
+        logits_XK = _project(states_XH, teacher.weight, teacher.bias, teacher_XK[: len(row_X)])
+        _grade_chunk(work, part, logits_NK, read_X, logits_XK, writer, sums)
         if sums.any:
             sums.add(logits_NK, states_NH, row_N, weight_KH)
     return work.stats.loss_U.sum()
@@ -187,25 +188,34 @@ def _project(states_NH: Tensor, weight_KH: Tensor, bias_K: Tensor | None, out_NK
 
 
 def _grade_chunk(
-    work: _Work, part: UnitRows, logits_NK: Tensor, logits_MK: Tensor, writer: StatsWriter, sums: _GradientSums
+    work: _Work,
+    part: UnitRows,
+    logits_NK: Tensor,
+    read_X: Tensor,
+    logits_XK: Tensor,
+    writer: StatsWriter,
+    sums: _GradientSums,
 ) -> None:
     """Write the statistics. With gradients, those of the student's projected logits take the place of the logits."""
     device = logits_NK.device
     strip_bytes = CPU_STRIP_BYTES if device.type == "cpu" else GPU_STRIP_BYTES
-    strip_rows = max(1, strip_bytes // (4 * max(logits_NK.shape[1], logits_MK.shape[1])))
+    strip_rows = max(1, strip_bytes // (4 * max(logits_NK.shape[1], logits_XK.shape[1])))
     strips = [part.slice(start, end) for start, end in unit_bounds(part, strip_rows)]
     strips_NK = logits_NK.split([len(rows.student_ids_N) for rows in strips])
-    strips_MK = logits_MK.split([len(rows.teacher_ids_M) for rows in strips])
-    for rows, strip_NK, strip_MK in zip(strips, strips_NK, strips_MK, strict=True):
-        writer.add(_grade_strip(work, rows.to(device), strip_NK, strip_MK, sums))
+    for rows, strip_NK in zip(strips, strips_NK, strict=True):
+        own_X = rows.read_rows_X
+        # What a strip reads lies together: paths end at gaps between units.
+        read = slice(*torch.searchsorted(read_X, own_X[[0, -1]]).add_(torch.tensor([0, 1])).tolist())
+        writer.add(_grade_strip(work, rows, strip_NK, read_X[read], logits_XK[read], sums))
 
 
 def _grade_strip(
-    work: _Work, rows: UnitRows, projected_NK: Tensor, projected_MK: Tensor, sums: _GradientSums
+    work: _Work, rows: UnitRows, projected_NK: Tensor, read_X: Tensor, projected_XK: Tensor, sums: _GradientSums
 ) -> UnitStats:
     with torch.set_grad_enabled(sums.any):
         leaf_NK = projected_NK.detach().requires_grad_(sums.any)
-        chunk = UnitChunk(work.student_head.finish(leaf_NK), work.teacher_head.finish(projected_MK), rows, work.tables)
+        student_NK, teacher_XK = work.student_head.finish(leaf_NK), work.teacher_head.finish(projected_XK)
+        chunk = UnitChunk.read(student_NK, teacher_XK, read_X, rows, work.tables)
         losses = work.objective(chunk)
         loss = losses.loss_U.sum()
     if sums.any:

@@ -7,8 +7,8 @@ arrays; no unit ever crosses from one response into another.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from simct_pl.types import (
     UnitAlignment,
 )
 
+if TYPE_CHECKING:
+    from simct_pl.losses.token_paths.paths import PathBuilder, TokenPaths
+
 
 @dataclass(frozen=True)
 class UnitRows:
@@ -37,6 +40,8 @@ class UnitRows:
     column_U: shared column that spells the whole unit, or -1 (then the unit gets a column of its own).
     one_to_one_U: bool, one token on each side.
     prefix_unit_P, prefix_column_P: shared columns that are proper byte prefixes of a unit that is not a shared token.
+    paths: of the N student tokens, for objectives that follow them (Objective.path_builder); their teacher rows may lie
+        in neighbouring units of the same response.
     """
 
     student_rows_N: Tensor
@@ -51,13 +56,24 @@ class UnitRows:
     one_to_one_U: Tensor
     prefix_unit_P: Tensor
     prefix_column_P: Tensor
+    paths: TokenPaths | None = None
 
     @property
     def num_units(self) -> int:
         return len(self.column_U)
 
+    @property
+    def read_rows_X(self) -> Tensor:
+        """The teacher's rows that an objective reads, ascending: those of the units, and of the paths beside them."""
+        if self.paths is None:
+            return self.teacher_rows_M
+        return torch.unique(torch.cat([self.teacher_rows_M, self.paths.step_row_P]))
+
     def to(self, device: torch.device) -> UnitRows:
-        moved: dict[str, Any] = {name: part.to(device, non_blocking=True) for name, part in vars(self).items()}
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {
+            name: part if part is None else part.to(device, non_blocking=True) for name, part in parts.items()
+        }
         return UnitRows(**moved)
 
     def slice(self, start: int, end: int) -> UnitRows:
@@ -78,6 +94,7 @@ class UnitRows:
             one_to_one_U=self.one_to_one_U[start:end],
             prefix_unit_P=self.prefix_unit_P[prefixes] - start,
             prefix_column_P=self.prefix_column_P[prefixes],
+            paths=None if self.paths is None else self.paths.slice(students.start, students.stop),
         )
 
 
@@ -99,12 +116,17 @@ def unit_bounds(rows: UnitRows, max_rows: int) -> Iterator[tuple[int, int]]:
 
 
 def build_unit_rows(
-    alignments: Sequence[UnitAlignment], shared_vocab: SharedVocab, *, with_prefixes: bool = True
+    alignments: Sequence[UnitAlignment],
+    shared_vocab: SharedVocab,
+    *,
+    with_prefixes: bool = True,
+    path_builder: PathBuilder | None = None,
 ) -> UnitRows:
     """Flatten the supervised units of some responses, whose rows follow one another without gaps on both sides.
 
     with_prefixes: list the prefix columns too, which takes time and which few objectives read
         (Objective.uses_prefixes).
+    path_builder: makes the paths, for objectives that follow them (Objective.path_builder).
     """
     columns, students, teachers, prefix_units, prefix_columns = [], [], [], [], []
     num_units = student_offset = teacher_offset = 0
@@ -138,7 +160,7 @@ def build_unit_rows(
         "prefix_column_P": _joined(prefix_columns),
     }
     tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    return UnitRows(**tensors)
+    return UnitRows(**tensors, paths=None if path_builder is None else path_builder.build(alignments))
 
 
 def _side(span_U2: np.ndarray, ids: np.ndarray, offset: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,0 +1,282 @@
+"""What each supervised student token is compared over, as flat arrays that the chunker slices.
+
+In: alignments and an Asker. Out: TokenPaths. A response's rows are counted as in UnitRows: they follow those of the
+response before it. Paths never leave the stretch of neighbouring supervised units that their token lies in, so no row
+of another response, and none beside a lost stretch, is ever read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from simct_pl.losses.token_paths.asking import Asker
+from simct_pl.losses.token_paths.categories import CLASSES, DROPPED, Categories, Step
+from simct_pl.losses.token_paths.vocab_links import STOP
+from simct_pl.types import STUDENT_END, STUDENT_START, TEACHER_END, TEACHER_START, UnitAlignment
+
+
+@dataclass(frozen=True)
+class TokenPaths:
+    """Categories of N student tokens, in order (int64, on one device).
+
+    A label below num_labels is a class of VocabLinks, one from there on is the token's own; DROPPED is no category.
+    base_N: label of all student ids that are not moved, or CLASSES. own_N: label of the path's end.
+    moved_token_E, moved_id_E, moved_label_E: student ids with another label, at token E.
+    step_token_P, step_row_P, step_id_P: the teacher's rows along the path of each token, and the id that goes on.
+    step_base_P: label of the ids that are not listed, or CLASSES, or DROPPED.
+    listed_step_Q, listed_id_Q, listed_label_Q: teacher ids with another label, at step Q.
+    based_token_B: tokens whose base is a label. whole_step_F: steps whose base is CLASSES, at most one a token.
+    merged_token_J, merged_from_J, merged_to_J: labels that are one at token J.
+    num_labels: labels of classes and, at most, of a token together.
+    """
+
+    base_N: Tensor
+    own_N: Tensor
+    moved_token_E: Tensor
+    moved_id_E: Tensor
+    moved_label_E: Tensor
+    step_token_P: Tensor
+    step_row_P: Tensor
+    step_id_P: Tensor
+    step_base_P: Tensor
+    listed_step_Q: Tensor
+    listed_id_Q: Tensor
+    listed_label_Q: Tensor
+    merged_token_J: Tensor
+    merged_from_J: Tensor
+    merged_to_J: Tensor
+    based_token_B: Tensor
+    whole_step_F: Tensor
+    num_labels: int
+
+    def to(self, device: torch.device, non_blocking: bool = True) -> TokenPaths:
+        moved: dict[str, Any] = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in _TENSORS}
+        return TokenPaths(**moved, num_labels=self.num_labels)
+
+    def with_rows(self, rows_X: Tensor) -> TokenPaths:
+        """With positions in rows_X, ascending, in place of the teacher's rows."""
+        return replace(self, step_row_P=torch.searchsorted(rows_X, self.step_row_P))
+
+    def slice(self, start: int, end: int) -> TokenPaths:
+        """Tokens start:end, counted from the slice's beginning. Best on the CPU."""
+        tokens = slice(start, end)
+        moved, steps, merged, based = (
+            _range(getattr(self, name), start, end)
+            for name in ("moved_token_E", "step_token_P", "merged_token_J", "based_token_B")
+        )
+        entries, whole = (
+            _range(of_step, steps.start, steps.stop) for of_step in (self.listed_step_Q, self.whole_step_F)
+        )
+        ranges = {"N": tokens, "E": moved, "P": steps, "Q": entries, "J": merged, "B": based, "F": whole}
+        parts: dict[str, Any] = {name: getattr(self, name)[ranges[name[-1]]] for name in _TENSORS}
+        for name in ("moved_token_E", "step_token_P", "merged_token_J", "based_token_B"):
+            parts[name] = parts[name] - start
+        for name in ("listed_step_Q", "whole_step_F"):
+            parts[name] = parts[name] - steps.start
+        return TokenPaths(**parts, num_labels=self.num_labels)
+
+
+_TENSORS = [field.name for field in fields(TokenPaths) if field.name != "num_labels"]
+
+
+def _range(index: Tensor, start: int, end: int) -> slice:
+    return slice(*torch.searchsorted(index, torch.tensor([start, end])).tolist())
+
+
+class PathBuilder:
+    """Makes TokenPaths of a pair's responses."""
+
+    def __init__(self, asker: Asker) -> None:
+        self.asker, self.links = asker, asker.links
+
+    def build(self, alignments: Sequence[UnitAlignment]) -> TokenPaths:
+        """Paths of the student tokens in supervised units, in order."""
+        table = _Table()
+        teacher_offset = 0
+        for alignment in alignments:
+            for first, last in _stretches(alignment):
+                self._stretch(table, alignment, first, last, teacher_offset)
+            teacher_offset += alignment.num_teacher_tokens
+        return table.finish(self.links.num_labels)
+
+    def _stretch(self, table: _Table, alignment: UnitAlignment, first: int, last: int, teacher_offset: int) -> None:
+        """Neighbouring units first … last."""
+        students = slice(alignment.units_U6[first, STUDENT_START], alignment.units_U6[last, STUDENT_END])
+        teachers = slice(alignment.units_U6[first, TEACHER_START], alignment.units_U6[last, TEACHER_END])
+        places = _Places(
+            alignment.student_ids_S[students].tolist(),
+            alignment.teacher_ids_T[teachers].tolist(),
+            self.links.student.table.lengths_V,
+            self.links.teacher.table.lengths_V,
+            has_stop=alignment.has_stop and last == alignment.num_units - 1,
+        )
+        for i in range(len(places.student_ids)):
+            start, categories = self._at(places, i)
+            is_cut = places.teacher_end[start + len(categories.steps) - 1] <= places.student_end[i]
+            count = len(categories.steps)
+            ids = places.teacher_ids[start : start + count]
+            rows = range(
+                teacher_offset + int(teachers.start) + start, teacher_offset + int(teachers.start) + start + count
+            )
+            table.add(categories, ids, rows, self._merged(categories, ids, is_cut))
+
+    def _at(self, places: _Places, i: int) -> tuple[int, Categories]:
+        """(the first teacher token of the path, categories) of a student token."""
+        own = places.student_ids[i]
+        if self.links.same_tokenizer:
+            return i, Categories(CLASSES, {}, [Step(CLASSES)], int(self.links.student_label_K[own]), [], 0)
+        start, end = places.student_start[i], places.student_end[i]
+        at = places.teacher_token_at(start)
+        if places.is_stop(at):
+            return at, Categories(CLASSES, {}, [Step(CLASSES)], STOP, [], 0)
+        after = places.teacher_ending_by(end)
+        inner = tuple(places.teacher_ids[at:after])
+        if places.teacher_start[at] < start:
+            written, outside = places.written(i, places.teacher_start[at])
+            found = self.asker.inside(written, outside, places.teacher_ids[at], inner, own)
+            return at, _cut(found, len(places.teacher_ids) - at)
+        found = _cut(self.asker.behind(own, inner), len(places.teacher_ids) - at)
+        if at == 0:
+            return at, found
+        written, outside = places.written(i, places.teacher_start[at - 1])
+        crossings = self.asker.before(written, outside, places.teacher_ids[at - 1])
+        if not (crossings.reaching or crossings.excluded):
+            return at, found
+        label_K = self.links.student_label_K
+        moved = dict(found.moved)
+
+        def label(token: int) -> int:
+            return found.moved.get(token, int(label_K[token]))
+
+        moved |= {token: label(other) for token, other in crossings.moved.items() if token != own}
+        moved = {token: label for token, label in moved.items() if label != label_K[token]}
+        main = Step(CLASSES, {**found.steps[0].listed, **dict.fromkeys(crossings.excluded, DROPPED)})
+        steps = [main, *found.steps[1:]]
+        if not crossings.reaching:
+            return at, Categories(found.base, moved, steps, found.own, found.merged, found.num_own_labels)
+        front = Step(DROPPED, {token: label(behind) for token, behind in crossings.reaching.items()})
+        return at - 1, Categories(found.base, moved, [front, *steps], found.own, found.merged, found.num_own_labels)
+
+    def _merged(self, categories: Categories, ids: list[int], is_cut: bool) -> list[tuple[int, int]]:
+        """What is one category here: also where the path ends, and the realised student token."""
+        if is_cut:
+            return categories.merged
+        step, token = categories.steps[-1], ids[-1]
+        label = step.listed.get(token, step.base)
+        if label == CLASSES:
+            label = int(self.links.teacher_label_K[token])
+        merged = dict(categories.merged)
+        ends = [merged.get(x, x) for x in (label, categories.own)]
+        if DROPPED not in ends and ends[0] != ends[1]:
+            return [*((a, ends[1] if b == ends[0] else b) for a, b in categories.merged), (ends[0], ends[1])]
+        return categories.merged
+
+
+def _cut(categories: Categories, num_left: int) -> Categories:
+    """Without the step behind the stretch's last token: what would leave the path there is at its end."""
+    if len(categories.steps) <= num_left:
+        return categories
+    *steps, behind = categories.steps
+    ends = {behind.base, *behind.listed.values()} - {categories.own, DROPPED}
+    merged = [*categories.merged, *((label, categories.own) for label in sorted(ends))]
+    return replace(categories, steps=steps, merged=merged)
+
+
+class _Places:
+    """Tokens of a stretch by the bytes where they start and end; a stop counts as one byte."""
+
+    def __init__(
+        self, student_ids: list[int], teacher_ids: list[int], student_lengths: Any, teacher_lengths: Any, has_stop: bool
+    ) -> None:
+        self.student_ids, self.teacher_ids, self.has_stop = student_ids, teacher_ids, has_stop
+        self.student_end = _ends(student_ids, student_lengths, has_stop)
+        self.teacher_end = _ends(teacher_ids, teacher_lengths, has_stop)
+        self.student_start, self.teacher_start = [0, *self.student_end[:-1]], [0, *self.teacher_end[:-1]]
+
+    def teacher_token_at(self, byte: int) -> int:
+        """The teacher token that covers a byte."""
+        return int(np.searchsorted(self.teacher_end, byte, "right"))
+
+    def teacher_ending_by(self, byte: int) -> int:
+        """How many teacher tokens end by a byte."""
+        return int(np.searchsorted(self.teacher_end, byte, "right"))
+
+    def is_stop(self, teacher_token: int) -> bool:
+        return self.has_stop and teacher_token == len(self.teacher_ids) - 1
+
+    def written(self, i: int, byte: int) -> tuple[tuple[int, ...], int]:
+        """The student tokens before token i from the one that covers a byte, and their bytes before it."""
+        first = i - 1
+        while self.student_start[first] > byte:
+            first -= 1
+        return tuple(self.student_ids[first:i]), byte - self.student_start[first]
+
+
+def _ends(ids: list[int], lengths: np.ndarray, has_stop: bool) -> list[int]:
+    sizes = lengths[ids].tolist()
+    if has_stop:
+        sizes[-1] = 1
+    return list(accumulate(sizes))
+
+
+def _stretches(alignment: UnitAlignment) -> Iterator[tuple[int, int]]:
+    """(first, last) of neighbouring supervised units."""
+    units_U6, found = alignment.units_U6, None
+    for unit in np.flatnonzero(alignment.supervised_U).tolist():
+        row = units_U6[unit]
+        if found is not None:
+            before = units_U6[found[1]]
+            if before[STUDENT_END] == row[STUDENT_START] and before[TEACHER_END] == row[TEACHER_START]:
+                found = found[0], unit
+                continue
+            yield found
+        found = unit, unit
+    if found is not None:
+        yield found
+
+
+class _Table:
+    """Grows the arrays of TokenPaths."""
+
+    def __init__(self) -> None:
+        self.num_own = 0
+        self.columns: dict[str, list[int]] = {name: [] for name in _TENSORS}
+
+    def add(
+        self, categories: Categories, ids: Sequence[int], rows: Iterable[int], merged: list[tuple[int, int]]
+    ) -> None:
+        columns, token = self.columns, len(self.columns["base_N"])
+        columns["base_N"].append(categories.base)
+        columns["own_N"].append(categories.own)
+        self.num_own = max(self.num_own, categories.num_own_labels)
+        if categories.base >= 0:
+            columns["based_token_B"].append(token)
+        for student, label in categories.moved.items():
+            self._row(("moved_token_E", token), ("moved_id_E", student), ("moved_label_E", label))
+        for one, other in merged:
+            self._row(("merged_token_J", token), ("merged_from_J", one), ("merged_to_J", other))
+        for step, on, row in zip(categories.steps, ids, rows, strict=True):
+            number = len(columns["step_row_P"])
+            if step.base == CLASSES:
+                columns["whole_step_F"].append(number)
+            self._row(("step_token_P", token), ("step_row_P", row), ("step_id_P", on), ("step_base_P", step.base))
+            for teacher, label in step.listed.items():
+                if teacher != on:
+                    self._row(("listed_step_Q", number), ("listed_id_Q", teacher), ("listed_label_Q", label))
+
+    def _row(self, *values: tuple[str, int]) -> None:
+        for name, value in values:
+            self.columns[name].append(value)
+
+    def finish(self, num_classes: int) -> TokenPaths:
+        tensors: dict[str, Any] = {
+            name: torch.tensor(column, dtype=torch.int64) for name, column in self.columns.items()
+        }
+        return TokenPaths(**tensors, num_labels=num_classes + self.num_own)
