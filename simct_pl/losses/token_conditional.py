@@ -109,7 +109,7 @@ class _StudentMasses(torch.autograd.Function):
         based_B = paths.based_token_B
         whole_B = mass_NX.index_select(0, based_B).sum(-1)
         mass_NX.index_fill_(0, based_B, 0.0)
-        mass_NX.index_put_((based_B, paths.base_N[based_B]), whole_B)
+        mass_NX.index_put_((based_B, _place(paths.base_N[based_B], dropped)), whole_B)
         moved_mass_E = p_NK[paths.moved_token_E, paths.moved_id_E]
         mass_NX.index_put_((paths.moved_token_E, moved_E), moved_mass_E, accumulate=True)
         merge_labels(mass_NX, paths)
@@ -129,7 +129,7 @@ class _StudentMasses(torch.autograd.Function):
         grad_NK = torch.zeros_like(p_NK)
         torch.index_select(grad_NX, 1, ctx.label_K, out=grad_NK[:, : len(ctx.label_K)])
         based_B = paths.based_token_B
-        of_base_B = grad_NX[based_B, paths.base_N[based_B]]
+        of_base_B = grad_NX[based_B, _place(paths.base_N[based_B], paths.num_labels)]
         grad_NK[based_B, : len(ctx.label_K)] = of_base_B[:, None].expand(-1, len(ctx.label_K))
         grad_NK.index_put_((paths.moved_token_E, paths.moved_id_E), grad_NX[paths.moved_token_E, moved_E])
         total_N1 = torch.linalg.vecdot(p_NK, grad_NK)[:, None]

@@ -9,6 +9,7 @@ completed. Everything a step asks beside this is local to a position (simct_pl.l
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -83,7 +84,7 @@ class Readings:
     @cached_property
     def spellings(self) -> list[tuple[int, ...]]:
         flat, edges = self.ids.tolist(), self.offsets.tolist()
-        return [tuple(flat[start:end]) for start, end in zip(edges, edges[1:], strict=False)]
+        return [tuple(flat[start:end]) for start, end in itertools.pairwise(edges)]
 
     @cached_property
     def sources(self) -> list[int]:

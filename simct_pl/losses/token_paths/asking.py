@@ -7,6 +7,7 @@ texts, once a key.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Literal
 
 from simct_pl.losses.token_paths.categories import (
     CLASSES,
@@ -19,11 +20,12 @@ from simct_pl.losses.token_paths.categories import (
     exits,
     listed,
 )
-from simct_pl.losses.token_paths.vocab_links import VocabLinks
+from simct_pl.losses.token_paths.vocab_links import SortedTokens, VocabLinks
 from simct_pl.tokenization.readings import Reader, followings
 
 MEMORY = 200_000  # answers that are kept
 Ids = tuple[int, ...]
+Side = Literal["student", "teacher"]
 
 
 class Asker:
@@ -34,6 +36,8 @@ class Asker:
         self.behind = lru_cache(MEMORY)(self._behind)
         self.before = lru_cache(MEMORY)(self._before)
         self.inside = lru_cache(MEMORY)(self._inside)
+        self.tokens: dict[Side, SortedTokens] = {"student": links.student_bytes, "teacher": links.teacher_bytes}
+        self._goes_on = {side: lru_cache(MEMORY)(tokens.goes_on) for side, tokens in self.tokens.items()}
 
     def _text(self, reader: Reader, ids: Ids) -> bytes:
         return b"".join([reader.table.tokens[k] for k in ids])
@@ -134,9 +138,12 @@ class Asker:
 
     # ---- what the tokens before it change there ----
 
-    def _before(self, written: Ids, outside: int, last: int) -> Crossings:
+    def _before(
+        self, written: Ids, outside: int, last: int, earlier: tuple[bytes, ...], own_earlier: tuple[bytes, ...]
+    ) -> Crossings:
         """written: the student's tokens that end at the position, from the one that covers the start of the teacher's
-        `last` token, which ends there too. outside: bytes of them before that start.
+        `last` token, which ends there too. outside: bytes of them before that start. earlier, own_earlier: see
+        `overreaching`, of the teacher and the student.
         """
         vocab, student, teacher = self.links, self.links.student, self.links.teacher
         wrote, part = self._text(student, written), teacher.table.tokens[last]
@@ -147,7 +154,33 @@ class Asker:
             longer = [k for k, _ in vocab.student_bytes.beginning_with(remainder)]
             read = teacher.read([part + student.table.tokens[k] for k in longer])
             moved |= {k: behind for k, ids in zip(longer, read, strict=True) if ids and ids[0] == token and k != behind}
-        return Crossings(reaching, moved, self._excluded(wrote, student.table.tokens[written[-1]], part, last))
+        excluded = self._excluded(wrote, student.table.tokens[written[-1]], part, last)
+        excluded += self._contradicting("student", own_earlier)
+        return Crossings(reaching, moved, excluded, self._contradicting("teacher", earlier))
+
+    def overreaching(self, side: Side, before: Ids, part: bytes) -> tuple[bytes, ...]:
+        """For each start of a side's tokens `before` from which a token of its vocabulary goes past `part`, which follows
+        them and ends at the position: the bytes from that start to the position. Almost always none.
+        """
+        tokens = self.tokens[side].reader.table.tokens
+        found, front = [], part
+        for token in reversed(before):
+            front = tokens[token] + front
+            if self._goes_on[side](front):
+                found.append(front)
+        return tuple(found)
+
+    def _contradicting(self, side: Side, earlier: tuple[bytes, ...]) -> tuple[int, ...]:
+        """Tokens of the other side in front of which this one reads a token from an earlier start past the position."""
+        own, other = self.tokens[side], self.tokens["teacher" if side == "student" else "student"]
+        found: set[int] = set()
+        for front in earlier:
+            longer = {k: data for k, data in own.beginning_with(front) if len(data) > len(front)}
+            behind = {data[len(front) :] for data in longer.values()}
+            asked = sorted({k for data in behind for k, _ in other.beginning_with(data)})
+            read = own.reader.read([front + other.reader.table.tokens[k] for k in asked])
+            found |= {k for k, ids in zip(asked, read, strict=True) if ids is not None and ids[0] in longer}
+        return tuple(sorted(found))
 
     def _reaching(self, written: Ids, outside: int, part: bytes) -> dict[int, int]:
         """Teacher tokens that begin with `part` and go past it, and keep the student's cuts → what they begin there."""
@@ -186,7 +219,9 @@ class Asker:
 
     # ---- inside a teacher token ----
 
-    def _inside(self, written: Ids, outside: int, covering: int, inner: Ids, own: int) -> Categories:
+    def _inside(
+        self, written: Ids, outside: int, covering: int, inner: Ids, own: int, earlier: tuple[bytes, ...]
+    ) -> Categories:
         """written, outside: see _before, with `covering`, which goes past the position, for `last`. inner: the
         teacher's tokens from it on that end within `own`.
         """
@@ -223,7 +258,9 @@ class Asker:
         if inner:
             path = self._text(teacher, inner)[len(part) :]
             self._along_path(links, lambda k: ("v", k) if k in along else base, own, path, inner, left, along, 1)
-        return self._categories_inside(links, base, whole, own, left, along)
+        found = self._categories_inside(links, base, whole, own, left, along)
+        found.moved.update((token, DROPPED) for token in self._contradicting("teacher", earlier) if token != own)
+        return found
 
     def _categories_inside(self, links, base, whole, own, left, along) -> Categories:  # type: ignore[no-untyped-def]
         base_label = links.label(base)

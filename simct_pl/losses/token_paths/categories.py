@@ -49,12 +49,18 @@ class Crossings:
 
     reaching: teacher tokens that begin where the last one began and go past the position → the student token behind the
         position that they begin with. moved: student token → another whose category it shares. excluded: teacher tokens
-        behind the position that the student would have merged with what it wrote.
+        behind the position that the student would have merged with what it wrote. contradicting: student tokens in front
+        of which the teacher would have cut otherwise, further back.
     """
 
     reaching: dict[int, int]
     moved: dict[int, int]
     excluded: tuple[int, ...]
+    contradicting: tuple[int, ...]
+
+    @property
+    def any(self) -> bool:
+        return bool(self.reaching or self.moved or self.excluded or self.contradicting)
 
 
 class Links:
@@ -65,7 +71,7 @@ class Links:
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes, self.num_own = num_classes, 0
-        self._parent: dict[Node, Node] = {}
+        self._parent: dict[Node, Node] = {DROPPED: DROPPED}
         self._labels: dict[Node, int] = {}
         self.merged: list[tuple[int, int]] = []
 

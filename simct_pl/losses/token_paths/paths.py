@@ -17,9 +17,12 @@ import torch
 from torch import Tensor
 
 from simct_pl.losses.token_paths.asking import Asker
-from simct_pl.losses.token_paths.categories import CLASSES, DROPPED, Categories, Step
+from simct_pl.losses.token_paths.categories import CLASSES, DROPPED, Categories, Crossings, Step
 from simct_pl.losses.token_paths.vocab_links import STOP
 from simct_pl.types import STUDENT_END, STUDENT_START, TEACHER_END, TEACHER_START, UnitAlignment
+
+
+LOOK_BACK = 3  # teacher tokens before T0 that could have been merged with what follows the position
 
 
 @dataclass(frozen=True)
@@ -27,12 +30,12 @@ class TokenPaths:
     """Categories of N student tokens, in order (int64, on one device).
 
     A label below num_labels is a class of VocabLinks, one from there on is the token's own; DROPPED is no category.
-    base_N: label of all student ids that are not moved, or CLASSES. own_N: label of the path's end.
+    base_N: label of all student ids that are not moved, or CLASSES, or DROPPED. own_N: label of the path's end.
     moved_token_E, moved_id_E, moved_label_E: student ids with another label, at token E.
     step_token_P, step_row_P, step_id_P: the teacher's rows along the path of each token, and the id that goes on.
     step_base_P: label of the ids that are not listed, or CLASSES, or DROPPED.
     listed_step_Q, listed_id_Q, listed_label_Q: teacher ids with another label, at step Q.
-    based_token_B: tokens whose base is a label. whole_step_F: steps whose base is CLASSES, at most one a token.
+    based_token_B: tokens whose base is not CLASSES. whole_step_F: steps whose base is CLASSES, at most one a token.
     merged_token_J, merged_from_J, merged_to_J: labels that are one at token J.
     num_labels: labels of classes and, at most, of a token together.
     """
@@ -134,35 +137,51 @@ class PathBuilder:
             return i, Categories(CLASSES, {}, [Step(CLASSES)], int(self.links.student_label_K[own]), [], 0)
         start, end = places.student_start[i], places.student_end[i]
         at = places.teacher_token_at(start)
-        if places.is_stop(at):
-            return at, Categories(CLASSES, {}, [Step(CLASSES)], STOP, [], 0)
         after = places.teacher_ending_by(end)
         inner = tuple(places.teacher_ids[at:after])
+        num_left = len(places.teacher_ids) - at
         if places.teacher_start[at] < start:
             written, outside = places.written(i, places.teacher_start[at])
-            found = self.asker.inside(written, outside, places.teacher_ids[at], inner, own)
-            return at, _cut(found, len(places.teacher_ids) - at)
-        found = _cut(self.asker.behind(own, inner), len(places.teacher_ids) - at)
+            part = self._bytes(written)[outside:]
+            earlier = self.asker.overreaching("teacher", places.teacher_before(at), part)
+            return at, _cut(self.asker.inside(written, outside, places.teacher_ids[at], inner, own, earlier), num_left)
+        if places.is_stop(at):
+            found = Categories(CLASSES, {}, [Step(CLASSES)], STOP, [], 0)
+        else:
+            found = _cut(self.asker.behind(own, inner), num_left)
         if at == 0:
             return at, found
         written, outside = places.written(i, places.teacher_start[at - 1])
-        crossings = self.asker.before(written, outside, places.teacher_ids[at - 1])
-        if not (crossings.reaching or crossings.excluded):
+        part = self.links.teacher.table.tokens[places.teacher_ids[at - 1]]
+        earlier = self.asker.overreaching("teacher", places.teacher_before(at - 1), part)
+        own_earlier = self.asker.overreaching("student", places.student_before(i), b"")[1:]
+        crossings = self.asker.before(written, outside, places.teacher_ids[at - 1], earlier, own_earlier)
+        if not crossings.any:
             return at, found
+        return at - bool(crossings.reaching), self._crossed(found, crossings, own)
+
+    def _bytes(self, student_ids: tuple[int, ...]) -> bytes:
+        tokens = self.links.student.table.tokens
+        return b"".join([tokens[k] for k in student_ids])
+
+    def _crossed(self, found: Categories, crossings: Crossings, own: int) -> Categories:
+        """With what the tokens before the position change; a first step more where teacher tokens go past it."""
         label_K = self.links.student_label_K
-        moved = dict(found.moved)
 
         def label(token: int) -> int:
             return found.moved.get(token, int(label_K[token]))
 
-        moved |= {token: label(other) for token, other in crossings.moved.items() if token != own}
-        moved = {token: label for token, label in moved.items() if label != label_K[token]}
+        moved = found.moved | {token: label(other) for token, other in crossings.moved.items()}
+        moved |= dict.fromkeys(crossings.contradicting, DROPPED)
+        moved = {token: to for token, to in moved.items() if to != label_K[token]}
+        if own in found.moved:
+            moved[own] = found.moved[own]
+        else:
+            moved.pop(own, None)
         main = Step(CLASSES, {**found.steps[0].listed, **dict.fromkeys(crossings.excluded, DROPPED)})
-        steps = [main, *found.steps[1:]]
-        if not crossings.reaching:
-            return at, Categories(found.base, moved, steps, found.own, found.merged, found.num_own_labels)
         front = Step(DROPPED, {token: label(behind) for token, behind in crossings.reaching.items()})
-        return at - 1, Categories(found.base, moved, [front, *steps], found.own, found.merged, found.num_own_labels)
+        steps = [main, *found.steps[1:]]
+        return replace(found, moved=moved, steps=[front, *steps] if crossings.reaching else steps)
 
     def _merged(self, categories: Categories, ids: list[int], is_cut: bool) -> list[tuple[int, int]]:
         """What is one category here: also where the path ends, and the realised student token."""
@@ -211,6 +230,13 @@ class _Places:
     def is_stop(self, teacher_token: int) -> bool:
         return self.has_stop and teacher_token == len(self.teacher_ids) - 1
 
+    def teacher_before(self, token: int) -> tuple[int, ...]:
+        """A few teacher tokens before one."""
+        return tuple(self.teacher_ids[max(token - LOOK_BACK, 0) : token])
+
+    def student_before(self, token: int) -> tuple[int, ...]:
+        return tuple(self.student_ids[max(token - LOOK_BACK, 0) : token])
+
     def written(self, i: int, byte: int) -> tuple[tuple[int, ...], int]:
         """The student tokens before token i from the one that covers a byte, and their bytes before it."""
         first = i - 1
@@ -256,7 +282,7 @@ class _Table:
         columns["base_N"].append(categories.base)
         columns["own_N"].append(categories.own)
         self.num_own = max(self.num_own, categories.num_own_labels)
-        if categories.base >= 0:
+        if categories.base != CLASSES:
             columns["based_token_B"].append(token)
         for student, label in categories.moved.items():
             self._row(("moved_token_E", token), ("moved_id_E", student), ("moved_label_E", label))

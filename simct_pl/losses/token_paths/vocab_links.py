@@ -7,7 +7,7 @@ off the teacher's realised path, these classes are what the two models' next tok
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -108,7 +108,7 @@ class SortedTokens:
     """A side's text tokens by their bytes."""
 
     def __init__(self, reader: Reader) -> None:
-        tokens = reader.table.tokens
+        self.reader, tokens = reader, reader.table.tokens
         by_bytes = sorted(reader.text_ids, key=tokens.__getitem__)
         self.ids, self.tokens = by_bytes, [tokens[k] for k in by_bytes]
         self.id_of = reader.table.ids_by_bytes(without=reader.stop_ids)
@@ -118,6 +118,11 @@ class SortedTokens:
         start = bisect_left(self.tokens, prefix)
         end = bisect_left(self.tokens, prefix + b"\xff" * 128, start)
         return list(zip(self.ids[start:end], self.tokens[start:end], strict=True))
+
+    def goes_on(self, prefix: bytes) -> bool:
+        """Whether any token begins with some bytes and is longer."""
+        start = bisect_right(self.tokens, prefix)
+        return start < len(self.tokens) and self.tokens[start].startswith(prefix)
 
     def longest_prefix(self, data: bytes) -> int | None:
         """The id of the longest token that some bytes begin with."""
