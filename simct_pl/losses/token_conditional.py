@@ -84,10 +84,10 @@ class TokenConditionalLoss(Objective):
 
 
 def _normalised(mass_NC: Tensor, floor: float) -> tuple[Tensor, Tensor]:
-    """(log-probabilities that add up to 1, log of what was there before) of each row."""
-    log_NC = (mass_NC + floor).log()
-    total_N1 = log_NC.logsumexp(-1, keepdim=True)
-    return log_NC - total_N1, total_N1.squeeze(-1)
+    """(log-probabilities that add up to 1, log of the mass) of each row; floor: share of the mass added to each entry."""
+    total_N1 = mass_NC.sum(-1, keepdim=True).clamp_min(torch.finfo(mass_NC.dtype).tiny)
+    log_NC = (mass_NC + floor * total_N1).clamp_min(torch.finfo(mass_NC.dtype).tiny).log()
+    return log_NC - log_NC.logsumexp(-1, keepdim=True), total_N1.log().squeeze(-1)
 
 
 def student_masses(logits_NK: Tensor, paths: TokenPaths, label_K: Tensor) -> Tensor:

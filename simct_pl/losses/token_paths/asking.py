@@ -92,13 +92,11 @@ class Asker:
 
     def _leaving(self, links, node, front, depth, left, along) -> None:  # type: ignore[no-untyped-def]
         """Teacher tokens that leave the path behind some bytes: those that students' spellings show, and longer ones."""
-        vocab = self.links
-        students = {token: places for token, places in along.items() if any(place[0] == depth for place in places)}
+        vocab, tokens = self.links, self.links.student.table.tokens
+        students = {k for k in along if len(tokens[k]) > len(front) and tokens[k].startswith(front)}
         asked = set(left[depth])
-        for token in students:
-            behind = vocab.student.table.tokens[token][len(front) :]
-            if behind:
-                asked |= {k for k, data in vocab.teacher_bytes.beginning_with(behind) if len(data) > len(behind)}
+        for behind in {tokens[k][len(front) :] for k in students}:
+            asked |= {k for k, data in vocab.teacher_bytes.beginning_with(behind) if len(data) > len(behind)}
         for token in sorted(asked):
             for begun in self._students_reading(front, token):
                 if token in left[depth] or begun in students:

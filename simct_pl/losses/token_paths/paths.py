@@ -168,11 +168,13 @@ class PathBuilder:
         """With what the tokens before the position change; a first step more where teacher tokens go past it."""
         label_K = self.links.student_label_K
 
+        contradicting = dict.fromkeys(crossings.contradicting, DROPPED)
+
         def label(token: int) -> int:
-            return found.moved.get(token, int(label_K[token]))
+            return contradicting.get(token, found.moved.get(token, int(label_K[token])))
 
         moved = found.moved | {token: label(other) for token, other in crossings.moved.items()}
-        moved |= dict.fromkeys(crossings.contradicting, DROPPED)
+        moved |= contradicting
         moved = {token: to for token, to in moved.items() if to != label_K[token]}
         if own in found.moved:
             moved[own] = found.moved[own]
