@@ -194,8 +194,11 @@ def followings(source: Reader, token_id: int) -> list[bytes]:
     return [b"", *(following.encode() for following in FOLLOWING if kind(following) != own)]
 
 
+KINDS = ("letter", "digit", "newline", "space", "other")
+
+
 def kind(character: str) -> str:
-    """Letter, digit, newline, other white space or anything else."""
+    """One of KINDS; space: white space that is no newline."""
     if character.isalpha():
         return "letter"
     if character.isdigit():

@@ -15,7 +15,7 @@ from simct_pl.errors import RecipeError
 from simct_pl.losses.base import UnitChunk
 from simct_pl.losses.inputs.unit_rows import UnitRows, build_unit_rows
 from simct_pl.losses.inputs.vocab_tables import PairTables
-from simct_pl.losses.token_conditional import student_masses, teacher_masses
+from simct_pl.losses.token_conditional import SideLabels, student_masses, teacher_masses
 from simct_pl.losses.token_paths.vocab_links import VocabLinks
 from simct_pl.types import UnitAlignment
 from tests.reference.bridge import alignment_of, reader_of, shared_vocab_of
@@ -86,7 +86,7 @@ def test_what_both_sides_say_is_the_texts_own_conditional_probability(name: str)
     language = LANGUAGES[name]
     sides = language.student, language.teacher
     links = objective_of(*sides).path_builder.links  # type: ignore[union-attr]
-    labels = torch.from_numpy(links.student_label_K), torch.from_numpy(links.teacher_label_K)
+    labels = SideLabels.of(links)
     finer = 0
     for _, student_ids, teacher_ids, student_SV, teacher_TV in agreeing(language):
         rows = rows_of(*sides, [alignment_of(*sides, student_ids, teacher_ids)])

@@ -21,9 +21,11 @@ from simct_pl.losses.token_paths.categories import (
     listed,
 )
 from simct_pl.losses.token_paths.vocab_links import SortedTokens, VocabLinks
-from simct_pl.tokenization.readings import Reader, followings
+from simct_pl.tokenization.bytes import as_text
+from simct_pl.tokenization.readings import FOLLOWING, KINDS, Reader, followings, kind
 
 MEMORY = 200_000  # answers that are kept
+MANY = 500  # teacher tokens that go on from the same bytes
 Ids = tuple[int, ...]
 Side = Literal["student", "teacher"]
 
@@ -97,18 +99,24 @@ class Asker:
         asked = set(left[depth])
         for behind in {tokens[k][len(front) :] for k in students}:
             asked |= {k for k, data in vocab.teacher_bytes.beginning_with(behind) if len(data) > len(behind)}
-        for token in sorted(asked):
-            for begun in self._students_reading(front, token):
-                if token in left[depth] or begun in students:
-                    left[depth].add(token)
-                    links.join(("at", depth, token), node(begun))
+        for token, begun in self._students_reading(front, sorted(asked), left[depth]):
+            if token in left[depth] or begun in students:
+                left[depth].add(token)
+                links.join(("at", depth, token), node(begun))
 
-    def _students_reading(self, front: bytes, token: int) -> set[int]:
-        """The student's first tokens of some bytes and a teacher token behind them."""
-        vocab = self.links
-        data = vocab.teacher.table.tokens[token]
-        texts = [front + data + following for following in self._survived(token)]
-        return {ids[0] for ids in vocab.student.read(texts) if ids}
+    def _students_reading(self, front: bytes, asked: list[int], followed: set[int]) -> list[tuple[int, int]]:
+        """(teacher token, what the student begins with where it reads some bytes and then that token).
+
+        followed: teacher tokens that are read with what may follow them, too.
+        """
+        tokens = self.links.teacher.table.tokens
+        texts = [
+            (token, front + tokens[token] + following)
+            for token in asked
+            for following in (self._survived(token) if token in followed else (b"",))
+        ]
+        read = self.links.student.read([text for _, text in texts])
+        return [(token, ids[0]) for (token, _), ids in zip(texts, read, strict=True) if ids]
 
     @lru_cache(MEMORY)  # noqa: B019 - lives as long as the pair
     def _survived(self, token: int) -> tuple[bytes, ...]:
@@ -146,15 +154,27 @@ class Asker:
         vocab, student, teacher = self.links, self.links.student, self.links.teacher
         wrote, part = self._text(student, written), teacher.table.tokens[last]
         reaching = {token: behind for token, behind in self._reaching(written, outside, part).items() if token != last}
-        moved: dict[int, int] = {}
-        for token, behind in reaching.items():
-            remainder = teacher.table.tokens[token][len(part) :]
-            longer = [k for k, _ in vocab.student_bytes.beginning_with(remainder)]
-            read = teacher.read([part + student.table.tokens[k] for k in longer])
-            moved |= {k: behind for k, ids in zip(longer, read, strict=True) if ids and ids[0] == token and k != behind}
+        moved = {
+            k: reaching[token] for k, token in self._read_into(reaching, part).items() if k != reaching[token]
+        }
         excluded = self._excluded(wrote, student.table.tokens[written[-1]], part, last)
         excluded += self._contradicting("student", own_earlier)
-        return Crossings(reaching, moved, excluded, self._contradicting("teacher", earlier))
+        kinds = self._ruled_out(teacher, part, (last,)), self._ruled_out(student, wrote, written)
+        return Crossings(reaching, moved, excluded, self._contradicting("teacher", earlier), *kinds)
+
+    def _ruled_out(self, reader: Reader, text: bytes, ids: Ids) -> int:
+        """Kinds of characters in front of which a side would not have cut a text as it did, as a bit mask.
+
+        Those of the text's own last kind belong to it, and are asked about token by token.
+        """
+        own = as_text(text[-4:].lstrip(bytes(range(0x80, 0xC0))))
+        if not own:
+            return 0
+        asked = [following for following in FOLLOWING if kind(following) != kind(own[-1])]
+        read = reader.read([text + following.encode() for following in asked])
+        kept = [found is None or tuple(found[: len(ids)]) == ids for found in read]
+        survived = {kind(following) for following, is_kept in zip(asked, kept, strict=True) if is_kept}
+        return sum(1 << KINDS.index(name) for name in {kind(following) for following in asked} - survived)
 
     def overreaching(self, side: Side, before: Ids, part: bytes) -> tuple[bytes, ...]:
         """For each start of a side's tokens `before` from which a token of its vocabulary goes past `part`, which follows
@@ -196,6 +216,20 @@ class Asker:
             if ids is not None and len(ids) > length and tuple(ids[:length]) == written
         }
 
+    def _read_into(self, reaching: dict[int, int], part: bytes) -> dict[int, int]:
+        """Student tokens that the teacher, having read `part`, begins with one of some tokens → that token.
+
+        Of very many (a single space is the beginning of half a vocabulary), those that the student's own cuts show.
+        """
+        vocab, tokens = self.links, self.links.teacher.table.tokens
+        if len(reaching) > MANY:
+            asked = sorted(set(reaching.values()))
+        else:
+            remainders = {tokens[token][len(part) :] for token in reaching}
+            asked = sorted({k for data in remainders for k, _ in vocab.student_bytes.beginning_with(data)})
+        read = vocab.teacher.read([part + vocab.student.table.tokens[k] for k in asked])
+        return {k: ids[0] for k, ids in zip(asked, read, strict=True) if ids and ids[0] in reaching}
+
     def _excluded(self, wrote: bytes, before: bytes, part: bytes, last: int) -> tuple[int, ...]:
         """Teacher tokens behind `last` with which the student's token before the position would have merged."""
         vocab = self.links
@@ -227,16 +261,14 @@ class Asker:
         part = self._text(student, written)[outside:]
         links = Links(vocab.num_labels)
         whole = vocab.teacher_bytes.id_of.get(part)
+        if whole is not None and not self._may_end(written, whole):
+            whole = None
         base: Node = DROPPED if whole is None else ("base",)
         reaching = self._reaching(written, outside, part)
         reaching.setdefault(covering, own)
         begun = {own, *reaching.values(), *self._first_students(inner, len(part), own)}
         named = set(begun)
-        for token in reaching:
-            remainder = teacher.table.tokens[token][len(part) :]
-            longer = [k for k, _ in vocab.student_bytes.beginning_with(remainder)]
-            read = teacher.read([part + student.table.tokens[k] for k in longer])
-            named |= {k for k, ids in zip(longer, read, strict=True) if ids and ids[0] == token}
+        named |= self._read_into(reaching, part).keys()
         left: dict[int, set[int]] = {depth: set() for depth in range(len(inner) + 1)}
         along: dict[int, list[tuple[int, int]]] = {token: [] for token in sorted(named)}
         read = teacher.read([part + student.table.tokens[k] for k in along])
@@ -259,6 +291,12 @@ class Asker:
         found = self._categories_inside(links, base, whole, own, left, along)
         found.moved.update((token, DROPPED) for token in self._contradicting("teacher", earlier) if token != own)
         return found
+
+    def _may_end(self, written: Ids, whole: int) -> bool:
+        """Whether anything that may follow a teacher token leaves the student's cuts as they are; see _survived."""
+        text = self._text(self.links.student, written)
+        read = self.links.student.read([text + following for following in self._survived(whole)])
+        return any(ids is None or tuple(ids[: len(written)]) == written for ids in read)
 
     def _categories_inside(self, links, base, whole, own, left, along) -> Categories:  # type: ignore[no-untyped-def]
         base_label = links.label(base)

@@ -22,15 +22,19 @@ Node = Hashable
 
 @dataclass
 class Step:
-    """One row of the teacher. base: the label of all ids that are not listed. listed: id → label."""
+    """One row of the teacher. base: the label of all ids that are not listed, but for those that begin with a character
+    of the kinds, a bit mask, which are dropped. listed: id → label.
+    """
 
     base: int
     listed: dict[int, int] = field(default_factory=dict)
+    kinds: int = 0
 
 
 @dataclass
 class Categories:
-    """base: the label of all student tokens that are not in moved, id → label. steps: rows of the teacher, in order.
+    """base: the label of all student tokens that are not in moved, id → label. kinds: as for a Step, of student tokens.
+    steps: rows of the teacher, in order.
 
     own: the label of the realised token. merged: labels that are one here, (from, to).
     """
@@ -41,6 +45,7 @@ class Categories:
     own: int
     merged: list[tuple[int, int]]
     num_own_labels: int
+    kinds: int = 0
 
 
 @dataclass(frozen=True)
@@ -51,16 +56,21 @@ class Crossings:
         position that they begin with. moved: student token → another whose category it shares. excluded: teacher tokens
         behind the position that the student would have merged with what it wrote. contradicting: student tokens in front
         of which the teacher would have cut otherwise, further back.
+    student_kinds, teacher_kinds: bit masks over KINDS: a token that begins with such a character contradicts the cuts
+        of the other side (three spaces are no token of their own in front of a letter).
     """
 
     reaching: dict[int, int]
     moved: dict[int, int]
     excluded: tuple[int, ...]
     contradicting: tuple[int, ...]
+    student_kinds: int
+    teacher_kinds: int
 
     @property
     def any(self) -> bool:
-        return bool(self.reaching or self.moved or self.excluded or self.contradicting)
+        kinds = self.student_kinds or self.teacher_kinds
+        return bool(self.reaching or self.moved or self.excluded or self.contradicting or kinds)
 
 
 class Links:

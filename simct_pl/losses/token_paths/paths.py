@@ -37,6 +37,8 @@ class TokenPaths:
     listed_step_Q, listed_id_Q, listed_label_Q: teacher ids with another label, at step Q.
     based_token_B: tokens whose base is not CLASSES. whole_step_F: steps whose base is CLASSES, at most one a token.
     merged_token_J, merged_from_J, merged_to_J: labels that are one at token J.
+    kinds_token_D, kinds_mask_D, kinds_step_G, kinds_mask_G: kinds of tokens that are dropped, unless they are moved or
+        listed (VocabLinks.student_keep_MK), at token D of the student and step G of the teacher.
     num_labels: labels of classes and, at most, of a token together.
     """
 
@@ -57,6 +59,10 @@ class TokenPaths:
     merged_to_J: Tensor
     based_token_B: Tensor
     whole_step_F: Tensor
+    kinds_token_D: Tensor
+    kinds_mask_D: Tensor
+    kinds_step_G: Tensor
+    kinds_mask_G: Tensor
     num_labels: int
 
     def to(self, device: torch.device, non_blocking: bool = True) -> TokenPaths:
@@ -70,23 +76,20 @@ class TokenPaths:
     def slice(self, start: int, end: int) -> TokenPaths:
         """Tokens start:end, counted from the slice's beginning. Best on the CPU."""
         tokens = slice(start, end)
-        moved, steps, merged, based = (
-            _range(getattr(self, name), start, end)
-            for name in ("moved_token_E", "step_token_P", "merged_token_J", "based_token_B")
-        )
-        entries, whole = (
-            _range(of_step, steps.start, steps.stop) for of_step in (self.listed_step_Q, self.whole_step_F)
-        )
-        ranges = {"N": tokens, "E": moved, "P": steps, "Q": entries, "J": merged, "B": based, "F": whole}
+        ranges = {"N": tokens} | {name[-1]: _range(getattr(self, name), start, end) for name in _BY_TOKEN}
+        steps = ranges["P"]
+        ranges |= {name[-1]: _range(getattr(self, name), steps.start, steps.stop) for name in _BY_STEP}
         parts: dict[str, Any] = {name: getattr(self, name)[ranges[name[-1]]] for name in _TENSORS}
-        for name in ("moved_token_E", "step_token_P", "merged_token_J", "based_token_B"):
-            parts[name] = parts[name] - start
-        for name in ("listed_step_Q", "whole_step_F"):
-            parts[name] = parts[name] - steps.start
+        parts |= {name: parts[name] - start for name in _BY_TOKEN}
+        parts |= {name: parts[name] - steps.start for name in _BY_STEP}
         return TokenPaths(**parts, num_labels=self.num_labels)
 
 
 _TENSORS = [field.name for field in fields(TokenPaths) if field.name != "num_labels"]
+
+
+_BY_TOKEN = ("moved_token_E", "step_token_P", "merged_token_J", "based_token_B", "kinds_token_D")
+_BY_STEP = ("listed_step_Q", "whole_step_F", "kinds_step_G")
 
 
 def _range(index: Tensor, start: int, end: int) -> slice:
@@ -175,15 +178,18 @@ class PathBuilder:
 
         moved = found.moved | {token: label(other) for token, other in crossings.moved.items()}
         moved |= contradicting
-        moved = {token: to for token, to in moved.items() if to != label_K[token]}
-        if own in found.moved:
-            moved[own] = found.moved[own]
+        if crossings.student_kinds:
+            moved |= {behind: label(behind) for behind in crossings.reaching.values()}
+            moved[own] = found.moved.get(own, int(label_K[own]))
         else:
-            moved.pop(own, None)
-        main = Step(CLASSES, {**found.steps[0].listed, **dict.fromkeys(crossings.excluded, DROPPED)})
+            moved = {token: to for token, to in moved.items() if to != label_K[token] and token != own}
+            moved |= {own: found.moved[own]} if own in found.moved else {}
+        excluded = dict.fromkeys(crossings.excluded, DROPPED)
+        main = Step(CLASSES, {**found.steps[0].listed, **excluded}, crossings.teacher_kinds)
         front = Step(DROPPED, {token: label(behind) for token, behind in crossings.reaching.items()})
         steps = [main, *found.steps[1:]]
-        return replace(found, moved=moved, steps=[front, *steps] if crossings.reaching else steps)
+        steps = [front, *steps] if crossings.reaching else steps
+        return replace(found, moved=moved, steps=steps, kinds=crossings.student_kinds)
 
     def _merged(self, categories: Categories, ids: list[int], is_cut: bool) -> list[tuple[int, int]]:
         """What is one category here: also where the path ends, and the realised student token."""
@@ -286,6 +292,8 @@ class _Table:
         self.num_own = max(self.num_own, categories.num_own_labels)
         if categories.base != CLASSES:
             columns["based_token_B"].append(token)
+        if categories.kinds:
+            self._row(("kinds_token_D", token), ("kinds_mask_D", categories.kinds))
         for student, label in categories.moved.items():
             self._row(("moved_token_E", token), ("moved_id_E", student), ("moved_label_E", label))
         for one, other in merged:
@@ -294,6 +302,8 @@ class _Table:
             number = len(columns["step_row_P"])
             if step.base == CLASSES:
                 columns["whole_step_F"].append(number)
+            if step.kinds:
+                self._row(("kinds_step_G", number), ("kinds_mask_G", step.kinds))
             self._row(("step_token_P", token), ("step_row_P", row), ("step_id_P", on), ("step_base_P", step.base))
             for teacher, label in step.listed.items():
                 if teacher != on:

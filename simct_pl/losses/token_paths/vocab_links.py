@@ -18,7 +18,7 @@ from scipy.sparse.csgraph import connected_components
 
 from simct_pl.tokenization.bytes import as_text
 from simct_pl.tokenization.pair import TokenizerPair
-from simct_pl.tokenization.readings import PairReadings, Reader, Readings
+from simct_pl.tokenization.readings import KINDS, PairReadings, Reader, Readings, kind
 
 REST, STOP = 0, 1
 
@@ -85,6 +85,16 @@ class VocabLinks:
         return cls(student, teacher, PairReadings(empty, empty), *labels, tied_K, num_labels, same_tokenizer=True)
 
     @cached_property
+    def student_keep_MK(self) -> np.ndarray:
+        """bool [2 ** len(KINDS), K]: which ids do not begin with a character of the kinds in a bit mask."""
+        return _keep(self.student)
+
+    @cached_property
+    def teacher_keep_MK(self) -> np.ndarray:
+        """The same of the teacher."""
+        return _keep(self.teacher)
+
+    @cached_property
     def student_bytes(self) -> SortedTokens:
         return SortedTokens(self.student)
 
@@ -128,6 +138,15 @@ class SortedTokens:
         """The id of the longest token that some bytes begin with."""
         found = (self.id_of.get(data[:length]) for length in range(len(data), 0, -1))
         return next((token for token in found if token is not None), None)
+
+
+def _keep(reader: Reader) -> np.ndarray:
+    bit_K = np.zeros(len(reader.table), np.int64)
+    for k in reader.text_ids:
+        text = as_text(reader.table.tokens[k])
+        if text is not None:
+            bit_K[k] = 1 << KINDS.index(kind(text[0]))
+    return (np.arange(1 << len(KINDS))[:, None] & bit_K) == 0
 
 
 def _edges(student: Reader, teacher: Reader, readings: PairReadings) -> np.ndarray:
