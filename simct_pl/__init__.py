@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from simct_pl.losses.mixture import MixtureLoss
     from simct_pl.losses.shared_vocab import SharedVocabLoss
     from simct_pl.losses.simct import SimCTLoss
+    from simct_pl.losses.token_conditional import TokenConditionalLoss
     from simct_pl.losses.uld import ULDLoss
     from simct_pl.losses.xtoken import XTokenHKL, XTokenPKL
     from simct_pl.tokenization.bytes import TokenBytes
@@ -58,6 +59,7 @@ _HOMES = {
     "SharedVocabLoss": "simct_pl.losses.shared_vocab",
     "SimCTLoss": "simct_pl.losses.simct",
     "TokenBytes": "simct_pl.tokenization.bytes",
+    "TokenConditionalLoss": "simct_pl.losses.token_conditional",
     "TokenizerPair": "simct_pl.tokenization.pair",
     "ULDLoss": "simct_pl.losses.uld",
     "WordAligner": "simct_pl.alignment",
@@ -88,6 +90,7 @@ __all__ = [
     "SharedVocabLoss",
     "SimCTLoss",
     "TokenBytes",
+    "TokenConditionalLoss",
     "TokenizerPair",
     "ULDLoss",
     "WordAligner",

@@ -7,7 +7,7 @@ memory flat.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from simct_pl.losses.inputs.vocab_tables import PairTables
 if TYPE_CHECKING:  # they load transformers
     from transformers import PreTrainedModel
 
+    from simct_pl.losses.token_paths.paths import PathBuilder
     from simct_pl.tokenization.pair import TokenizerPair
 
 
@@ -29,12 +30,31 @@ class UnitChunk:
     """Logits of a few whole units. student_logits_NK, teacher_logits_MK: row i predicts rows.*_ids[i].
 
     What an objective derives from them through `student` and `teacher` is computed once, also for the statistics.
+    path_logits_XK: with rows.paths, the teacher's rows that rows.paths.step_row_P counts.
     """
 
     student_logits_NK: Tensor
     teacher_logits_MK: Tensor
     rows: UnitRows
     tables: PairTables
+    path_logits_XK: Tensor | None = None
+
+    @classmethod
+    def read(
+        cls, student_logits_NK: Tensor, read_logits_XK: Tensor, read_rows_X: Tensor, rows: UnitRows, tables: PairTables
+    ) -> UnitChunk:
+        """Of rows on the CPU, and the teacher's logits of read_rows_X, ascending, which hold rows.read_rows_X."""
+        device = student_logits_NK.device
+        if rows.paths is None:
+            return cls(student_logits_NK, read_logits_XK, rows.to(device), tables)
+        place_M = torch.searchsorted(read_rows_X, rows.teacher_rows_M)
+        first, count = int(place_M[0]) if len(place_M) else 0, len(place_M)
+        if count == 0 or int(place_M[-1]) - first == count - 1:  # no gap: a view
+            teacher_MK = read_logits_XK[first : first + count]
+        else:
+            teacher_MK = read_logits_XK.index_select(0, place_M.to(device))
+        rows = replace(rows, paths=rows.paths.with_rows(read_rows_X))
+        return cls(student_logits_NK, teacher_MK, rows.to(device), tables, read_logits_XK.detach())
 
     @cached_property
     def student(self) -> ModelLogProbs:
@@ -74,10 +94,13 @@ class ObjectiveBase(ABC):
     """What a recipe may name as its objective.
 
     uses_prefixes: whether it reads UnitRows.prefix_unit_P and prefix_column_P, which are left empty otherwise.
+    path_builder: makes UnitRows.paths, for objectives that follow the teacher's path; null for others, and before
+        `prepare`.
     projector_lr: peak learning rate of what build_projectors makes; it follows the student's schedule.
     """
 
     uses_prefixes: bool = False
+    path_builder: PathBuilder | None = None
     projector_lr: float = 1e-3
 
     def prepare(self, pair: TokenizerPair) -> None:  # noqa: B027 - most objectives need nothing

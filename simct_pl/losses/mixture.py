@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from simct_pl.errors import RecipeError
 from simct_pl.losses.base import Objective, UnitChunk, UnitLosses
+from simct_pl.losses.token_paths.paths import PathBuilder
 from simct_pl.tokenization.pair import TokenizerPair
 
 
@@ -49,6 +50,12 @@ class MixtureLoss(Objective):
     def prepare(self, pair: TokenizerPair) -> None:
         for part in self.parts:
             part.objective.prepare(pair)
+
+    @property
+    @override
+    def path_builder(self) -> PathBuilder | None:  # type: ignore[override]
+        builders = (part.objective.path_builder for part in self.parts)
+        return next((builder for builder in builders if builder is not None), None)
 
     def __call__(self, chunk: UnitChunk) -> UnitLosses:
         found = [part.objective(chunk) for part in self.parts]

@@ -1,4 +1,4 @@
-"""Byte tables on disk: one npz a tokenizer, keyed by a hash of its definition, written atomically.
+"""What is made of tokenizers alone, on disk: one npz each, keyed by a hash of the definitions, written atomically.
 
 The cache only saves time. A broken file is rebuilt, a folder that cannot be written is no error. SIMCT_PL_CACHE
 names the folder; otherwise it is the user's cache folder.
@@ -29,11 +29,9 @@ def fingerprint(definition: str, special_ids: Sequence[int]) -> str:
 
 
 def load(fingerprint: str) -> dict[str, np.ndarray] | None:
-    """The arrays of a table, or None if there is no whole file."""
-    try:
-        with _path(fingerprint).open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in _NAMES}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    """The arrays of a byte table, or None if there is no whole file."""
+    arrays = load_arrays("token-bytes", fingerprint, _NAMES)
+    if arrays is None:
         return None
     num_tokens = len(arrays["offsets"]) - 1
     whole = len(arrays["buffer"]) == arrays["offsets"][-1] and len(arrays["is_mapped_V"]) == num_tokens
@@ -41,10 +39,24 @@ def load(fingerprint: str) -> dict[str, np.ndarray] | None:
 
 
 def save(fingerprint: str, arrays: dict[str, np.ndarray]) -> None:
-    """Write a table under its final name in one step, so that no reader and no crash ever sees half of it."""
-    with contextlib.suppress(OSError), whole_file(_path(fingerprint)) as part, part.open("wb") as file:
+    """Keep the arrays of a byte table."""
+    save_arrays("token-bytes", fingerprint, arrays)
+
+
+def load_arrays(kind: str, fingerprint: str, names: Sequence[str]) -> dict[str, np.ndarray] | None:
+    """Arrays by name, or None if there is no whole file. kind: begins the file's name."""
+    try:
+        with _path(kind, fingerprint).open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            return {name: stored[name] for name in names}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def save_arrays(kind: str, fingerprint: str, arrays: dict[str, np.ndarray]) -> None:
+    """Write arrays under their final name in one step, so that no reader and no crash ever sees half of them."""
+    with contextlib.suppress(OSError), whole_file(_path(kind, fingerprint)) as part, part.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
 
 
-def _path(fingerprint: str) -> Path:
-    return cache_folder() / f"token-bytes-{fingerprint}.npz"
+def _path(kind: str, fingerprint: str) -> Path:
+    return cache_folder() / f"{kind}-{fingerprint}.npz"

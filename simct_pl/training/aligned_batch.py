@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from simct_pl.alignment.base import Aligner
 from simct_pl.losses.inputs.unit_rows import UnitRows, build_unit_rows
+from simct_pl.losses.token_paths.paths import PathBuilder
 from simct_pl.tokenization.pair import TokenizerPair
 from simct_pl.types import TEACHER_END, Rollout, UnitAlignment, UnitStats
 
@@ -38,11 +39,12 @@ class AlignedBatch:
         teacher_context: int | None = None,
         *,
         with_prefixes: bool = True,
+        path_builder: PathBuilder | None = None,
     ) -> AlignedBatch:
         """Re-tokenise for the teacher, in one batched call, and align.
 
         teacher_context: longest prompt + response that the teacher was made for; units that end beyond it are not
-            supervised. with_prefixes: see build_unit_rows.
+            supervised. with_prefixes, path_builder: see build_unit_rows.
 
         Raises:
             TokenizerError: if the teacher's template refuses a prompt. AlignmentError: see TokenizerPair.tokenize.
@@ -54,8 +56,10 @@ class AlignedBatch:
         prompt_ids = [pair.teacher.render_prompt(prompt.teacher_messages or prompt.messages) for prompt in prompts]
         if teacher_context is not None:
             rooms = [teacher_context - len(ids) for ids in prompt_ids]
-            alignments = [_graded_within(room, alignment) for room, alignment in zip(rooms, alignments, strict=True)]
-        rows = build_unit_rows(alignments, pair.shared_vocab, with_prefixes=with_prefixes)
+            alignments = [
+                _supervised_within(room, alignment) for room, alignment in zip(rooms, alignments, strict=True)
+            ]
+        rows = build_unit_rows(alignments, pair.shared_vocab, with_prefixes=with_prefixes, path_builder=path_builder)
         return cls(alignments, prompt_ids, rows, time.perf_counter() - start)
 
     @property
@@ -68,7 +72,7 @@ class AlignedBatch:
         return stats.split(num_units, [alignment.num_supervised_student_tokens for alignment in self.alignments])
 
 
-def _graded_within(num_tokens: int, alignment: UnitAlignment) -> UnitAlignment:
+def _supervised_within(num_tokens: int, alignment: UnitAlignment) -> UnitAlignment:
     """Without supervision of units that end behind so many of the teacher's tokens."""
     inside_U = alignment.units_U6[:, TEACHER_END] <= num_tokens
     return alignment if inside_U.all() else replace(alignment, supervised_U=alignment.supervised_U & inside_U)

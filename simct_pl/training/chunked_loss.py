@@ -40,7 +40,7 @@ GPU_STRIP_BYTES = 128 * 2**20
 # large block freed; its dynamic mmap threshold is capped at 32 MiB.
 MMAP_THRESHOLD_BYTES = 31 * 2**20
 
-# Logits of each source, and the units they belong to → what the statistics need, and the losses.
+# Logits of each source, and the units they belong to (on the CPU) → what the statistics need, and the losses.
 ComputeLosses = Callable[[Sequence[Tensor], UnitRows], tuple[UnitChunk, UnitLosses]]
 
 
@@ -57,7 +57,8 @@ class LogitSource:
     side: Literal["student", "teacher"]
 
     def rows_in(self, rows: UnitRows) -> Tensor:
-        return rows.student_rows_N if self.side == "student" else rows.teacher_rows_M
+        """The states that an objective reads for some units, ascending; of the teacher's, neighbours may share some."""
+        return rows.student_rows_N if self.side == "student" else rows.read_rows_X
 
 
 def chunked_loss(
@@ -80,8 +81,8 @@ def chunked_loss(
     """
 
     def compute(logits: Sequence[Tensor], rows: UnitRows) -> tuple[UnitChunk, UnitLosses]:
-        student_NK, teacher_MK = logits
-        chunk = UnitChunk(student_NK, teacher_MK, rows, tables)
+        student_NK, read_XK = logits
+        chunk = UnitChunk.read(student_NK, read_XK, rows.read_rows_X, rows, tables)
         return chunk, objective(chunk)
 
     sources = (
@@ -243,13 +244,15 @@ def _compute_chunk(
     device = logits[0].device
     strip_bytes = CPU_STRIP_BYTES if device.type == "cpu" else GPU_STRIP_BYTES
     strip_rows = max(1, strip_bytes // (4 * max(one.shape[1] for one in logits)))
-    strips = [part.slice(start, end) for start, end in unit_bounds(part, strip_rows)]
-    in_strips = [
-        one.split([len(source.rows_in(rows)) for rows in strips])
-        for source, one in zip(work.sources, logits, strict=True)
-    ]
-    for rows, *projected in zip(strips, *in_strips, strict=True):
-        writer.add(_compute_strip(work, rows.to(device), projected, wanted))
+    of_chunk = [source.rows_in(part) for source in work.sources]
+    for start, end in unit_bounds(part, strip_rows):
+        rows = part.slice(start, end)
+        projected = []
+        for source, row_R, one in zip(work.sources, of_chunk, logits, strict=True):
+            # What a strip reads lies together: rows ascend with the units, and paths end at gaps between these.
+            first, last = torch.searchsorted(row_R, source.rows_in(rows)[[0, -1]]).tolist()
+            projected.append(one[first : last + 1])
+        writer.add(_compute_strip(work, rows, projected, wanted))
 
 
 def _compute_strip(work: _Work, rows: UnitRows, projected: Sequence[Tensor], wanted: Sequence[bool]) -> UnitStats:

@@ -42,7 +42,7 @@ def dual_space_loss(
 
     def compute(logits: Sequence[Tensor], rows: UnitRows) -> tuple[UnitChunk, UnitLosses]:
         student_NK, teacher_MK, in_student_NK, in_teacher_MK = logits
-        units = UnitChunk(student_NK, teacher_MK, rows, tables)
+        units = UnitChunk(student_NK, teacher_MK, rows.to(student_NK.device), tables)
         return units, objective(DualSpaceChunk(units, in_student_NK, in_teacher_MK))
 
     sources = (

@@ -19,6 +19,7 @@ from simct_pl import (
     MixtureLoss,
     SharedVocabLoss,
     SimCTLoss,
+    TokenConditionalLoss,
     ULDLoss,
     XTokenHKL,
     XTokenPKL,
@@ -29,13 +30,13 @@ from simct_pl.losses.base import Objective, UnitChunk, UnitLosses
 from simct_pl.losses.inputs.unit_rows import UnitRows, build_unit_rows
 from simct_pl.losses.inputs.vocab_tables import PairTables
 from simct_pl.losses.mixture import Weighted
+from simct_pl.losses.token_paths.vocab_links import VocabLinks
 from simct_pl.tokenization.projection import TokenProjection
 from tests.reference import objectives as reference
 from tests.reference.bpm import bpm
-from tests.reference.bridge import scene_inputs
+from tests.reference.bridge import reader_of, scene_inputs
 from tests.reference.objectives import UnitReference, response_loss
 from tests.reference.scenes import Scene, random_scene
-from tests.reference.vocabulary import greedy_ids
 
 SEEDS = range(6)
 BASELINES: dict[str, tuple[Objective, UnitReference]] = {
@@ -73,6 +74,9 @@ OURS: dict[str, Objective] = {
     "simct-mask": SimCTLoss("sum_logprob", "mask"),
     "simct-marginal-rest": SimCTLoss("sum_logprob", "marginal", rest=True),
     "exact": SharedVocabLoss(),
+    "token-conditional": TokenConditionalLoss(),
+    "token-conditional-kl": TokenConditionalLoss("kl"),
+    "mixture-with-paths": MixtureLoss([Weighted(ALMLoss("kl", None), 0.1), Weighted(TokenConditionalLoss("jsd"))]),
 }
 ALL = {**{name: objective for name, (objective, _) in BASELINES.items()}, **OURS}
 
@@ -80,32 +84,30 @@ scene_of = cache(random_scene)
 
 
 def prepared(objective: Objective, scene: Scene) -> Objective:
-    """With what it needs of the scene's vocabularies, which have no tokenizer of their own."""
+    """With what it makes of the scene's vocabularies, where it needs it; they have no tokenizer of their own."""
     if isinstance(objective, BPMLoss):
         objective.use(scene_inputs(scene)[1])
-    if isinstance(objective, XTokenPKL | XTokenHKL):
-        known = {byte for token in scene.teacher.ids_by_bytes() for byte in token}
+    elif isinstance(objective, MixtureLoss):
+        for part in objective.parts:
+            prepared(part.objective, scene)
+    elif isinstance(objective, TokenConditionalLoss):
+        objective.use(VocabLinks.build(reader_of(scene.student), reader_of(scene.teacher), cached=False))
+    elif isinstance(objective, XTokenPKL | XTokenHKL):
         _, shared_vocab = scene_inputs(scene)
-        objective.use(
-            TokenProjection.build(
-                shared_vocab,
-                lambda texts: [
-                    greedy_ids(scene.teacher, text.encode()) if set(text.encode()) <= known else [] for text in texts
-                ],
-                objective.decay,
-            )
-        )
+        objective.use(TokenProjection.build(shared_vocab, reader_of(scene.teacher).spell, objective.decay))
     return objective
 
 
-def chunk_of(scene: Scene, student_SV: Tensor, teacher_TV: Tensor) -> UnitChunk:
+def chunk_of(scene: Scene, student_SV: Tensor, teacher_TV: Tensor, objective: Objective | None = None) -> UnitChunk:
     alignment, shared_vocab = scene_inputs(scene)
-    rows = build_unit_rows([alignment], shared_vocab)
+    builder = objective.path_builder if objective is not None else None
+    rows = build_unit_rows([alignment], shared_vocab, path_builder=builder)
     return chunk_of_rows(rows, student_SV, teacher_TV, PairTables.build(shared_vocab))
 
 
 def chunk_of_rows(rows: UnitRows, student_SV: Tensor, teacher_TV: Tensor, tables: PairTables) -> UnitChunk:
-    return UnitChunk(student_SV[rows.student_rows_N], teacher_TV[rows.teacher_rows_M], rows, tables)
+    read_X = rows.read_rows_X
+    return UnitChunk.read(student_SV[rows.student_rows_N], teacher_TV[read_X], read_X, rows, tables)
 
 
 def measured(objective: Objective, seed: int, dtype: torch.dtype, scale: float = 1.0) -> tuple[UnitLosses, Tensor]:
@@ -115,7 +117,8 @@ def measured(objective: Objective, seed: int, dtype: torch.dtype, scale: float =
 
 def graded(objective: Objective, scene: Scene, dtype: torch.dtype, scale: float = 1.0) -> tuple[UnitLosses, Tensor]:
     student_SV = (scene.student_logits_SV * scale).to(dtype).requires_grad_()
-    losses = prepared(objective, scene)(chunk_of(scene, student_SV, (scene.teacher_logits_TV * scale).to(dtype)))
+    objective = prepared(objective, scene)
+    losses = objective(chunk_of(scene, student_SV, (scene.teacher_logits_TV * scale).to(dtype), objective))
     losses.loss_U.sum().backward()
     assert student_SV.grad is not None
     return losses, student_SV.grad
@@ -158,15 +161,17 @@ def test_logits_of_half_precision_are_widened_before_anything_else(name: str, dt
 @pytest.mark.parametrize("name", ALL)
 def test_a_unit_has_the_same_loss_whatever_it_is_graded_with(name: str) -> None:
     """And the same gradient: those of the units, each alone, add up to that of the chunk."""
-    objective = ALL[name]
     for seed in SEEDS:
         scene = scene_of(seed)
+        objective = prepared(ALL[name], scene)
         whole_SV, alone_SV = (scene.student_logits_SV.clone().requires_grad_() for _ in range(2))
-        whole = chunk_of(scene, whole_SV, scene.teacher_logits_TV)
-        together = prepared(objective, scene)(whole)
+        alignment, shared_vocab = scene_inputs(scene)
+        whole_rows = build_unit_rows([alignment], shared_vocab, path_builder=objective.path_builder)
+        whole = chunk_of_rows(whole_rows, whole_SV, scene.teacher_logits_TV, PairTables.build(shared_vocab))
+        together = objective(whole)
         together.loss_U.sum().backward()
         for unit in range(whole.rows.num_units):
-            rows = whole.rows.slice(unit, unit + 1)
+            rows = whole_rows.slice(unit, unit + 1)
             alone = objective(chunk_of_rows(rows, alone_SV, scene.teacher_logits_TV, whole.tables))
             alone.loss_U.sum().backward()
             for field, value in vars(alone).items():
@@ -179,7 +184,8 @@ def test_what_is_not_supervised_has_no_loss_and_nothing_reaches_the_teacher(name
     scene = scene_of(0)
     student_SV = scene.student_logits_SV.clone().requires_grad_()
     teacher_TV = scene.teacher_logits_TV.clone().requires_grad_()
-    losses = prepared(ALL[name], scene)(chunk_of(scene, student_SV, teacher_TV))
+    objective = prepared(ALL[name], scene)
+    losses = objective(chunk_of(scene, student_SV, teacher_TV, objective))
     assert not losses.loss_U[~losses.supervised_U].any()
     losses.loss_U.sum().backward()
     assert teacher_TV.grad is None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from simct_pl.tokenization.bytes import TokenBytes
+from simct_pl.tokenization.readings import Reader
 from simct_pl.tokenization.shared_vocab import SharedVocab
 from simct_pl.types import UnitAlignment
 from tests.reference.scenes import Scene
-from tests.reference.vocabulary import Side, partition
+from tests.reference.vocabulary import Side, greedy_ids, partition
 
 
 def shared_vocab_of(student: Side, teacher: Side) -> SharedVocab:
@@ -26,6 +29,16 @@ def table_of(side: Side) -> TokenBytes:
     """The project's own table of a reference vocabulary."""
     special = [token_id for token_id, token in enumerate(side.tokens) if token is None]
     return TokenBytes.from_list(list(side.tokens), special_ids=special, fallback_ids=side.fallback_ids)
+
+
+def reader_of(side: Side) -> Reader:
+    """A vocabulary as the greedy tokenizer of its texts; what it cannot spell has no ids."""
+    known = {byte for token in side.ids_by_bytes() for byte in token}
+
+    def spell(texts: Sequence[str]) -> list[list[int]]:
+        return [greedy_ids(side, text.encode()) if set(text.encode()) <= known else [] for text in texts]
+
+    return Reader(table_of(side), side.stop_ids, spell, "greedy")
 
 
 def alignment_of(student: Side, teacher: Side, student_ids: list[int], teacher_ids: list[int]) -> UnitAlignment:

@@ -7,7 +7,8 @@ arrays; no unit ever crosses from one response into another.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,6 +24,9 @@ from simct_pl.types import (
     TEACHER_START,
     UnitAlignment,
 )
+
+if TYPE_CHECKING:
+    from simct_pl.losses.token_paths.paths import PathBuilder, TokenPaths
 
 
 def _along(axis: str, counts: str = "") -> dict[str, str]:
@@ -45,6 +49,8 @@ class UnitRows:
     column_U: shared column that spells the whole unit, or -1 (then the unit gets a column of its own).
     one_to_one_U: bool, one token on each side.
     prefix_unit_P, prefix_column_P: shared columns that are proper byte prefixes of a unit that is not a shared token.
+    paths: of the N student tokens, for objectives that follow them (Objective.path_builder); their teacher rows may lie
+        in neighbouring units of the same response.
     """
 
     student_rows_N: Tensor = field(metadata=_along("N", counts="S"))
@@ -59,10 +65,18 @@ class UnitRows:
     one_to_one_U: Tensor = field(metadata=_along("U"))
     prefix_unit_P: Tensor = field(metadata=_along("P", counts="U"))
     prefix_column_P: Tensor = field(metadata=_along("P"))
+    paths: TokenPaths | None = None
 
     @property
     def num_units(self) -> int:
         return len(self.column_U)
+
+    @property
+    def read_rows_X(self) -> Tensor:
+        """The teacher's rows that an objective reads, ascending: those of the units, and of the paths beside them."""
+        if self.paths is None:
+            return self.teacher_rows_M
+        return torch.unique(torch.cat([self.teacher_rows_M, self.paths.step_row_P]))
 
     @classmethod
     def of(cls, alignment: UnitAlignment, shared_vocab: SharedVocab, *, with_prefixes: bool = True) -> UnitRows:
@@ -92,7 +106,8 @@ class UnitRows:
             "prefix_unit_P": unit_P,
             "prefix_column_P": column_P,
         }
-        return cls(**{name: torch.from_numpy(array) for name, array in arrays.items()})
+        tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return cls(**tensors)
 
     @classmethod
     def concatenate(cls, parts: Sequence[UnitRows], num_states: Sequence[tuple[int, int]]) -> UnitRows:
@@ -100,18 +115,20 @@ class UnitRows:
 
         num_states: rows of the student's and of the teacher's states that each response has, in a unit or not.
         """
-        columns: dict[str, list[Tensor]] = {f.name: [_nothing(f.name)] for f in fields(cls)}
+        columns: dict[str, list[Tensor]] = {f.name: [_nothing(f.name)] for f in _arrays()}
         offset = dict.fromkeys("UNMPST", 0)
         for part, (num_student, num_teacher) in zip(parts, num_states, strict=True):
-            for f in fields(cls):
+            for f in _arrays():
                 value = getattr(part, f.name)
                 columns[f.name].append(value + offset[f.metadata["counts"]] if f.metadata["counts"] else value)
             for axis, length in {**part._lengths, "S": num_student, "T": num_teacher}.items():
                 offset[axis] += length
-        return cls(**{name: torch.cat(values) for name, values in columns.items()})
+        joined: dict[str, Any] = {name: torch.cat(values) for name, values in columns.items()}
+        return cls(**joined)
 
     def to(self, device: torch.device) -> UnitRows:
-        return UnitRows(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+        moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in _arrays()}
+        return UnitRows(**moved, paths=None if self.paths is None else self.paths.to(device))
 
     def slice(self, start: int, end: int) -> UnitRows:
         """Units start:end, with N, M, P and the unit numbers counted from the slice's beginning. Best on the CPU."""
@@ -121,24 +138,39 @@ class UnitRows:
             "M": _token_span(self.teacher_first_U, len(self.teacher_ids_M), start, end),
             "P": slice(*torch.searchsorted(self.prefix_unit_P, torch.tensor([start, end])).tolist()),
         }
-        cut = {}
-        for f in fields(self):
+        cut: dict[str, Any] = {}
+        for f in _arrays():
             value = getattr(self, f.name)[span[f.metadata["axis"]]]
             counted = span.get(f.metadata["counts"])  # the states stay whole, so rows of them are not shifted
             cut[f.name] = value if counted is None else value - counted.start
-        return UnitRows(**cut)
+        tokens = span["N"]
+        return UnitRows(**cut, paths=None if self.paths is None else self.paths.slice(tokens.start, tokens.stop))
 
     @property
     def _lengths(self) -> dict[str, int]:
-        return {f.metadata["axis"]: len(getattr(self, f.name)) for f in fields(self)}
+        return {f.metadata["axis"]: len(getattr(self, f.name)) for f in _arrays()}
+
+
+def _arrays() -> list[Field[Any]]:
+    """The fields that are arrays."""
+    return [f for f in fields(UnitRows) if f.metadata]
 
 
 def build_unit_rows(
-    alignments: Sequence[UnitAlignment], shared_vocab: SharedVocab, *, with_prefixes: bool = True
+    alignments: Sequence[UnitAlignment],
+    shared_vocab: SharedVocab,
+    *,
+    with_prefixes: bool = True,
+    path_builder: PathBuilder | None = None,
 ) -> UnitRows:
-    """The supervised units of some responses, whose states follow one another; with_prefixes: see UnitRows.of."""
+    """The supervised units of some responses, whose states follow one another.
+
+    with_prefixes: see UnitRows.of. path_builder: makes the paths, for objectives that follow them
+        (Objective.path_builder).
+    """
     parts = [UnitRows.of(alignment, shared_vocab, with_prefixes=with_prefixes) for alignment in alignments]
-    return UnitRows.concatenate(parts, [(a.num_student_tokens, a.num_teacher_tokens) for a in alignments])
+    rows = UnitRows.concatenate(parts, [(a.num_student_tokens, a.num_teacher_tokens) for a in alignments])
+    return rows if path_builder is None else replace(rows, paths=path_builder.build(alignments))
 
 
 def _nothing(name: str) -> Tensor:
