@@ -210,7 +210,7 @@ def draw(found: Sequence[Result], path: Path) -> None:
     right.axvline(start, color="#d55e00", linewidth=1, label=f"before: {number(start)} on average")
     right.set_xscale("log")
     right.set_title("KL of a student that disagrees, after the steps (| mean)", fontsize=9.5)
-    right.legend(fontsize=8, loc="lower left")
+    right.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.06), frameon=False)
     right.grid(axis="x", alpha=0.25)
     figure.savefig(path, dpi=130)
     plt.close(figure)
