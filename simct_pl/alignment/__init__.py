@@ -1,4 +1,9 @@
-"""Aligners: from the tokens of two models to the units that both spell."""
+"""Aligners: from the tokens of two models to the units that both spell. TokenizedPair in, UnitAlignment out.
+
+`base` says what an aligner is and what any alignment must keep. `common_boundary` cuts wherever both sides end a token:
+the minimal units, from which all others are made. `one_to_one` keeps those of one token on each side, `anchor_merged`
+folds mismatches as the released code does, `coarse` merges or masks units by rules that ask no model.
+"""
 
 from simct_pl.alignment.anchor_merged import AnchorMergedAligner
 from simct_pl.alignment.base import Aligner, check_invariants

@@ -30,10 +30,13 @@ def merge_into_anchors(units_U6: np.ndarray) -> np.ndarray:
     if not len(anchors):
         return units_U6[:0]
     ends_2, starts_2 = [STUDENT_END, TEACHER_END], [STUDENT_START, TEACHER_START]
+    # A run begins with the response, behind a lost stretch, and behind an anchor. The running maximum then gives each
+    # unit the first unit of its run.
     starts_run_U = np.ones(len(units_U6), bool)
     starts_run_U[1:] = (units_U6[1:, starts_2] != units_U6[:-1, ends_2]).any(1)  # behind a lost stretch
     starts_run_U[anchors[anchors + 1 < len(units_U6)] + 1] = True
     first_U = np.maximum.accumulate(np.where(starts_run_U, np.arange(len(units_U6)), 0))
+    # An anchor keeps its own ends and takes the starts of its run: the mismatches before it are folded into it.
     merged_U6 = units_U6[anchors].copy()
     for column in (STUDENT_START, TEACHER_START, BYTE_START):
         merged_U6[:, column] = units_U6[first_U[anchors], column]

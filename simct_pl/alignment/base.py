@@ -43,6 +43,7 @@ def build_alignment(pair: TokenizedPair, units_U6: np.ndarray, lost: tuple[LostS
     if pair.student.stripped != pair.teacher.stripped and len(units_U6):
         # One side's first token carries a dummy space, so the two models' columns at this place mean different bytes.
         supervised_U[0] = units_U6[0, BYTE_START] > 0
+    # One token on each side, and no bytes: a stop is no text, but both models must learn when to say it.
     if pair.has_stop:
         student, teacher, end = pair.student.num_content, pair.teacher.num_content, len(pair.text)
         units_U6 = np.concatenate([units_U6, [[student, student + 1, teacher, teacher + 1, end, end]]])
@@ -54,6 +55,8 @@ def find_lost(pair: TokenizedPair, units_U6: np.ndarray) -> tuple[LostSpan, ...]
     end_3 = [pair.student.num_content, pair.teacher.num_content, len(pair.text)]
     if end_3[0] == 0:
         return (LostSpan(LostReason.EMPTY_RESPONSE, 0, 0, 0, end_3[1], 0, end_3[2]),)
+    # A gap may lie before the first unit, between two, and behind the last one. It is there if on any of the three axes
+    # the next unit does not start where the one before has ended.
     starts_G3 = np.concatenate([np.zeros((1, 3), np.int64), units_U6[:, _ENDS]])
     ends_G3 = np.concatenate([units_U6[:, _STARTS], np.array([end_3], np.int64)])
     # By flat position: a reduction over rows of three would take longer than all else here.
@@ -65,6 +68,7 @@ def _lost_span(pair: TokenizedPair, starts: list[int], ends: list[int]) -> LostS
     reason = (
         LostReason.NORMALIZER
     )  # valid text that a tokenizer gave back as other bytes: its normaliser or its vocabulary did
+    # The first fault in the stretch gives the reason, the student's before the teacher's.
     for side, start, end in zip((pair.student, pair.teacher), starts, ends, strict=False):
         faults = side.faults_N[start:end]
         if faults.any():
@@ -100,6 +104,8 @@ def check_invariants(
 
 
 def _check_order(alignment: UnitAlignment, complete: bool) -> None:
+    # Units and lost spans, sorted together, must tile the tokens of both sides and the bytes: each starts where the one
+    # before has ended, and None stands for the end of everything.
     spans = [tuple(row) for row in alignment.units_U6.tolist()]
     spans += [
         (lost.student_start, lost.student_end, lost.teacher_start, lost.teacher_end, lost.byte_start, lost.byte_end)
@@ -135,6 +141,7 @@ def _check_unit(pair: TokenizedPair, unit: int, row: list[int], minimal: bool) -
             raise AlignmentError(f"the {name} tokens of unit {unit} spell {spelled!r}; the text there is {expected!r}")
         if side.faults_N[start:end].any():
             raise AlignmentError(f"unit {unit} holds a {name} token that cannot be aligned")
+        # Byte offsets at which this side's tokens end inside the unit. One that both sides have would have been a cut.
         inner.append(set((side.ends_N[start : end - 1] - first).tolist()) - {0, len(expected)})
     if minimal and inner[0] & inner[1]:
         raise AlignmentError(f"unit {unit} ({expected!r}) can be cut at bytes {sorted(inner[0] & inner[1])}")

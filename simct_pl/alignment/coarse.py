@@ -51,6 +51,8 @@ def merge_units(units_U6: np.ndarray, begins_U: np.ndarray) -> np.ndarray:
     units_U6: int64 [U, 6], U > 0. begins_U: bool [U]. Returns int64 [merged, 6].
     """
     begins_U = begins_U | _behind_gaps(units_U6)
+    # A merged unit starts where its first minimal unit does, and ends where the last one before the next beginning
+    # does.
     first_W = np.flatnonzero(begins_U)
     last_W = np.append(first_W[1:], len(units_U6)) - 1
     merged_W6 = units_U6[first_W].copy()
@@ -80,11 +82,13 @@ class WordAligner(MergingAligner):
 
 def _word_starts(text: bytes) -> np.ndarray:
     """Byte offsets at which a run of whitespace begins, any of Unicode's; bool [bytes + 1]."""
+    # Bytes that are no UTF-8 become one lone surrogate each, so that the widths of all characters add up to the text's.
     decoded = text.decode("utf-8", errors="surrogateescape")
     spaces = np.fromiter((bool(_WHITESPACE.match(char)) for char in decoded), bool, len(decoded))
     widths = np.fromiter(
         (len(char.encode("utf-8", errors="surrogateescape")) for char in decoded), np.int64, len(decoded)
     )
+    # Of each run of whitespace only the first character counts, and its place in characters becomes one in bytes.
     starts_run = spaces & ~np.append(False, spaces[:-1])
     marks_B = np.zeros(len(text) + 1, bool)
     marks_B[(np.cumsum(widths) - widths)[starts_run]] = True
@@ -105,6 +109,7 @@ class FixedMergeAligner(MergingAligner):
 
     @override
     def begins(self, units_U6: np.ndarray, text: bytes) -> np.ndarray:
+        # Counted anew behind each lost stretch: the running maximum is the last unit that one lies in front of.
         index_U = np.arange(len(units_U6))
         since_gap_U = index_U - np.maximum.accumulate(np.where(_behind_gaps(units_U6), index_U, 0))
         return since_gap_U % self.m == 0

@@ -36,13 +36,19 @@ class _Segment(NamedTuple):
 
 def minimal_units(pair: TokenizedPair) -> np.ndarray:
     """The content units that hold no faulty token, int64 [U, 6]."""
+    # A faulty token without bytes ends where the token before it does, and would pass for a cut: it is left out of the
+    # counting here, and comes back into the positions below.
     student_tokens, teacher_tokens = _spelling_tokens(pair.student), _spelling_tokens(pair.teacher)
     ends = pair.student.ends_N[student_tokens], pair.teacher.ends_N[teacher_tokens]
+    # Nearly every response: both sides spell the text to the byte, so their token ends are offsets into one string.
     if pair.student.data == pair.text == pair.teacher.data and not any(map(_has_empty_token, ends)):
         units_U6 = _plain_units(*ends)
     else:
+        # A side has rewritten something: cut only within the stretches where its bytes are still the text's.
         blocks = (matching_blocks(side.data, pair.text) for side in (pair.student, pair.teacher))
         units_U6 = _segment_units(*ends, _segments(*blocks))
+    # From counts of spelling tokens back to positions among all tokens; then units that hold a faulty token go. Its
+    # prefix sum tells: equal at both ends of a unit, there is no fault in between.
     for side, tokens, start, end in (
         (pair.student, student_tokens, STUDENT_START, STUDENT_END),
         (pair.teacher, teacher_tokens, TEACHER_START, TEACHER_END),
@@ -64,10 +70,12 @@ def _spelling_tokens(side: SideTokens) -> np.ndarray | slice:
 def _segments(student_blocks: list[Block], teacher_blocks: list[Block]) -> list[_Segment]:
     """Wherever both sides match the text, in order."""
     found, i, j = [], 0, 0
+    # Both lists are in order: walk them side by side, and go on in the one whose block ends first.
     while i < len(student_blocks) and j < len(teacher_blocks):
         student, teacher = student_blocks[i], teacher_blocks[j]
         student_end, teacher_end = student.text_start + student.length, teacher.text_start + teacher.length
         start, end = max(student.text_start, teacher.text_start), min(student_end, teacher_end)
+        # Within a block, offsets of the text and of the side's own bytes differ by a constant.
         if start < end:
             student_start = student.own_start + start - student.text_start
             teacher_start = teacher.own_start + start - teacher.text_start
@@ -85,9 +93,12 @@ def _plain_units(student_ends: np.ndarray, teacher_ends: np.ndarray) -> np.ndarr
     """Units of two sides that both spell the whole text without empty tokens, int64 [U, 6]."""
     if not len(student_ends) or not len(teacher_ends) or not student_ends[-1]:  # at most a dummy prefix by itself
         return np.empty((0, 6), np.int64)
+    # A unit ends where a token of either side ends. Both sides find the same offsets in the same order, so the k-th of
+    # these student tokens and the k-th of these teacher tokens close the same unit.
     student_C = np.flatnonzero(_marks(teacher_ends).take(student_ends))
     teacher_C = np.flatnonzero(_marks(student_ends).take(teacher_ends))
     units_U6 = np.empty((len(student_C), 6), np.int64)
+    # A unit begins where the one before it has ended; the first one at 0.
     for place, end_C in ((0, student_C + 1), (2, teacher_C + 1), (4, student_ends.take(student_C))):
         units_U6[0, place], units_U6[1:, place], units_U6[:, place + 1] = 0, end_C[:-1], end_C
     return units_U6
@@ -112,7 +123,9 @@ def _segment_units(student_ends: np.ndarray, teacher_ends: np.ndarray, segments:
     student_A = _lay_out(_tokens_before(student_ends), student_starts, lengths)
     teacher_A = _lay_out(_tokens_before(teacher_ends), teacher_starts, lengths)
     text_A = _lay_out(np.arange(text_starts[-1] + lengths[-1] + 1), text_starts, lengths)
+    # -1 is the inside of a token: a cut is where neither side is inside one.
     cuts = np.flatnonzero((student_A >= 0) & (teacher_A >= 0))
+    # Two neighbouring cuts bound a unit, on all three axes.
     units_U32 = np.empty((max(len(cuts) - 1, 0), 3, 2), np.int64)
     for place, axis_A in enumerate((student_A, teacher_A, text_A)):
         values_C = axis_A[cuts]
@@ -120,6 +133,8 @@ def _segment_units(student_ends: np.ndarray, teacher_ends: np.ndarray, segments:
     units_U6 = units_U32.reshape(-1, 6)
     if len(segments) == 1:
         return units_U6
+    # But the last cut of a segment and the first of the next bound text that somebody has rewritten. A segment of n
+    # bytes has n + 1 offsets on the axis.
     segment_C = np.repeat(np.arange(len(segments)), np.array(lengths) + 1)[cuts]
     return units_U6[segment_C[:-1] == segment_C[1:]]
 

@@ -80,6 +80,7 @@ class BPMLoss(Objective):
         self._standing_J, self._is_blank_K = self._standing_J.to(device), self._is_blank_K.to(device)
         with torch.no_grad():
             target_NX, stands_NK = self._targets(chunk, self._prefixes, student_NK.shape[1])
+        # What stands for nothing is one more column, on both sides, so that the two are compared whole.
         rest_N1 = student_NK.masked_fill(stands_NK, 0.0).sum(-1, keepdim=True)
         student_NX = torch.cat([student_NK, rest_N1], -1)
         hidden_NX = torch.nn.functional.pad(~stands_NK, (0, 1))
@@ -98,6 +99,8 @@ class BPMLoss(Objective):
         """The teacher's mass of each student id and of the residual, [N, K + 1], and which ids stand for something."""
         rows, logp_MJ = chunk.rows, at_least_fp32(chunk.teacher.logits_NK).log_softmax(-1)
         paths = list(prefixes.paths(chunk))
+        # The teacher's row: that of the unit's first token, or where the student's token begins inside a later one, of
+        # that.
         row_N = rows.teacher_first_U[rows.student_unit_N]
         row_N[[path.row for path in paths]] = row_N.new_tensor([path.teacher_row for path in paths])
         mass_NJ = logp_MJ.exp()[row_N]
@@ -106,13 +109,17 @@ class BPMLoss(Objective):
         # RESIDUAL is the last column of K + 1, also where an index must not be below 0: -1 % (K + 1) = K.
         target_NX.index_add_(1, standing_J[:known] % (num_ids + 1), mass_NJ[:, :known])
         target_NX[:, RESIDUAL] += mass_NJ[:, known:].sum(-1)  # a model's rows may outnumber its tokenizer's ids
+        # First as if every token began where the teacher's does; then the rows of which that is not so.
         stands_NK = _marked(standing_J, num_ids).repeat(len(row_N), 1)
         for path in paths:
+            # The student is inside a teacher token: only those with the bytes written so far can be meant, and share
+            # all mass.
             if path.written:
                 token_ids, standing = (torch.from_numpy(a).to(row_N) for a in prefixes.inside(path.written, path.room))
                 mass = logp_MJ[path.teacher_row, token_ids].softmax(-1)
                 target_NX[path.row] = mass.new_zeros(num_ids + 1).index_add(0, standing % (num_ids + 1), mass)
                 stands_NK[path.row] = _marked(standing, num_ids)
+            # Student tokens that reach beyond the teacher's take their part from what stands for the realised one.
             if path.longer:
                 _correct(path, logp_MJ, rows.teacher_ids_M, prefixes, target_NX[path.row])
                 stands_NK[path.row, [one.student_id for one in path.longer]] = True
@@ -214,6 +221,7 @@ class BytePrefixes:
     def _path(self, row: int, first_row: int, pieces: list[bytes], place: int) -> TokenPath:
         """pieces: the teacher's tokens of the unit. place: bytes of it before the student's token."""
         text, ends = b"".join(pieces), list(accumulate(map(len, pieces)))
+        # The teacher token that the place lies in, and where it starts and ends within the unit.
         k = min(bisect_right(ends, place), len(pieces) - 1)
         start, end = ends[k] - len(pieces[k]), ends[k]
         longer = []
@@ -222,21 +230,26 @@ class BytePrefixes:
             if student_id is not None:
                 last = bisect_left(ends, stop)
                 longer.append(Longer(student_id, first_row + last, text[ends[last - 1] : stop]))
+        # Within the teacher token, the longest student token stands for the realised bytes.
         stands = self._standing(text[place:end])
         return TokenPath(row, first_row + k, text[start:place], end - place, stands, longer)
 
 
 def _correct(path: TokenPath, logp_MJ: Tensor, teacher_ids_M: Tensor, prefixes: BytePrefixes, target_X: Tensor) -> None:
     """Hand on, in place, from what stands for the realised token to each student token that reaches beyond it."""
+    # Of the realised teacher token, given the bytes that are written already.
     logp = logp_MJ[path.teacher_row, teacher_ids_M[path.teacher_row]]
     if path.written:
         logp = logp - logp_MJ[path.teacher_row, prefixes.beginning_with(path.written)].logsumexp(-1)
     holder = path.stands
     for one in path.longer:
+        # The paths that go through the realised tokens in between, and then by any token that begins with the needed
+        # bytes.
         between = range(path.teacher_row + 1, one.last_row)
         passed = sum((logp_MJ[row, teacher_ids_M[row]] for row in between), logp)
         mass = (passed + logp_MJ[one.last_row, prefixes.beginning_with(one.begun)].logsumexp(-1)).exp()
         target_X[holder] -= mass
         target_X[one.student_id] += mass
+        # A still longer token has its mass out of this one's: whatever begins with it begins with this one too.
         holder = one.student_id
     target_X.clamp_min_(0.0)

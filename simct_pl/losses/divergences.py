@@ -45,10 +45,12 @@ class _KullbackLeibler(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, p_logp_UC: Tensor, q_logp_UC: Tensor) -> Tensor:
+        # -inf minus -inf is NaN: a candidate that P gives nothing counts nothing, whatever Q gives it.
         gap_UC = (p_logp_UC - q_logp_UC).masked_fill_(torch.isneginf(p_logp_UC), 0.0)
         p_UC = p_logp_UC.exp()
         divergence_U = torch.linalg.vecdot(p_UC, gap_UC)
         to_p, to_q = ctx.needs_input_grad
+        # d / d log p = p (gap + 1), and d / d log q = -p.
         ctx.save_for_backward(gap_UC.add_(1.0).mul_(p_UC) if to_p else None, p_UC.neg() if to_q else None)
         return divergence_U
 
@@ -98,6 +100,7 @@ def adaptive_kl(student_logq_UC: Tensor, teacher_logq_UC: Tensor) -> Tensor:
     with torch.no_grad():
         teacher_UC, order_UC = teacher_logq_UC.exp().sort(dim=-1, descending=True, stable=True)
         gap_UC = (teacher_UC - student_logq_UC.exp().gather(-1, order_UC)).abs()
+        # The mass in front of a candidate decides, so the one that crosses the half is in the head.
         in_head_UC = teacher_UC.cumsum(-1) - teacher_UC < ADAPTIVE_HEAD_MASS
         head_U = (gap_UC * in_head_UC).sum(-1)
         weight_U = head_U / gap_UC.sum(-1).clamp_min(torch.finfo(gap_UC.dtype).tiny)

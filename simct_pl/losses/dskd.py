@@ -67,15 +67,20 @@ class _DSKDLoss(DualSpaceObjective):
     def __call__(self, chunk: DualSpaceChunk) -> UnitLosses:
         units = chunk.units
         label_N, graded_U = self.labels(units)
+        # The student's space. The guide, CE(t2s, y), trains the projector; `detach` below keeps D from training it too.
         in_student_logp_NK = at_least_fp32(chunk.in_student_NK).log_softmax(-1)
         student_logp_NK = at_least_fp32(units.student_logits_NK).log_softmax(-1)
         guide_N = -in_student_logp_NK.gather(-1, label_N[:, None]).squeeze(-1)
+        # Where t2s does not say y, its translation is not yet worth learning from.
         agrees_N = in_student_logp_NK.detach().argmax(-1) == label_N
         student_N = self._divergence(student_logp_NK, in_student_logp_NK.detach()).masked_fill(~agrees_N, 0.0)
+        # The teacher's space: its head reads the translated student, and the gradient goes on into the student's
+        # states.
         teacher_M = self._divergence(
             at_least_fp32(chunk.in_teacher_MK).log_softmax(-1),
             at_least_fp32(units.teacher_logits_MK).detach().log_softmax(-1),
         )
+        # The first space has a loss for each student row, the second for each teacher row. They meet at the units.
         loss_U = units.student.sum_by_unit(guide_N + student_N) + units.teacher.sum_by_unit(teacher_M)
         return UnitLosses.over_everything(loss_U.masked_fill(~graded_U, 0.0), graded_U)
 
@@ -104,11 +109,13 @@ class DSKDEta(_DSKDLoss):
     def translate(self, projectors: nn.Module, states: PairStates) -> tuple[Tensor, Tensor]:
         assert isinstance(projectors, Projectors)
         rows, student_NH, teacher_MH = states.rows, states.student.hidden_NH, states.teacher.hidden_NH
+        # Units of one token a side, so their first rows are all their rows.
         matched_U = rows.one_to_one_U & (rows.column_U >= 0)
         student_row_P = rows.student_rows_N[rows.student_first_U[matched_U]].to(student_NH.device)
         teacher_row_P = rows.teacher_rows_M[rows.teacher_first_U[matched_U]].to(student_NH.device)
         in_student_PH = project(projectors.to_student, teacher_MH.index_select(0, teacher_row_P))
         in_teacher_PH = project(projectors.to_teacher, student_NH.index_select(0, student_row_P))
+        # All other rows stay zero: nothing is translated for them, and `labels` leaves their units out.
         return (
             _scatter_rows(in_student_PH, student_row_P, len(student_NH)),
             _scatter_rows(in_teacher_PH, teacher_row_P, len(teacher_MH)),
@@ -118,6 +125,8 @@ class DSKDEta(_DSKDLoss):
     def labels(self, units: UnitChunk) -> tuple[Tensor, Tensor]:
         rows, tables = units.rows, units.tables
         favourite_U = units.teacher_logits_MK.detach().index_select(0, rows.teacher_first_U).argmax(-1)
+        # Teacher's id → column, any stop → the stop column, and from there to the student's id. An id without a column
+        # is looked up as column 0, and masked at the end.
         column_K = favourite_U.new_full(units.teacher_logits_MK.shape[-1:], -1)
         column_K[tables.teacher.ids_V] = torch.arange(len(tables.teacher.ids_V), device=column_K.device)
         stops = tables.teacher.stops
@@ -155,6 +164,7 @@ class DSKDCma(_DSKDLoss):
     def translate(self, projectors: nn.Module, states: PairStates) -> tuple[Tensor, Tensor]:
         assert isinstance(projectors, AttentionProjectors)
         student, teacher = states.student, states.teacher
+        # Projections are made of all rows at once; attention runs within a response, so they are split there.
         key_MH, value_MH = _keys_and_values(teacher, projectors.teacher_std)
         query_NH = project(projectors.query, torch.cat([student.embedded(0), student.embedded(1)], -1))
         value_MH = project(projectors.to_student, value_MH)
@@ -168,8 +178,10 @@ class DSKDCma(_DSKDLoss):
                 strict=True,
             )
         )
+        # Student rows ask the teacher's. The way back uses the transposed scores, so here query and key change places.
         in_student = [_attend(query, key, value) for query, _, key, value in per_response]
         in_teacher = [_attend(key, query, back) for query, back, key, _ in per_response]
+        # The empty part gives the result its width and dtype where there is no response.
         return torch.cat([value_MH[:0], *in_student]), torch.cat([back_NH[:0], *in_teacher])
 
     @override
@@ -185,6 +197,7 @@ def _scatter_rows(rows_PH: Tensor, place_P: Tensor, num_rows: int) -> Tensor:
 def _keys_and_values(teacher: SideStates, std: Tensor) -> tuple[Tensor, Tensor]:
     """[ê_read; ê_next] and ĥ + ê_next of the teacher, at least fp32."""
     read_MH, next_MH = (at_least_fp32(teacher.embedded(shift)) / std for shift in (0, 1))
+    # Each response by its own deviation, so that it does not matter which others are in the batch.
     hidden_MH = at_least_fp32(teacher.hidden_NH)
     parts = [rows / rows.std() if len(rows) else rows for rows in hidden_MH.split(teacher.num_rows)]
     return torch.cat([read_MH, next_MH], -1), torch.cat([hidden_MH[:0], *parts]) + next_MH

@@ -57,6 +57,7 @@ class GOLDLoss(Objective):
         self.merge, self.beta, self.matched_weight, self.top_k = merge, beta, matched_weight, top_k
 
     def __call__(self, chunk: UnitChunk) -> UnitLosses:
+        # One set of masses a side. Matched ids are compared each with its like; of the others only the ranks are.
         student_UK, teacher_UK = self.masses(chunk.student), self.masses(chunk.teacher)
         student_ids, teacher_ids = self.matched_ids(chunk)
         matched_U = _jsd(student_UK.index_select(-1, student_ids), teacher_UK.index_select(-1, teacher_ids), self.beta)
@@ -89,6 +90,7 @@ def merged_mass(side: ModelLogProbs, merge: MergeName) -> Tensor:
     else:
         base_U = side.first_U + side.length_U - 1
         base_logp_UK = at_least_fp32(side.logits_NK.index_select(0, base_U)).log_softmax(-1)
+    # The base position is left out of the product: the whole distribution stands in its place.
     floored_N = side.token_logp_N.clamp_min(math.log(LOWEST_MASS)).index_fill(0, base_U, 0.0)
     return base_logp_UK.exp() * side.sum_by_unit(floored_N).exp()[:, None]
 
@@ -103,6 +105,7 @@ def _others(matched_ids: Tensor, mass_UK: Tensor) -> Tensor:
 def _jsd(student_UV: Tensor, teacher_UV: Tensor, beta: float) -> Tensor:
     """Generalised JSD (arXiv 2306.13649, Eq. 1) of masses that need not add up to 1, [U]."""
     student_UV, teacher_UV = student_UV.clamp_min(LOWEST_MASS), teacher_UV.clamp_min(LOWEST_MASS)
+    # At both ends the mixture is one of the two, and the divergence is the KL between them.
     if beta == 0:
         return (teacher_UV * (teacher_UV.log() - student_UV.log())).sum(-1)
     if beta == 1:

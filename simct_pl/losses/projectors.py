@@ -37,6 +37,7 @@ def least_squares_map(source_VH: Tensor, target_VG: Tensor) -> Tensor:
         rows_RH = source_RH.double()
         gram_HH.addmm_(rows_RH.T, rows_RH)
         cross_HG.addmm_(rows_RH.T, target_RG.to(rows_RH))
+    # Eigenvalues of AᵀA are the squares of A's singular values, and so is the limit.
     return torch.linalg.pinv(gram_HH, rtol=WEAKEST_DIRECTION**2, hermitian=True) @ cross_HG
 
 
@@ -73,6 +74,7 @@ class AttentionProjectors(Projectors):
         self.register_buffer("teacher_std", at_least_fp32(teacher_KH).std(), persistent=False)
         student_VH, teacher_VH = shared_rows(student_KH, teacher_KH, shared)
         half_GH = least_squares_map(student_VH, teacher_VH).T / self.teacher_std.double()
+        # The same map twice: for the token that was read, and for the one that is predicted.
         self.query = linear_of(torch.block_diag(half_GH, half_GH), student_KH)
 
 

@@ -60,6 +60,7 @@ class SimCTLoss(Objective):
         student = score_side(chunk.student, chunk.rows, self.rule)
         with torch.no_grad():
             teacher = score_side(chunk.teacher, chunk.rows, self.rule)
+        # Eq. 8: scores are made to add up to 1 over the candidates. Eq. 9: the divergence of the two.
         loss_U = self._divergence(student.scores_UC.log_softmax(-1), teacher.scores_UC.log_softmax(-1))
         supervised_U = torch.ones_like(loss_U, dtype=torch.bool)
         if self.mass_threshold is not None:

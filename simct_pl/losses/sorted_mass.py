@@ -28,6 +28,7 @@ def sorted_l1(student_UK: Tensor, teacher_UJ: Tensor, top_k: int | None) -> Tens
     distance_U = (student_UR - teacher_UR).abs().sum(-1)
     if top_k is None:
         return distance_U
+    # What the top k leave out of either side, as one more rank.
     left_U = (student_UK.sum(-1) - student_UR.sum(-1)) - (teacher_UJ.sum(-1) - teacher_UR.sum(-1))
     return distance_U + left_U.abs()
 

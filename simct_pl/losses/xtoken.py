@@ -70,6 +70,7 @@ class XTokenPKL(ProjectingObjective):
 
     @override
     def use(self, projection: TokenProjection) -> None:
+        # Targets that nothing reaches get no column; place_E is where each entry's target is among the others.
         reached_R = np.unique(projection.target_E)
         place_E = np.searchsorted(reached_R, projection.target_E)
         arrays = projection.source_E, place_E, projection.weight_E, reached_R
@@ -78,15 +79,20 @@ class XTokenPKL(ProjectingObjective):
     def __call__(self, chunk: UnitChunk) -> UnitLosses:
         if self.projection is None:
             raise RecipeError(f"{type(self).__name__} has no projection yet; call prepare(pair) first.")
+        # The two sides' positions within a unit do not correspond, so each model has one distribution a unit: their
+        # mean.
         student_UK = _mean_probability(chunk.student)
         teacher_UJ = join_stops(_mean_probability(chunk.teacher), chunk.tables.teacher)
         self._tables = tuple(table.to(student_UK.device) for table in self._tables)
         source_E, place_E, weight_E, reached_R = self._tables
+        # S W and T, over the reached tokens alone. What either has outside them is divided away, and shows as mass
+        # below 1.
         projected_UR = _Project.apply(student_UK, source_E, place_E, weight_E.to(student_UK.dtype), len(reached_R))
         tiny = torch.finfo(student_UK.dtype).tiny
         logs = [mass.clamp_min(tiny).log() for mass in (projected_UR, teacher_UJ.index_select(-1, reached_R))]
         student_logq_UR, teacher_logq_UR = (log.log_softmax(-1) for log in logs)
         loss_U = self._divergence(student_logq_UR, teacher_logq_UR)
+        # Of the candidates, before they were made to add up to 1.
         masses = [log.detach().logsumexp(-1) for log in logs]
         return UnitLosses(loss_U, torch.ones_like(loss_U, dtype=torch.bool), *masses)
 
@@ -145,8 +151,11 @@ def best_matches(projection: TokenProjection, threshold: float) -> tuple[np.ndar
     enough_E = projection.weight_E >= threshold
     source, target = projection.source_E[enough_E], projection.target_E[enough_E]
     weight, is_like = projection.weight_E[enough_E], projection.is_like_E[enough_E]
+    # By the student's wish: the heaviest first, then likes, then the lower id (lexsort's last key counts first).
+    # `unique` names the first place of each value.
     by_wish = np.lexsort((source, ~is_like, -weight))
     _, first = np.unique(source[by_wish], return_index=True)  # each student token's favourite
+    # In the order of wishes still, so that the first to want a teacher token is the one that gives it most.
     wished = by_wish[np.sort(first)]
     _, first = np.unique(target[wished], return_index=True)  # and each teacher token's, of those
     return source[wished][first], target[wished][first]
@@ -174,5 +183,6 @@ class _Project(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_UR: Tensor) -> tuple[Tensor | None, ...]:
         source_E, place_E, weight_E = ctx.saved_tensors
+        # The gradient of x W is that of the product times W transposed: the same entries, read from target to source.
         grad_UE = grad_UR.index_select(1, place_E).mul_(weight_E)
         return grad_UR.new_zeros(len(grad_UR), ctx.num_ids).index_add_(1, source_E, grad_UE), None, None, None, None

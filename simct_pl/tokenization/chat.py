@@ -65,6 +65,7 @@ def _template_stop(tokenizer: PreTrainedTokenizerFast) -> list[int]:
         text = _render(tokenizer, turns, add_generation_prompt=False)
     except TokenizerError:  # a template that takes other messages only; the other sources remain
         return []
+    # Whatever the template writes behind the answer: its first token is the stop, if it is a control token at all.
     _, found, after = text.rpartition(_ANSWER)
     ids = tokenizer.encode(after.lstrip(), add_special_tokens=False) if found else []
     return [token_id for token_id in ids[:1] if token_id in tokenizer.added_tokens_decoder]

@@ -44,6 +44,7 @@ def read_token_bytes(definition: str) -> ReadTokens:
         raise UnsupportedTokenizerError(f"This tokenizer has no tokens. {_REMEDY}")
     to_bytes, added_to_bytes, fallback_ids = _family(pipeline, vocabulary)
 
+    # Added tokens come after the vocabulary: what they say of an id replaces what it says.
     added = {entry["id"]: entry for entry in pipeline["added_tokens"]}
     tokens: list[bytes | None] = [None] * (1 + max([*vocabulary.values(), *added]))
     for token, token_id in vocabulary.items():
@@ -93,8 +94,10 @@ def _family(
         raise UnsupportedTokenizerError(f"BPE with word affixes has no exact bytes: spaces are lost. {_REMEDY}")
     steps = [*_steps(pipeline["normalizer"]), *_steps(pipeline["pre_tokenizer"]), *_steps(pipeline["decoder"])]
     kinds = {step["type"] for step in steps}
+    # The vocabulary is written in GPT-2's stand-ins for bytes; added tokens are plain text.
     if "ByteLevel" in kinds:
         return _byte_level, str.encode, set()
+    # SentencePiece-like: plain text with a mark for the space, and perhaps tokens for single bytes.
     space = _space_mark(steps)
     if space is None and "ByteFallback" not in kinds:
         raise UnsupportedTokenizerError(

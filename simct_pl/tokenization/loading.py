@@ -63,6 +63,7 @@ def _from_hub(name: str) -> Path:
 def _open_fast(path: str, tokenizer_file: Path, folder: Path) -> PreTrainedTokenizerFast:
     from transformers import AddedToken, PreTrainedTokenizerFast
 
+    # The pipeline comes from tokenizer.json as it is; the class is told only which tokens are control tokens.
     config = _read_json(folder / "tokenizer_config.json")
     settings: dict[str, Any] = {name: _content(config[name]) for name in _SPECIAL_NAMES if config.get(name)}
     if extra := config.get("additional_special_tokens") or config.get("extra_special_tokens"):
@@ -78,6 +79,7 @@ def _open_fast(path: str, tokenizer_file: Path, folder: Path) -> PreTrainedToken
         raise ModelFolderError(
             f"{path!r}: {tokenizer_file.name} cannot be read as a tokenizer: {first_line(error)}"
         ) from error
+    # A tokenizer.json can hold the truncation of somebody's last call, which would silently cut texts.
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.chat_template = _chat_template(config, folder)

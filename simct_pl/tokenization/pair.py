@@ -110,6 +110,7 @@ class TokenizerPair:
     def tokenize_batch(self, responses: Sequence[tuple[Sequence[int], bool]]) -> list[TokenizedPair]:
         """The same for several (ids, stopped), with one batched call of the teacher's tokenizer."""
         students = [self._student_side(ids, stopped) for ids, stopped in responses]
+        # Nothing is tokenised again: the text might come back in other ids than those that were sampled.
         if self.same_tokenizer:
             return [_read_by_both(side, stopped) for (side, _), (_, stopped) in zip(students, responses, strict=True)]
         teacher_ids = self.teacher.encode_batch([read for _, read in students])
@@ -162,9 +163,12 @@ def sampled_side(table: TokenBytes, ids: Sequence[int], stopped: bool) -> tuple[
     data, ends_N, faults_N = _gather(table, ids_N[: len(ids_N) - stopped], special_fault=ADDED)
     stripped = table.dummy_prefix and data.startswith(b" ")
     if stripped:
+        # The dummy space is the first byte: all ends move by one, and a token that was nothing else ends at 0.
         data, ends_N = data[1:], np.maximum(ends_N - 1, 0)
     text, damages = readable_text(data)
     for start, end, fault in damages:
+        # From the first token that ends behind the damage's start, to the first one that ends at its end or behind it.
+        # A fault that a token has already stays.
         touched = slice(np.searchsorted(ends_N, start, "right"), np.searchsorted(ends_N, end, "left") + 1)
         faults_N[touched] = np.where(faults_N[touched] == 0, fault, faults_N[touched])
     return SideTokens(ids_N, data, ends_N, faults_N, stripped), text
@@ -192,6 +196,7 @@ def _gather(table: TokenBytes, ids_N: np.ndarray, special_fault: int) -> tuple[b
     known_N = table.known(ids_N)
     if known_N.all():
         return *table.gather(ids_N), table.is_special_V.take(ids_N) * np.int8(special_fault)
+    # Ids without bytes have length 0 in their places, so that the ends still count every token.
     data, known_ends = table.gather(ids_N[known_N])
     lengths_N = np.zeros(len(ids_N), np.int64)
     lengths_N[known_N] = np.diff(known_ends, prepend=0)
@@ -213,11 +218,14 @@ def readable_text(data: bytes) -> tuple[str, list[tuple[int, int, int]]]:
     while done < len(data):
         window = data[done : done + _WINDOW]
         try:
+            # Only the last window is final: a character that an earlier one cuts in two is read with the next window.
             piece, num_read = codecs.utf_8_decode(window, "strict", done + len(window) == len(data))
             pieces.append(piece)
             done += num_read
         except UnicodeDecodeError as error:
             start, end = done + error.start, done + error.end
+            # A whole beginning of a character at the very end: the response was cut there, and nothing is wrong with
+            # it. All else is an invalid byte.
             cut = error.reason == "unexpected end of data"
             pieces.append(window[: error.start].decode() + ("" if cut else "\ufffd"))
             damages.append((start, end, TRUNCATED if cut else MISMATCH))

@@ -64,6 +64,7 @@ class TokenProjection:
         sources, targets, weights = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0)]
         for source in sorted(pieces):
             own = decay ** np.arange(len(pieces[source]))
+            # A piece that stands twice in a spelling is one entry with both weights.
             found, place = np.unique(pieces[source], return_inverse=True)
             sources.append(np.full(len(found), source))
             targets.append(found)
@@ -78,12 +79,15 @@ def spell_tokens(shared: SharedVocab, spell: Spell) -> dict[int, list[int]]:
 
     A token that both have is its like, and so is an id beside a shared one (a byte fallback, a duplicate).
     """
+    # First what both have: a token's like in the teacher, the stops included.
     tokens, columns_K = shared.student.tokens, shared.student_columns
     pieces = {int(k): [int(shared.teacher_ids_V[columns_K[k]])] for k in np.flatnonzero(columns_K >= 0)}
     is_special_K = shared.student.is_special_V
+    # Then ids with the bytes of a shared token that are not its column's own: they go where that one goes.
     others = [k for k in range(len(tokens)) if k not in pieces and tokens[k] and not is_special_K[k]]
     twins = {k: column for k in others if (column := shared.column_of.get(tokens[k])) is not None}
     pieces |= {k: [int(shared.teacher_ids_V[column])] for k, column in twins.items()}
+    # All others are spelt by the teacher's tokenizer, if their bytes are a text by themselves.
     texts = {k: text for k in others if k not in twins and (text := as_text(tokens[k])) is not None}
     spelt = zip(texts, spell(list(texts.values())), strict=True)
     # A tokenizer that rewrites a text has not spelt it.
@@ -94,5 +98,6 @@ def spell_inside(tokenizer: ModelTokenizer, texts: Sequence[str]) -> list[list[i
     """Ids of each text as it would stand in the middle of a line: without the dummy space of a beginning."""
     if not tokenizer.table.dummy_prefix:
         return tokenizer.encode_batch(texts)
+    # The dummy space goes before the line break, whose ids are then cut off.
     before = tokenizer.encode("\n")
     return [ids[len(before) :] for ids in tokenizer.encode_batch(["\n" + text for text in texts])]

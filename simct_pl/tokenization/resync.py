@@ -33,8 +33,11 @@ def matching_blocks(own: bytes, text: bytes) -> list[Block]:
     own_N, text_N = np.frombuffer(own, np.uint8), np.frombuffer(text, np.uint8)
     blocks, i, j = [], 0, 0
     while i < len(own) and j < len(text):
+        # Take all that agrees from here, then look for the next place where the two agree again.
         length = _common_prefix(own_N[i:], text_N[j:])
         at_end = i + length == len(own) and j + length == len(text)
+        # Two characters may begin with the same bytes and differ in the last one: those first bytes have not matched.
+        # Only a common end of both needs no step back.
         kept = length if at_end else length - _continuation_bytes_before(text, j + length, length)
         if kept:
             blocks.append(Block(i, j, kept))
@@ -50,6 +53,7 @@ def matching_blocks(own: bytes, text: bytes) -> list[Block]:
 def _common_prefix(a_N: np.ndarray, b_N: np.ndarray) -> int:
     """Length of the common prefix; doubling steps, so that its cost is that of the prefix."""
     done, step, size = 0, 64, min(len(a_N), len(b_N))
+    # To compare all that is left at every mismatch would be quadratic in a text with many of them.
     while done < size:
         end = min(done + step, size)
         differs = a_N[done:end] != b_N[done:end]
@@ -91,10 +95,13 @@ def _search_plan(remaining: int) -> Iterator[tuple[int, tuple[int, ...]]]:
 
 def _nearest_gram(own: bytes, text: bytes, i: int, j: int, window: int, size: int) -> tuple[int, int] | None:
     """The pair of character starts within a window, with equal grams, that skips the fewest bytes."""
+    # Grams of the text by where they first stand, at starts of characters only (0b10xxxxxx goes on with one).
     first_at: dict[bytes, int] = {}
     for position in range(j, min(j + window, len(text) - size + 1)):
         if text[position] & 0xC0 != 0x80:
             first_at.setdefault(text[position : position + size], position)
+    # What a pair skips is the sum of both steps. Once the step on this side alone is as long as the best pair, no later
+    # position can win.
     best, found = 2 * window, None
     for position in range(i, min(i + window, len(own) - size + 1)):
         if position - i >= best:
@@ -111,6 +118,7 @@ def _common_tail(own: bytes, text: bytes, i: int, j: int) -> tuple[int, int] | N
     length, limit = 0, min(len(own) - i, len(text) - j, _LONGEST_GRAM)
     while length < limit and own[-length - 1] == text[-length - 1]:
         length += 1
+    # Not from within a character: shorten the suffix to where one starts.
     while length and text[len(text) - length] & 0xC0 == 0x80:
         length -= 1
     return (len(own) - length, len(text) - length) if length else None

@@ -51,11 +51,14 @@ class SharedVocab:
         same_stops = set(student_stop_ids) == set(teacher_stop_ids) or not (student_stop_ids and teacher_stop_ids)
         if student.fingerprint == teacher.fingerprint and same_stops:
             return cls._identity(student, teacher, student_stop_ids, teacher_stop_ids)
+        # By what tokens mean, not by what they are called. Stops are left out: they mean no bytes, and are paired
+        # below.
         student_id_of = student.ids_by_bytes(without=student_stop_ids)
         teacher_id_of = teacher.ids_by_bytes(without=teacher_stop_ids)
         shared = sorted(student_id_of.keys() & teacher_id_of.keys())  # a set's order differs between processes
         student_ids = [student_id_of[token] for token in shared]
         teacher_ids = [teacher_id_of[token] for token in shared]
+        # Stop with stop, in the last column. The first stop of each side stands for all of them.
         stop_column = None
         if student_stop_ids and teacher_stop_ids:
             stop_column = len(shared)
@@ -123,6 +126,7 @@ class SharedVocab:
         tokens, column_of = table.tokens, self.column_of
         for token_id in np.flatnonzero((columns < 0) & table.is_text_V).tolist():
             token = tokens[token_id]
+            # The longest prefix first: the first one that is shared is the bucket.
             for length in range(len(token), 0, -1):
                 column = column_of.get(token[:length])
                 if column is not None:

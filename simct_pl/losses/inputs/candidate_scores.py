@@ -69,22 +69,28 @@ class SideScores:
 
 def score_side(side: ModelLogProbs, rows: UnitRows, rule: CandidateRule) -> SideScores:
     """Score the candidates of each unit with one model."""
+    # A unit that is a shared token has its column already; the others get the extra one.
     own_column_U = rows.column_U < 0
     first_logp_UK = side.first_logp_UK
+    # A unit's probability lies within that of its own first token. Taken out there, it is not counted twice.
     if rule.prefix != "keep":
         first_logp_UK = _carve_units(side, own_column_U)
     column_UV = column_logprobs(first_logp_UK, side.tables, marginal=rule.prefix == "marginal")
     hidden_UV = _hidden_columns(column_UV, rows) if rule.prefix == "mask" else None
     kept_UV = column_UV if hidden_UV is None else column_UV.masked_fill(hidden_UV, -math.inf)
+    # With the rest every row adds up to 1: log-probabilities as they are, and a candidate mass of 1, whose log is 0.
     if rule.rest:
         rest_U = _rest_logprob(first_logp_UK, column_UV, hidden_UV, side.tables, rule)
         true_UC = _with_unit(kept_UV, side.unit_logp_U, own_column_U)
         return SideScores(torch.cat([true_UC, rest_U[:, None]], -1), torch.zeros_like(rest_U))
     if rule.score == "sum_logprob":
         scores_UC = _with_unit(kept_UV, side.unit_logp_U, own_column_U)
+    # Eq. 7: the mean over the unit's tokens, so that a unit of many is not improbable by its length alone.
     elif rule.score == "mean_logprob":
         scores_UC = _with_unit(kept_UV, side.unit_logp_U / side.length_U, own_column_U)
     else:
+        # As released: means of logits. A logit is a log-probability plus the log-normaliser of its row, and columns
+        # belong to the row of the unit's first token.
         logit_N = at_least_fp32(side.logits_NK.gather(-1, side.ids_N[:, None]).squeeze(-1))
         logz_U = (logit_N - side.token_logp_N)[side.first_U]
         scores_UC = _with_unit(kept_UV + logz_U[:, None], side.sum_by_unit(logit_N) / side.length_U, own_column_U)
@@ -107,11 +113,13 @@ def _carve_units(side: ModelLogProbs, own_column_U: Tensor) -> Tensor:
         return side.first_logp_UK
     first_E = side.first_U[unit_E]
     first_logp_E = side.token_logp_N[first_E]
+    # With the first tokens' terms set to 0, the sum over a unit is that of its later tokens.
     later_logp_E = side.sum_by_unit(side.token_logp_N.index_fill(0, side.first_U, 0.0))[unit_E]
     # A later part that is certain to rounding leaves eps of the first token, not nothing.
     gap_E = later_logp_E.clamp_max(-torch.finfo(first_logp_E.dtype).eps)
     left_E = first_logp_E + torch.log(-torch.expm1(gap_E))
     left_E = left_E.masked_fill(side.length_U[unit_E] == 1, -math.inf)
+    # Out of place: these may be the very numbers that the softmax has saved for backward.
     return side.first_logp_UK.index_put((unit_E, side.ids_N[first_E]), left_E)
 
 
@@ -129,6 +137,8 @@ def _rest_logprob(
 
     Summed directly: one minus the candidates' mass would lose a small rest to rounding.
     """
+    # An id is inside if it has a column or counts for one. All other ids are the rest, and so are hidden columns, less
+    # what was carved out of them.
     merge = tables.buckets if rule.prefix == "marginal" else tables.stops
     inside = [tables.ids_V, merge.ids_E]
     parts = [_logsumexp_where(first_logp_UK.index_fill(-1, torch.cat(inside), -math.inf))]

@@ -38,6 +38,7 @@ def column_logprobs(first_logp_UK: Tensor, tables: SideTables, *, marginal: bool
         # One column more than there are, for the ids of no bucket; read through a view afterwards.
         mass_UX = mass_UK.new_zeros(len(mass_UK), len(tables.ids_V) + 1).index_add_(1, tables.bucket_K, mass_UK)
         smallest = mass_UX[:, :-1].amin() if mass_UX[:, :-1].numel() else mass_UX.new_ones(())
+    # A bucket whose probabilities underflow would have the log of 0, and 0 / 0 for a gradient.
     if smallest < torch.finfo(mass_UK.dtype).tiny:
         columns_UV = _ColumnLogProbs.apply(first_logp_UK, tables.ids_V, tables.buckets)
     else:
@@ -50,6 +51,7 @@ def join_stops(mass_UK: Tensor, tables: SideTables) -> Tensor:
     stops = tables.stops
     if not len(stops.ids_E):
         return mass_UK
+    # The first stop has the column. It takes what the others have, and they are emptied.
     first_E = tables.ids_V[stops.columns_P[stops.group_E]]
     joined_UK = mass_UK.index_add(1, first_E, mass_UK.index_select(1, stops.ids_E))
     return joined_UK.index_fill(1, stops.ids_E, 0.0)
@@ -69,6 +71,7 @@ class _BucketLogProbs(torch.autograd.Function):
     def backward(ctx: Any, grad_UV: Tensor) -> tuple[Tensor, None, None, None]:
         """d column / d id = p(id) / p(column)."""
         mass_UK, mass_UX, bucket_K = ctx.saved_tensors
+        # The last column stays 0: ids of no bucket get no gradient.
         scale_UX = torch.zeros_like(mass_UX)
         torch.div(grad_UV, mass_UX[:, :-1], out=scale_UX[:, :-1])
         grad_UK = scale_UX.index_select(1, bucket_K).mul_(mass_UK)
@@ -81,11 +84,13 @@ class _ColumnLogProbs(torch.autograd.Function):
     def forward(ctx: Any, logp_UK: Tensor, ids_V: Tensor, merge: Merge) -> Tensor:
         column_UV = logp_UK.index_select(1, ids_V)
         if len(merge.ids_E):
+            # log(sum of members) = shift + log(sum of exp(member - shift)), the column's own id first among them.
             own_UP = column_UV.index_select(1, merge.columns_P)
             shift_UP = own_UP.clamp_min(LOWEST_SHIFT)
             member_UE = logp_UK.index_select(1, merge.ids_E).sub_(shift_UP.index_select(1, merge.group_E)).exp_()
             head_UP = (own_UP - shift_UP).exp_()
             sum_UP = head_UP.index_add(1, merge.group_E, member_UE)
+            # Where all of it underflows, the maximum leaves the column at its own log-probability instead of at log 0.
             column_UV.index_copy_(1, merge.columns_P, torch.maximum(sum_UP.log().add_(shift_UP), own_UP))
             ctx.save_for_backward(head_UP, member_UE, sum_UP)
         ctx.num_ids, ctx.ids_V, ctx.merge = logp_UK.shape[1], ids_V, merge
@@ -96,6 +101,7 @@ class _ColumnLogProbs(torch.autograd.Function):
     def backward(ctx: Any, grad_UV: Tensor) -> tuple[Tensor, None, None]:
         """d column / d id = p(id) / p(column): 1 for a column of a single id."""
         ids_V, merge = ctx.ids_V, ctx.merge
+        # Columns of one id pass their gradient on as it is; then those of several share theirs out.
         grad_UK = grad_UV.new_zeros(len(grad_UV), ctx.num_ids).index_copy_(1, ids_V, grad_UV)
         if len(merge.ids_E):
             head_UP, member_UE, sum_UP = ctx.saved_tensors

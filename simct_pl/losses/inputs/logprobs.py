@@ -75,6 +75,7 @@ class _LogProbs(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         logp_NK = logits_NK.log_softmax(-1)
         token_logp_N = logp_NK.gather(-1, ids_N[:, None]).squeeze(-1)
+        # Units of one token each: their first rows are all rows, and nothing need be copied.
         first_logp_UK = logp_NK if len(first_U) == len(ids_N) else logp_NK.index_select(0, first_U)
         ctx.save_for_backward(logp_NK, first_U, ids_N)
         return first_logp_UK, token_logp_N
@@ -84,6 +85,8 @@ class _LogProbs(torch.autograd.Function):
     def backward(ctx: Any, grad_first_UK: Tensor | None, grad_token_N: Tensor | None) -> tuple[Tensor, None, None]:
         """d logits = d logp - p * sum(d logp), row by row."""
         logp_NK, first_U, ids_N = ctx.saved_tensors
+        # The sum of d logp in each row, over both outputs. It scales the softmax; d logp itself is added where it came
+        # in.
         total_N = logp_NK.new_zeros(len(logp_NK)) if grad_token_N is None else grad_token_N.clone()
         if grad_first_UK is not None:
             total_N.index_add_(0, first_U, grad_first_UK.sum(-1))

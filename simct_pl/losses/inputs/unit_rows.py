@@ -85,6 +85,7 @@ class UnitRows:
         with_prefixes: list the prefix columns too, which takes time and which few objectives read
             (Objective.uses_prefixes).
         """
+        # Only supervised units have rows: the tokens of each side that lie in one, unit by unit.
         units_U6 = alignment.units_U6[alignment.supervised_U]
         column_U = _unit_columns(alignment, units_U6, shared_vocab)
         token_N, student_length_U = _tokens_of(units_U6[:, [STUDENT_START, STUDENT_END]])
@@ -99,6 +100,7 @@ class UnitRows:
             "teacher_rows_M": token_M,
             "teacher_ids_M": alignment.teacher_ids_T[token_M],
             "teacher_unit_M": np.repeat(np.arange(len(units_U6)), teacher_length_U),
+            # The sum of all lengths before a unit is where its tokens begin.
             "student_first_U": np.cumsum(student_length_U) - student_length_U,
             "teacher_first_U": np.cumsum(teacher_length_U) - teacher_length_U,
             "column_U": column_U,
@@ -116,6 +118,8 @@ class UnitRows:
         num_states: rows of the student's and of the teacher's states that each response has, in a unit or not.
         """
         columns: dict[str, list[Tensor]] = {f.name: [_nothing(f.name)] for f in _arrays()}
+        # What the parts so far have on each axis. Values that are positions move on by it; ids and columns are no
+        # positions.
         offset = dict.fromkeys("UNMPST", 0)
         for part, (num_student, num_teacher) in zip(parts, num_states, strict=True):
             for f in _arrays():
@@ -132,6 +136,7 @@ class UnitRows:
 
     def slice(self, start: int, end: int) -> UnitRows:
         """Units start:end, with N, M, P and the unit numbers counted from the slice's beginning. Best on the CPU."""
+        # The slice on every axis. Prefixes are in the order of their units, so where theirs lie is a search.
         span = {
             "U": slice(start, end),
             "N": _token_span(self.student_first_U, len(self.student_ids_N), start, end),
@@ -185,6 +190,8 @@ def _token_span(first_U: Tensor, num_tokens: int, start: int, end: int) -> slice
 def unit_bounds(rows: UnitRows, max_rows: int) -> Iterator[tuple[int, int]]:
     """Cut the units, in order, into ranges with at most max_rows rows a side; a longer unit is a range of its own."""
     sides = ((rows.student_first_U, len(rows.student_ids_N)), (rows.teacher_first_U, len(rows.teacher_ids_M)))
+    # Where units begin on each side, and where the last one ends. The farthest edge within max_rows, on the side that
+    # is full first, ends the range.
     edges = [np.append(first_U.numpy(), num_tokens) for first_U, num_tokens in sides]
     start = 0
     while start < rows.num_units:
@@ -211,6 +218,7 @@ def _unit_columns(alignment: UnitAlignment, units_U6: np.ndarray, shared_vocab: 
     A 1:1 unit is settled by ids. Any other unit, too, may spell a shared token (a student that sampled `4`,`7` where
     both vocabularies own `47`): it is that token, by its bytes, and gets no second column.
     """
+    # The columns of both first tokens. They are the unit's if there are no further tokens and the two agree.
     student_U = shared_vocab.student_columns[alignment.student_ids_S[units_U6[:, STUDENT_START]]]
     teacher_U = shared_vocab.teacher_columns[alignment.teacher_ids_T[units_U6[:, TEACHER_START]]]
     lengths_U2 = units_U6[:, [STUDENT_END, TEACHER_END]] - units_U6[:, [STUDENT_START, TEACHER_START]]

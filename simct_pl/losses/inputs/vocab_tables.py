@@ -50,6 +50,8 @@ class SideTables:
         stops = np.asarray(extra_stop_ids, np.int64)
         owns_column_K = np.zeros(len(column_K), bool)
         owns_column_K[ids_V] = True
+        # One past the last column stands for none, so that sums by column can be made with one column too many. A
+        # shared token counts for itself.
         merged_K = np.where(bucket_K >= 0, bucket_K, len(ids_V))
         merged_K[ids_V] = np.arange(len(ids_V))
         bucketed = np.flatnonzero(~owns_column_K & (bucket_K >= 0))
