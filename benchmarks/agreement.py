@@ -36,6 +36,7 @@ from simct_pl import (
     OneToOneAligner,
     SharedVocabLoss,
     SimCTLoss,
+    TokenConditionalLoss,
     ULDLoss,
     WordAligner,
     XTokenHKL,
@@ -81,6 +82,7 @@ METHODS: dict[str, Method] = {
     "X-Token H-KL": Method(XTokenHKL),
     "BPM": Method(BPMLoss),
     "BPM, every row": Method(lambda: BPMLoss(skip_blank=False)),
+    "one question a token": Method(TokenConditionalLoss),
     "SeqKD": Method(CrossEntropyLoss, on_policy=False, is_divergence=False),
 }
 DIGITS = [str(digit).encode() for digit in range(10)]

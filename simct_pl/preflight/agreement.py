@@ -124,18 +124,23 @@ class Scene:
         """
         objective.prepare(self.pair)
         alignments = [aligner.align(tokens) for tokens in self.tokenized]
-        rows = build_unit_rows(alignments, self.pair.shared_vocab, with_prefixes=objective.uses_prefixes)
+        rows = build_unit_rows(
+            alignments,
+            self.pair.shared_vocab,
+            with_prefixes=objective.uses_prefixes,
+            path_builder=objective.path_builder,
+        )
         tables = PairTables.build(self.pair.shared_vocab)
         student_N = torch.tensor([*chain.from_iterable(self.student.rows)])[rows.student_rows_N]
-        teacher_M = torch.tensor([*chain.from_iterable(self.teacher.rows)])[rows.teacher_rows_M]
-        teacher_MK = self.teacher.logits(self.p_N)[teacher_M]
+        read_X = rows.read_rows_X
+        read_XK = self.teacher.logits(self.p_N)[torch.tensor([*chain.from_iterable(self.teacher.rows)])[read_X]]
         text_U = torch.from_numpy(
             np.repeat(np.arange(len(alignments)), [int(a.supervised_U.sum()) for a in alignments])
         )
 
         def loss(student_RK: Tensor) -> Tensor:
             weight_N = self.student.text_logp(student_RK.detach()).softmax(-1) if on_policy else self.p_N
-            losses = objective(UnitChunk(student_RK[student_N], teacher_MK, rows, tables))
+            losses = objective(UnitChunk.read(student_RK[student_N], read_XK, read_X, rows, tables))
             return (weight_N[text_U] * losses.loss_U).sum()
 
         return loss
