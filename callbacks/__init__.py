@@ -1,4 +1,10 @@
-"""Lightning callbacks of simct_pl, named in recipes as `callbacks.RolloutCallback` and so on."""
+"""Lightning callbacks of simct_pl, named in recipes as `callbacks.RolloutCallback` and so on; a file each.
+
+A batch comes in with prompts. `rollout` or `teacher_rollout` writes responses into it before the step; after the step
+the others read its record. Into the run's files: `checkpoint`, `hf_export`, `recipe_log`, `learning_curve`. Into its
+metrics: `alignment_stats`, `policy_mismatch`, `timing`, `benchmark`; into its artifacts `sample_table`.
+`collapse_guard` warns or stops, and `distilled` asks whether the module is one of distillation.
+"""
 
 from callbacks.alignment_stats import AlignmentStats
 from callbacks.benchmark import BenchmarkCallback

@@ -75,6 +75,8 @@ def alignment_metrics(alignments: list[UnitAlignment]) -> dict[str, float]:
 
 def _shape_shares(alignments: list[UnitAlignment]) -> dict[str, float]:
     """Share of the units by one or several tokens on either side, and by tokens on the longer side."""
+    # (False, True) is one student token and several teacher tokens; each unit has exactly one shape, and one length
+    # class.
     lengths_U2 = np.concatenate([_lengths(a) for a in alignments]) if alignments else np.zeros((0, 2), np.int64)
     several_U2 = lengths_U2 > 1
     shapes = {"1_1": (False, False), "1_n": (False, True), "n_1": (True, False), "n_m": (True, True)}
@@ -93,6 +95,7 @@ def unit_metrics(record: StepRecord) -> dict[str, float]:
     means = {name: column.sum().item() / max(len(column), 1) for name, column in columns.items()}
     mass = {side: columns[f"{side}_logmass_U"].exp().sum().item() for side in ("student", "teacher")}
     num_units = max(len(columns["loss_U"]), 1)
+    # Statistics have supervised units only, so the alignments' lengths are cut to those.
     multi_U = torch.cat([torch.from_numpy((_lengths(a) != 1).any(1)[a.supervised_U]) for a in record.alignments])
     supervised_tokens = sum(
         float(torch.from_numpy(_lengths(a)[a.supervised_U, 0])[s.supervised_U].sum())

@@ -100,11 +100,14 @@ class Checkpoint(CheckpointProvider):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        # The first batch of a resumed run: before anything else draws a random number.
         if self._generators is not None:
             self._continue(trainer)
         position = DataPosition.of(trainer)
+        # Ranks decide together. SIGTERM may have reached one of them, and a save takes all.
         stopping = trainer.strategy.reduce_boolean_decision(self._terminated.is_set(), all=False)
         due = position.num_batches % self.every_n_steps == 0 and position.num_batches > 0
+        # At most one checkpoint of a batch, whatever asks for it.
         if (due or stopping or self._new_best(trainer) is not None) and position.num_batches != self._saved_at:
             self._save(trainer, position)
         if stopping:
@@ -146,6 +149,7 @@ class Checkpoint(CheckpointProvider):
 
     def _save(self, trainer: L.Trainer, position: DataPosition) -> None:
         """Collective: every rank takes part in collecting the state, rank 0 writes."""
+        # Only the first rank writes, and knows; the others hear of it, so that all count the same.
         error = trainer.strategy.broadcast(self._write(trainer, position))
         if error is None:
             self._saved_at = position.num_batches
@@ -180,6 +184,7 @@ class Checkpoint(CheckpointProvider):
                 folder.prepare(staging)
             except OSError as error:
                 failure = str(error)  # the others wait to collect the state, so go on; it cannot be written either
+        # Lightning collects the state; our writer flushes it to disk, and keeps an error until the collective is over.
         usual, trainer.strategy.checkpoint_io = trainer.strategy.checkpoint_io, self.io
         try:
             trainer.save_checkpoint(staging / STATE, weights_only=False)
@@ -192,6 +197,7 @@ class Checkpoint(CheckpointProvider):
         try:
             if self.io.error is not None:
                 raise OSError(str(self.io.error)) from self.io.error
+            # Under its final name with its manifest, or not at all.
             folder.commit(staging, partial(self._manifest, trainer, position))
         except OSError as error:
             folder.discard(staging)  # half a checkpoint must not keep a full disk full
@@ -210,6 +216,7 @@ class Checkpoint(CheckpointProvider):
     @override
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         position = DataPosition.of(trainer)
+        # Lightning saves its loops as in the middle of a batch; this one is between two.
         checkpoint["loops"]["fit_loop"] = position.in_loops(checkpoint["loops"]["fit_loop"])
         own: dict[str, Any] = {
             "step": position.num_batches,
@@ -232,6 +239,7 @@ class Checkpoint(CheckpointProvider):
             raise CheckpointError(f"The checkpoint is {found}; expected one of {trainer.world_size} ranks.")
         self._saved_at, self.num_failed = own["step"], own["num_failed"]
         self._best_score = own.get("best_score")  # not in those of earlier versions
+        # The generators wait: setting up still draws. They are put back in front of the first batch.
         self._generators = own["generators"][trainer.global_rank]
         if isinstance(pl_module, DistillModule):
             pl_module.guarded_step.load_state_dict(own["skips"])

@@ -73,6 +73,7 @@ class CollapseGuard(L.Callback):
         assert batch.record is not None
         if isinstance(pl_module, DistillModule):
             self._report_skip(pl_module.guarded_step.num_skipped, batch.record, trainer.global_step)
+        # Every step, whatever the action: the running means must see all of them.
         found = self._symptoms(batch.record, trainer.global_step)
         if self.action == "warn":
             for kind in found.keys() - self._warned:
@@ -88,6 +89,7 @@ class CollapseGuard(L.Callback):
         if num_skipped == self._num_skipped:
             return
         self._num_skipped = num_skipped
+        # The step is lost for all prompts; named are those whose own loss broke it.
         broken = [
             rollout.prompt.index
             for rollout, stats in zip(record.rollouts, record.stats, strict=True)
@@ -111,6 +113,7 @@ class CollapseGuard(L.Callback):
                 f"Responses are {ratio:.1f} x as long as in the first steps (limit {self.max_length_ratio}). "
                 "Check that both models' stop tokens are paired, and the share of truncated responses."
             )
+        # A step without any unit says nothing of entropy or texts.
         if any(len(stats.loss_U) for stats in record.stats):
             ratio = self.entropy.update(unit_metrics(record)["policy/entropy"])
             if ratio < self.min_entropy_ratio:
@@ -142,6 +145,7 @@ class RunningReference:
         self.running = 0.0
 
     def update(self, value: float) -> float:
+        # The first steps set the reference; only then does the running mean start to move away from it.
         if math.isfinite(value):
             if len(self.first) < self.num_reference_steps:
                 self.first.append(value)

@@ -59,6 +59,7 @@ def logprob_gap(record: StepRecord) -> Tensor:
     gaps = [torch.zeros(0, dtype=torch.float64)]
     for rollout, alignment, stats in zip(record.rollouts, record.alignments, record.stats, strict=True):
         units_U6 = alignment.units_U6[alignment.supervised_U]
+        # The trainer knows the tokens of supervised units alone; the engine's numbers are picked at the same places.
         positions = [i for unit in units_U6 for i in range(unit[STUDENT_START], unit[STUDENT_END])]
         engine_N = torch.tensor(rollout.engine_logprobs, dtype=torch.float64)[positions]
         gaps.append((engine_N - stats.token_logprobs_N.double()).abs())

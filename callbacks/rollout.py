@@ -59,6 +59,7 @@ class RolloutCallback(RolloutProvider):
         self.engine.check(StudentSource(module.student_path, module.student_context, trusted, trainer.world_size))
         datamodule = getattr(trainer, "datamodule", None)
         context = module.student_context
+        # Once a datamodule: fit and validate follow each other, and both come here.
         if datamodule is None or context is None or datamodule is self._checked_data:
             return
         # Both, whatever the stage: a fit scores held-out prompts first, and must not fail on a training prompt after
@@ -76,6 +77,7 @@ class RolloutCallback(RolloutProvider):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: PromptBatch, batch_idx: int
     ) -> None:
         module = distilled(self, pl_module)
+        # Before the step, with the weights of the step: this is what makes it on-policy.
         self._refresh(module, trainer.global_step)
         batch.rollouts = self._generate(module, batch, self.sampling, self.num_samples, trainer.global_step)
 
@@ -93,9 +95,11 @@ class RolloutCallback(RolloutProvider):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        # Step -1 for the seeds: held-out prompts draw the same at every validation.
         batch.rollouts = self._generate(distilled(self, pl_module), batch, self.val_sampling, 1, step=-1)
 
     def _refresh(self, module: DistillModule, step: int) -> None:
+        # Validation and the next step may come at the same step; the weights go over once.
         if self.engine.policy_version != step:
             with module.phases("refresh"):
                 self.engine.refresh(module.student, step)
@@ -104,6 +108,8 @@ class RolloutCallback(RolloutProvider):
         self, module: DistillModule, batch: PromptBatch, sampling: SamplingParams, num_samples: int, step: int
     ) -> list[Rollout]:
         context = module.student_context
+        # One request a sample. Its seed says where the sample stands in the run, so that neither the batch nor the rank
+        # matters.
         requests: list[tuple[Prompt, int, list[int], int]] = []
         for prompt in batch.prompts:
             prompt_ids = self._render(module, prompt, sampling, context)
@@ -116,6 +122,7 @@ class RolloutCallback(RolloutProvider):
                 sampling,
                 module.pair.student.stop_ids,
             )
+        # What the engine says it holds, and not the step: policy/lag compares the two.
         version = self.engine.policy_version
         assert version is not None
         return [

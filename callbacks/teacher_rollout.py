@@ -64,9 +64,11 @@ class TeacherRollout(RolloutCallback):
         """
         student, teacher = module.pair.student, module.pair.teacher
         stopped = generation.finish_reason == "stop"
+        # By bytes, as everywhere: the teacher's ids are spelt out and read by the student's tokenizer.
         text = teacher.response_bytes(generation.response_ids).decode(errors="ignore")
         ids = student.encode(text) + [student.stop_ids[0]] * stopped
         prompt_ids = student.render_prompt(prompt.messages)
+        # A response that is cut has no stop, and must not be taken for one that ended.
         room, reason = (module.student_context or math.inf) - len(prompt_ids), generation.finish_reason
         if len(ids) > room:
             ids, reason = ids[: max(int(room), 0)], "length"

@@ -123,6 +123,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 def _over_ranks(module: L.LightningModule, metrics: dict[str, float]) -> dict[str, float]:
     """The metrics of all ranks as one each, in a single exchange."""
+    # One vector of all metrics: to ask the ranks for each would cost an exchange a metric.
     gathered = module.all_gather(torch.tensor(list(metrics.values()), dtype=torch.float64, device=module.device))
     assert isinstance(gathered, torch.Tensor)
     ranks_RM = gathered.reshape(-1, len(metrics))

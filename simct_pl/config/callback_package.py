@@ -40,14 +40,17 @@ def install() -> None:
     Call it before a recipe is read. If theirs was imported already, that name is given to ours; what holds the old
     module keeps it.
     """
+    # In place: finder and modules that are installed already see the new places.
     _places[:] = _importable_places()
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
     loaded = {name: module for name, module in sys.modules.items() if name == NAME or name.startswith(f"{NAME}.")}
+    # Theirs came first: forget it, and the next import finds ours.
     if loaded and not _is_ours(loaded.get(NAME)):
         for name in loaded:
             del sys.modules[name]
         return
+    # Ours was imported without the finder: give it what the finder would have given.
     for name, module in loaded.items():
         if name == NAME:
             module.__path__ = _search_path()
@@ -83,6 +86,7 @@ def _look_further(module: ModuleType) -> None:
 
 def _from_theirs(module: str, attribute: str) -> Any:
     """What ours does not define, from their file of the same name."""
+    # Dunder names are asked of every module by Python itself, and are never meant for theirs.
     for file in () if attribute.startswith("__") else _their_files(module):
         value = vars(_load(module, file)).get(attribute)
         if value is not None:

@@ -54,6 +54,7 @@ def open_recipes(arguments: list[str], kind: type[CLI], resume: str = NEVER) -> 
     recipes = resolve_recipes(arguments)
     quiet_libraries()
     install_callbacks()
+    # YAML first: jsonargparse says less of a broken file.
     for recipe in recipes:
         check_yaml(recipe)
     try:
@@ -170,6 +171,7 @@ class SimctCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         root = Path(config.get("default_root_dir") or self._run_folder)
         check_parent(root / "recipe.yaml")
+        # A recipe without a logger gets ours; false stays off.
         if config.get("logger") in (None, True):
             kwargs["logger"] = RunLogger(
                 str(root / "tracking"),
@@ -196,6 +198,7 @@ class SimctCLI(LightningCLI):
     def before_fit(self) -> None:
         """Choose where to begin. A new run scores the held-out prompts first: a curve needs a step 0."""
         provider = self._checkpoint_provider()
+        # The checkpoint first: whether the loggers go on with an old run depends on it.
         self.checkpoint = choose_checkpoint(self.resume, provider.checkpoints(self.trainer) if provider else None)
         if self.checkpoint is not None:
             check_same_run(self.checkpoint, self._recipe(), self.trainer.world_size)
@@ -242,6 +245,7 @@ class SimctCLI(LightningCLI):
             logger.end()
 
     def _report(self, module: DistillModule) -> None:
+        # The last step was not one for validation, and the summary shows the end.
         if module.history and module.history[-1].step != self.trainer.global_step:
             self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
         if self.trainer.is_global_zero:

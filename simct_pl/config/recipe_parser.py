@@ -95,12 +95,14 @@ def _nearest_name(message: str, parser: LightningArgumentParser) -> str:
     """ "Did you mean …?" for an unknown key or choice; empty if nothing is near or the message already says it."""
     if "Did you mean" in message:
         return ""
+    # A wrong choice is compared with the choices that the message lists, a wrong key with all keys.
     if choice := BAD_CHOICE.search(message):
         wrong, known = choice.group(2), re.findall(r"'([^']+)'", choice.group(1))
     elif key := UNKNOWN_KEY.search(message):
         wrong, known = key.group(1) or key.group(2), _known_keys(parser)
     else:
         return ""
+    # The whole dotted key, or its first part, whichever is near something.
     near = next((found for part in (wrong, wrong.split(".")[0]) if (found := _near(part, known))), [])
     return f". Did you mean {near[0]!r}?" if near else ""
 

@@ -55,10 +55,12 @@ class Difference:
 
     @classmethod
     def of(cls, values: pd.Series, others: pd.Series) -> Difference:
+        # pandas subtracts seed from seed; one that either method lacks is NaN, and is left out.
         differences = (values - others).dropna()
         estimate = Estimate.of(differences)
         if estimate.num_seeds < 2:
             return cls(estimate, math.nan)
+        # The paired t test: the mean difference over its standard error, against t with n - 1 degrees of freedom.
         error = float(differences.std(ddof=1)) / math.sqrt(len(differences))
         if error == 0:  # every seed says the same, to the last digit
             return cls(estimate, 1.0 if estimate.mean == 0 else 0.0)
@@ -119,11 +121,13 @@ def compare(
     for label, name in (("--baseline", baseline), ("--upper", upper)):
         if name is not None:
             require_choice(label, name, tuple(results.methods))
+    # All methods' last values, by seed: every comparison below is of these.
     finals = {method: results.last(results.metric, method) for method in results.methods}
     metric = Metric.of(results.metric, results.curves_of(results.metric), lower_is_better)
     sign = 1 if metric.lower_is_better else -1
     found = [_method(results, method, finals, baseline, upper) for method in results.methods]
     found.sort(key=lambda one: sign * one.final.mean if one.final.num_seeds else math.inf)
+    # The best that is no upper bound. Others are compared with it only now that it is known.
     leader = next((one.method for one in found if one.method != upper and one.final.num_seeds), None)
     if leader is not None:
         found = [
@@ -137,11 +141,13 @@ def compare(
 def _method(
     results: SweepResults, method: str, finals: dict[str, pd.Series], baseline: str | None, upper: str | None
 ) -> MethodResult:
+    # Differences from the baseline are of what the seeds end with; the share is of what they gained since the start.
     start, final = results.first(results.metric, method), finals[method]
     difference = None if baseline in (None, method) else Difference.of(final, finals[str(baseline)])
     recovered = None
     if upper is not None:
         gain, possible = final - start, finals[upper] - results.first(results.metric, upper)
+        # Seed by seed. Where the upper bound gained nothing, there is nothing to have a share of.
         recovered = Estimate.of((gain / possible.where(possible != 0)).dropna())
     num_planned = results.num_seeds[method]
     return MethodResult(method, num_planned, Estimate.of(start), Estimate.of(final), difference, None, recovered)
@@ -151,6 +157,8 @@ def _holm(found: list[MethodResult]) -> list[MethodResult]:
     """Mark the differences from the baseline that stand: the smallest p is at most .05 / m, the next .05 / (m - 1) …"""
     tested = [(one.versus_baseline.p, one.method) for one in found if one.versus_baseline is not None]
     tested = sorted(pair for pair in tested if not math.isnan(pair[0]))
+    # From the smallest p on: each must pass a limit for as many tests as are left, and behind the first failure none
+    # stands.
     standing = set()
     for rank, (p, method) in enumerate(tested):
         if p > (1 - CONFIDENCE) / (len(tested) - rank):

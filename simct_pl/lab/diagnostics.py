@@ -51,6 +51,7 @@ def draw_steps(results: SweepResults, compared: Comparison) -> Figure | None:
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis, (name, title) in zip(axes.flat, panels, strict=False):
         for i, method in enumerate(methods):
+            # Held-out metrics are few and exact; those of training steps are one batch each, and jump.
             table = results.table(name, method)
             if not name.startswith("eval/"):
                 table = table.rolling(SMOOTHING, min_periods=1).mean()

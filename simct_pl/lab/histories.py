@@ -32,6 +32,7 @@ def read_histories(
     """From a database in one query, from a server or a folder through the client; infinities come as NaN."""
     from_database = tracking_uri.startswith(DATABASES)
     frame = _query(tracking_uri, run_ids, metrics) if from_database else _ask(client, run_ids, metrics)
+    # NULL and the stand-in for infinity become NaN; `where` leaves all else.
     frame["value"] = frame["value"].astype(float).where(lambda value: value.abs() < LARGEST)
     frame = frame.sort_values(["step", "timestamp"], kind="stable")
     return frame.drop_duplicates(["run_id", "metric", "step"], keep="last").drop(columns="timestamp")

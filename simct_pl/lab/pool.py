@@ -55,11 +55,13 @@ class CellPool:
 
         tags: of every cell's tracked run, beside those that say which cell it is.
         """
+        # Reversed, so that pop() gives them in order.
         waiting = list(reversed(cells))
         try:
             while waiting or self.running:
                 while waiting and len(self.running) < self.jobs:
                     self._start(waiting.pop(), tags)
+                # A sentinel is ready when its process is gone, whatever ended it; nobody polls.
                 for sentinel in multiprocessing.connection.wait(list(self.running)):
                     assert isinstance(sentinel, int)
                     process, cell, began = self.running.pop(sentinel)
@@ -67,9 +69,11 @@ class CellPool:
                     assert process.exitcode is not None
                     yield Ended(cell, process.exitcode, time.monotonic() - began)
         finally:
+            # Also when the caller stops listening, or is interrupted: no cell outlives the sweep.
             self._stop()
 
     def _start(self, cell: Cell, tags: dict[str, str]) -> None:
+        # What a report finds the cell by; the process tags its run with them.
         own = {"simct.method": cell.method, "simct.seed": str(cell.seed), "simct.cell": cell.name}
         process = self._context.Process(
             target=run_cell,
@@ -83,6 +87,7 @@ class CellPool:
         processes = [process for process, _, _ in self.running.values()]
         for process in processes:
             process.terminate()
+        # All are asked first, and then share one time of grace.
         deadline = time.monotonic() + GRACE
         for process in processes:
             process.join(max(deadline - time.monotonic(), 0.0))
@@ -111,6 +116,7 @@ def run_cell(program: Program, arguments: list[str], log: Path, tags: dict[str, 
 
     _end_with_parent()
     with open(log, "wb") as file:
+        # The file descriptors and not sys.stdout: libraries in C write there too.
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
     set_run_tags(tags)
@@ -123,6 +129,7 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
 
+    # The parent's sentinel is ready when it has gone. `_exit`, because the cell may be anywhere, even in a library.
     def wait() -> None:
         multiprocessing.connection.wait([parent.sentinel])
         os._exit(1)

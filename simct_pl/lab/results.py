@@ -118,16 +118,19 @@ def load_results(name: str, tracking_uri: str, metric: str) -> SweepResults:
     finished = [run for run in sweep.runs if run.info.status == "FINISHED"]
     if not finished:
         raise TrackingError(f"Sweep {name!r} has {len(sweep.runs)} runs, none of which has finished.")
+    # Only what a report shows: a run logs many more metrics, each with a value a step.
     names = sorted({key for run in finished for key in run.data.metrics if key == metric or key.startswith(SHOWN)})
     if metric not in names:
         known = ", ".join(key for key in names if key.startswith("eval/"))
         raise TrackingError(f"No run of sweep {name!r} has logged {metric!r}; its runs have {known}.")
     points = read_histories(sweep.client, tracking_uri, [run.info.run_id for run in finished], names)
+    # From runs to cells: of each cell one run counts, and its curves get the cell's method and seed.
     chosen = _choose(finished, points, metric)
     cells = pd.DataFrame(
         [(run.info.run_id, *cell) for cell, run in chosen.items()], columns=["run_id", "method", "seed"]
     )
     curves = points.merge(cells, on="run_id").drop(columns="run_id")
+    # What should be there is in the sweep's file; what is not, the report says with its reason.
     planned = sweep.planned_cells
     num_seeds = {method: sum(one == method for one, _ in planned) for method, _ in planned}
     results = SweepResults(name, metric, list(num_seeds), curves, num_seeds, sweep.file)
@@ -160,12 +163,14 @@ def _missing(
     planned: Sequence[tuple[str, int]],
     chosen: dict[tuple[str, int], Run],
 ) -> list[MissingCell]:
+    # Runs come newest first; of equal keys the last one stays, so they are turned round.
     newest = {cell_of(run): run for run in reversed(sweep.runs)}
     not_finite = set(results.not_finite(results.metric))
     found = []
     for method, seed in planned:
         run = newest.get((method, seed))
         if (method, seed) not in chosen:
+            # The newest run of the cell says what became of it, if it has any.
             status = run.info.status if run is not None else ""
             reason = ONLY_START if status == "FINISHED" else REASONS.get(status, NOT_BEGUN)
         elif (method, seed) in not_finite:

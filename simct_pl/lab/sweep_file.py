@@ -120,7 +120,9 @@ class SweepFile:
         return [self._cell(folder, label, *column, seed) for seed in self.seeds for label, column in columns]
 
     def _cell(self, folder: Path, label: str, method: Method, chosen: Values, seed: int) -> Cell:
+        # A method's label holds spaces and commas when there is a grid; a folder's name does not.
         place = folder / re.sub(r"[^\w.=-]+", "_", label) / f"seed{seed}"
+        # What is more special wins: the sweep's, the method's, the grid's. Seed and folder are the cell's own.
         values = {**self.values, **method.values, **chosen, "seed_everything": seed}
         values |= {"trainer.default_root_dir": str(place), "trainer.enable_progress_bar": False}
         recipes = tuple(find_recipe(recipe) for recipe in (*self.recipes, *method.recipes))
@@ -142,6 +144,7 @@ def nested(values: Values) -> Values:
         *parents, last = key.split(".")
         branch = tree
         for parent in parents:
+            # A value where a mapping must be: another key ended here.
             branch = branch.setdefault(parent, {})
             if not isinstance(branch, dict):
                 raise RecipeError(f"{key} is set, and so is a value that it lies within; set one of the two.")

@@ -1,0 +1,7 @@
+"""Causal language models as training needs them: a model folder in; hidden states, a head, whole or shared weights out.
+
+`loading` checks a folder and opens it, `export` writes one. `lm_head` takes a model apart into body and head;
+`microbatch` cuts a batch into forwards, `packing` lays one out in rows. `cross_entropy` is the loss of given responses,
+`bits_per_byte` the same across tokenizers. `sharding` is FSDP2 and how to get whole tensors back, `transplant` puts a
+body on another tokenizer.
+"""

@@ -25,6 +25,7 @@ def chunked_cross_entropy(
     Returns:
         a scalar; without rows a zero that still runs backward through states and head.
     """
+    # Checkpointed: a chunk's logits are freed after its forward and made again when backward comes to it.
     parts = [
         checkpoint(_loss_sum, chunk_NH, chunk_N, head, label_smoothing, use_reentrant=False)
         for chunk_NH, chunk_N in zip(hidden_NH.split(chunk_tokens), target_N.split(chunk_tokens), strict=True)

@@ -120,6 +120,8 @@ def response_states(
     ids_BS = pad_sequence(sequences, batch_first=True) if sequences else torch.zeros(1, 1, dtype=torch.int64)
     lengths_B1 = torch.tensor([len(sequence) for sequence in sequences], dtype=torch.int64)[:, None]
     responses_B1 = torch.tensor([len(response) for response in response_ids], dtype=torch.int64)[:, None]
+    # The state at a position predicts the token behind it: from the last token of the prompt to the last but one of
+    # all.
     position_S = torch.arange(ids_BS.shape[1])
     predicts_BS = (position_S >= lengths_B1 - responses_B1 - 1) & (position_S < lengths_B1 - 1)
     row_N = predicts_BS.flatten().nonzero().squeeze(1)

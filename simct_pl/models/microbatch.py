@@ -24,6 +24,7 @@ def pack_by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     # Backwards over the order: the best cost of the sequences from i on, and where their first group ends.
     costs, ends = [0.0] * (len(order) + 1), [0] * len(order)
     for i in reversed(range(len(order))):
+        # The longest comes first, so the group is as wide as it; `most` fit.
         width = lengths[order[i]]
         most = max(max_tokens // max(width, 1), 1)
         costs[i], ends[i] = min(

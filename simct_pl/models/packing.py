@@ -67,6 +67,7 @@ class PackedRow(Layout):
         groups: list[list[int]] = []
         room: list[int] = []
         for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+            # The first group that has room for it; the longest are placed first, so that short ones fill what is left.
             place = next((g for g, left in enumerate(room) if lengths[i] <= left), None)
             if place is None:
                 groups.append([i])
@@ -102,6 +103,7 @@ class PackedRow(Layout):
         model.eval()
         vocab_size = int(model.config.get_text_config().vocab_size)
         parts = [[(7 * i + j) % vocab_size for i in range(PROBE_TOKENS)] for j in (1, 2)]
+        # Two sequences, once each in a row of its own and once end to end in one: no state may differ.
         alone = torch.cat([_body(model, ids, list(range(PROBE_TOKENS))) for ids in parts]).float()
         packed = _body(model, parts[0] + parts[1], [*range(PROBE_TOKENS)] * 2).float()
         model.train(was_training)

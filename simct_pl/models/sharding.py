@@ -82,6 +82,7 @@ class Sharding:
             torch_dtype(self.param_dtype) if self.param_dtype else None, torch_dtype(self.reduce_dtype)
         )
         offload = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if self.cpu_offload else OffloadPolicy()
+        # Blocks first. The root comes last, and its group is whatever no block has taken.
         for block in decoder_blocks(student):
             fully_shard(
                 block,
@@ -178,6 +179,8 @@ def full_state_dict(model: nn.Module, *, keep: bool = True) -> dict[str, Tensor]
     found: dict[Tensor, Tensor] = {}
     state: dict[str, Tensor] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
+        # By tensor and not by name: a tied one is gathered once. Ranks meet in the same order, also those that keep
+        # nothing.
         if tensor not in found:
             whole = full_tensor(tensor)
             found[tensor] = whole.cpu() if keep else whole.new_empty(0)

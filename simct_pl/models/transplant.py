@@ -65,6 +65,8 @@ class RowPlan:
         """Return the new rows [V, H], in the dtype of the old ones; means are taken in float32."""
         rows_RH = old_rows_RH.float()
         pieces, starts_V = torch.from_numpy(self.pieces), torch.from_numpy(self.starts_V)
+        # The mean of each row's pieces, all rows in one call; a row without pieces comes out as zeros and is filled
+        # below.
         new_rows_VH = F.embedding_bag(pieces, rows_RH, starts_V, mode="mean")
         is_fallback_V = torch.tensor([source is RowSource.FALLBACK for source in self.sources])
         new_rows_VH[is_fallback_V] = rows_RH.mean(dim=0)
@@ -86,6 +88,7 @@ def plan_rows(new: TokenBytes, old: TokenBytes, encode: Encode, roles: Mapping[i
     pieces: list[list[int]] = [[] for _ in range(len(new))]
     sources = [RowSource.FALLBACK] * len(new)
     unmatched = []
+    # Cheapest first: a special token's role, then an old token of the same bytes. What is left is spelt in one batch.
     for new_id in range(len(new)):
         if new_id in roles:
             pieces[new_id], sources[new_id] = [roles[new_id]], RowSource.ROLE
@@ -113,6 +116,7 @@ def compose(
     encoded = iter(encode([text for text in decoded if text is not None]))
     longest = max(map(len, old_ids), default=0)
     for text, is_text in zip(texts, (text is not None for text in decoded), strict=True):
+        # Only texts were encoded, so their spellings are taken off in turn.
         ids = next(encoded) if is_text else []
         yield ids if old.join(ids) == text else longest_match(text, old_ids, longest)
 
@@ -140,6 +144,7 @@ def replace_vocabulary(model: PreTrainedModel, plan: RowPlan, old_size: int) -> 
     old_tables = vocabulary_tables(model)
     with torch.no_grad():
         # A bias has one number a token: as rows of width one it takes the same way.
+        # Made before the tables are resized, which throws the old rows away.
         rows = [plan.rows(table[:old_size].view(old_size, -1)) for table in old_tables]
         model.resize_token_embeddings(len(plan.sources), mean_resizing=False)
         for table, new_rows_VH in zip(vocabulary_tables(model), rows, strict=True):

@@ -113,5 +113,7 @@ class RolloutProvider(L.Callback):
 
 def sample_seed(run_seed: int, step: int, prompt_index: int, sample_index: int) -> int:
     """A 63-bit seed that depends on nothing but where the sample stands in the run."""
+    # A hash, so that neighbouring steps and samples have unrelated streams. Its lowest bit goes: 64-bit seeds are
+    # signed.
     key = f"{run_seed}/{step}/{prompt_index}/{sample_index}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest()) >> 1

@@ -54,6 +54,7 @@ class HFEngine(RolloutEngine):
     ) -> list[Generation]:
         if self._model is None:
             raise RolloutError("HFEngine has no weights yet; call refresh() before generate().")
+        # Similar lengths together, so that little is padding; answers go back to their prompts by index.
         order = sorted(range(len(prompts_ids)), key=lambda i: len(prompts_ids[i]))
         generations: dict[int, Generation] = {}
         with _generation_mode(self._model) as model:
@@ -73,6 +74,7 @@ def _copied(model: PreTrainedModel, copy: PreTrainedModel | None) -> PreTrainedM
         copy = copy or _same_shape(model, weight.device)
         copy.get_parameter(name).copy_(weight)
     assert copy is not None
+    # Buffers are not sharded, and no parameters.
     for name, buffer in model.named_buffers():
         copy.get_buffer(name).copy_(buffer)
     return copy
@@ -91,6 +93,7 @@ def _generate_batch(
     stop_ids: tuple[int, ...],
 ) -> list[Generation]:
     width = max(map(len, prompts_ids))
+    # Padding on the left: all prompts end in the same column, behind which generate appends. Masked ids are not read.
     ids_BS = torch.zeros(len(prompts_ids), width, dtype=torch.int64)
     mask_BS = torch.zeros_like(ids_BS)
     for b, ids in enumerate(prompts_ids):
@@ -119,6 +122,7 @@ def _cut_at_stop(response_BS: Tensor, logprobs_BS: Tensor, stop_ids: tuple[int, 
     generations = []
     for ids_S, logprobs_S, is_stop_S in zip(response_BS, logprobs_BS, is_stop_BS, strict=True):
         stopped = bool(is_stop_S.any())
+        # argmax of a row of 0 and 1 is the place of its first 1.
         length = int(is_stop_S.int().argmax()) + 1 if stopped else len(ids_S)
         generations.append(
             Generation(ids_S[:length].tolist(), logprobs_S[:length].tolist(), "stop" if stopped else "length")
@@ -144,6 +148,8 @@ class SeededSampler(LogitsProcessor):
                 self.warpers.append(TopKLogitsWarper(sampling.top_k))
             if sampling.top_p < 1:
                 self.warpers.append(NucleusWarper(sampling.top_p))
+            # A row's whole stream is drawn ahead: its n-th number is the same whoever its neighbours are and when they
+            # stop.
             streams = [torch.Generator().manual_seed(seed) for seed in seeds]
             self.uniform_BS = torch.stack(
                 [torch.rand(sampling.max_tokens, generator=stream, dtype=torch.float64) for stream in streams]
@@ -153,6 +159,7 @@ class SeededSampler(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         scores_BV = scores.float()
         chosen_B = scores_BV.argmax(-1) if self.greedy else self._draw(input_ids, scores_BV)
+        # Of the raw scores: at temperature 1 and before truncation, as the trainer will see them.
         logprob_B = scores_BV.gather(-1, chosen_B[:, None]).squeeze(-1) - scores_BV.logsumexp(-1)
         self._logprobs.append(logprob_B)
         return torch.full_like(scores, -torch.inf).scatter(-1, chosen_B[:, None], 0.0)
@@ -161,6 +168,9 @@ class SeededSampler(LogitsProcessor):
         warped_BV = scores_BV
         for warper in self.warpers:
             warped_BV = warper(input_ids, warped_BV)
+        # The first token whose cumulative probability exceeds the uniform. In float64: over 150k tokens, fp32 sums
+        # would be off by more than many tokens have. The last sum stands for 1, and the clamp for a uniform that rounds
+        # up to it.
         cumulative_BV = warped_BV.double().softmax(-1).cumsum(-1)
         step = len(self._logprobs)
         target_B = self.uniform_BS[:, step].to(scores_BV.device) * cumulative_BV[:, -1]
@@ -185,8 +195,10 @@ class NucleusWarper(LogitsProcessor):
         top_BK, id_BK = scores.topk(min(NUCLEUS_CANDIDATES, scores.shape[-1]))
         p_BK = (top_BK - scores.logsumexp(-1, keepdim=True)).exp()
         cumulative_BK = p_BK.cumsum(-1)
+        # The mass in front of a token decides, so that the one which crosses top_p stays.
         kept_BK = top_BK.masked_fill(cumulative_BK - p_BK >= self.top_p, -torch.inf)
         kept_BV = torch.full_like(scores, -torch.inf).scatter_(-1, id_BK, kept_BK)
+        # Rows so flat that a thousand tokens do not hold top_p are sorted whole.
         flat = torch.nonzero(cumulative_BK[:, -1] < self.top_p).squeeze(-1)
         if len(flat):
             kept_BV[flat] = self._by_sorting(input_ids[flat], scores[flat])

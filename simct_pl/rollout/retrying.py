@@ -50,6 +50,7 @@ def ask_again(
                 restart()
             return ask()
         except (RuntimeError, OSError) as error:
+            # Our own errors say what to put right; asking again would say it again.
             if isinstance(error, SimctError):
                 raise
             failure = error

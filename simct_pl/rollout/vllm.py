@@ -108,6 +108,7 @@ class VLLMEngine(RolloutEngine):
             with tempfile.TemporaryDirectory() as folder:
                 path = write_weights(model, Path(folder) / "student")
                 llm.collective_rpc("reload_weights", kwargs={"weights_path": str(path)})
+        # What it cached of a prompt are keys and values of the old weights.
         if not llm.reset_prefix_cache():
             raise RolloutError("vLLM did not drop the prefixes it cached under older weights; requests are running.")
         llm.update_weight_version(str(policy_version))
@@ -135,10 +136,12 @@ class VLLMEngine(RolloutEngine):
         if self.sleep:
             llm.sleep(level=1)
             self._is_asleep = True
+        # Said by the engine itself: a refresh that went wrong must not pass for on-policy rollouts.
         versions = {span.version for output in outputs for span in output.weight_versions or ()}
         if versions != {str(self.policy_version)}:
             raise RolloutError(f"vLLM sampled from weights {versions}; expected those of step {self.policy_version}.")
         return [
+            # vLLM gives a dictionary of log-probabilities a token; the sampled one's own counts.
             to_generation(
                 output.token_ids,
                 [at[token].logprob for at, token in zip(output.logprobs, output.token_ids, strict=True)],

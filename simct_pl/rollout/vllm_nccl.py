@@ -106,6 +106,7 @@ def weight_source(model: PreTrainedModel) -> Any:
 
     class StudentWeights(WeightSource):
         def metadata(self) -> list[Any]:
+            # Names and shapes in the order in which the stream below sends the tensors: the receiver allocates by them.
             parameters = dict(model.named_parameters(remove_duplicate=False))
             named = [(name, parameters[name]) for name in weight_names(model)]
             return [ParamMeta(name, parameter.dtype, tuple(parameter.shape)) for name, parameter in named]

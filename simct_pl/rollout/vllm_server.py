@@ -98,10 +98,12 @@ class ServerEngine(RolloutEngine):
         asked = [sampling_arguments(sampling, seed, stop_ids) for seed in seeds]
         replies: dict[int, Reply] = {}
         for round_ in range(MAX_ROUNDS):
+            # Something is missing, so the server may have restarted in between and lost its weights.
             if round_ > 0 and (held := self.client.held_weights()) != self._label:
                 self._restore(held)
             missing = [i for i in range(len(asked)) if i not in replies]
             for i, reply in self._ask_all([(i, prompts_ids[i], asked[i]) for i in missing]):
+                # A reply of any other weights, even for part of its tokens, is dropped and asked again.
                 if reply.weights == {self._label}:
                     replies[i] = reply
             if len(replies) == len(asked):
@@ -176,8 +178,10 @@ class VLLMServerEngine(ServerEngine):
             except SimctError as error:
                 failure = error
         else:
+            # Gathering is collective: the other ranks take part in it, and throw away what they get.
             for _ in named_weights(model):
                 pass
+        # All ranks learn of a failure on the first one; one that went on alone would wait for it for ever.
         if (failure := _from_first_rank(failure)) is not None:
             raise failure
         if is_first_rank() and before is not None:

@@ -40,6 +40,7 @@ def _names_by_first(model: PreTrainedModel) -> dict[str, list[str]]:
 
     Further names come before the first one: vLLM wants the weights below one module in a row.
     """
+    # By the object: a tied parameter is met once under each of its names.
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)

@@ -37,6 +37,7 @@ class ArithmeticDataset(Dataset[Prompt]):
     def __getitem__(self, index: int) -> Prompt:
         if not 0 <= index < self.num_prompts:
             raise IndexError(index)
+        # A stream for each item: neither workers nor a resumed run can change what it draws.
         rng = random.Random(f"{self.seed}/{index}")
         if self.pool is None:
             problem = draw_problem(rng, self.num_terms, self.limit, held_out=False)

@@ -1,0 +1,7 @@
+"""The training step: prompts with the student's responses in; a loss, its gradients and what it says of each unit out.
+
+`module` is the step, read from top to bottom. `aligned_batch` is what the host makes of responses, `teacher` and
+`student_with_loss` read them, `chunked_loss` turns hidden states into the loss sum (`dual_space_loss` where states are
+translated first), `unit_stats` keeps what it says of the units. `optim` steps and skips, `collectives` is what ranks
+agree on, `checks` what a trainer must be. `held_out` and `text_kl` measure, `step_timer` says where the time goes.
+"""

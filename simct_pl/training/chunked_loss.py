@@ -144,9 +144,11 @@ class _ChunkedLoss(torch.autograd.Function):
     def forward(ctx: Any, work: _Work, weight_KH: Tensor, bias_K: Tensor | None, *states: Tensor) -> Tensor:
         device = states[0].device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_KH.dtype
+        # All gradients are made here in forward, while a chunk's logits exist; backward has nothing to compute again.
         needed = [work.with_gradients and need for need in ctx.needs_input_grad[1:]]
         sums = _GradientSums.zeros(weight_KH, bias_K, states, needed)
         ctx.sums = sums
+        # The products' dtype has been chosen above. Autocast must choose nothing after them: the rest is at least fp32.
         with torch.autocast(device, enabled=False):
             weights = work.weights(weight_KH.to(dtype), None if bias_K is None else bias_K.to(dtype))
             return _walk_chunks(work, states, weights, sums)
@@ -154,6 +156,7 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        # Spent at once: a second backward would multiply what the first has already scaled.
         sums, ctx.sums = ctx.sums, None
         if sums is None:
             raise RuntimeError(
@@ -191,11 +194,13 @@ class _GradientSums:
     def add(self, source: int, grad_RK: Tensor, states_RH: Tensor, row_R: Tensor, weight_KH: Tensor) -> None:
         """A chunk's part, given the gradient of one source's logits. No row of states belongs to two chunks."""
         states = self.states[source]
+        # logits = states Wᵀ + b, so d states = d logits W, d W = d logitsᵀ states, and d b is the sum over rows.
         if states is not None:
             states.index_copy_(0, row_R, (grad_RK @ weight_KH).to(states.dtype))
         if source > 0:
             return
         if self.weight_KH is not None:
+            # Added in place where dtypes allow it, without a [vocabulary x width] temporary for each chunk.
             if self.weight_KH.dtype == grad_RK.dtype:
                 self.weight_KH.addmm_(grad_RK.T, states_RH)
             else:
@@ -210,8 +215,10 @@ def _walk_chunks(
     """The loss sum; adds to sums and fills work.stats."""
     device = states[0].device
     if device.type == "cpu":
+        # Allocated and freed on purpose: from now on glibc keeps freed blocks of up to this size.
         torch.empty(MMAP_THRESHOLD_BYTES, dtype=torch.uint8)
     parts = [work.rows.slice(start, end) for start, end in unit_bounds(work.rows, work.chunk_tokens)]
+    # One buffer a source, as large as its largest chunk, for all chunks.
     most_rows = [max((len(source.rows_in(part)) for part in parts), default=0) for source in work.sources]
     buffers = [weight.new_empty(most, len(weight)) for most, (weight, _) in zip(most_rows, weights, strict=True)]
     wanted, writer = sums.wanted(), StatsWriter(work.stats)
@@ -226,6 +233,7 @@ def _walk_chunks(
             for states_RH, head, buffer in zip(picked, weights, buffers, strict=True)
         ]
         _compute_chunk(work, part, logits, wanted, writer)
+        # The buffers hold the gradients now, in the places of the logits.
         for i, _ in filter(lambda pair: pair[1], enumerate(wanted)):
             sums.add(i, logits[i], picked[i], row[i], weights[i][0])
     return work.stats.loss_U.sum()
@@ -243,6 +251,7 @@ def _compute_chunk(
     """Write the statistics. Gradients of the projected logits that want one take the place of the logits."""
     device = logits[0].device
     strip_bytes = CPU_STRIP_BYTES if device.type == "cpu" else GPU_STRIP_BYTES
+    # Rows of four-byte numbers, as many columns as the wider vocabulary has.
     strip_rows = max(1, strip_bytes // (4 * max(one.shape[1] for one in logits)))
     of_chunk = [source.rows_in(part) for source in work.sources]
     for start, end in unit_bounds(part, strip_rows):
@@ -251,12 +260,14 @@ def _compute_chunk(
         for source, row_R, one in zip(work.sources, of_chunk, logits, strict=True):
             # What a strip reads lies together: rows ascend with the units, and paths end at gaps between these.
             first, last = torch.searchsorted(row_R, source.rows_in(rows)[[0, -1]]).tolist()
-            projected.append(one[first : last + 1])
+            projected.append(one[first : last + 1])  # a view: what is written over it stands in the chunk's buffer
         writer.add(_compute_strip(work, rows, projected, wanted))
 
 
 def _compute_strip(work: _Work, rows: UnitRows, projected: Sequence[Tensor], wanted: Sequence[bool]) -> UnitStats:
     with torch.set_grad_enabled(any(wanted)):
+        # Autograd starts from the projected logits. What lies before them, states and head, is the caller's to do in
+        # one go.
         leaves = [one.detach().requires_grad_(want) for one, want in zip(projected, wanted, strict=True)]
         chunk, losses = work.compute(
             [source.head.finish(leaf) for source, leaf in zip(work.sources, leaves, strict=True)], rows

@@ -38,6 +38,7 @@ def dual_space_loss(
         student, so that ranks on which nothing aligns keep collectives in step.
     """
     states = replace(states, teacher=replace(states.teacher, hidden_NH=states.teacher.hidden_NH.detach()))
+    # Translated once, whole: that is [rows x width], and it is the heads that must be taken in chunks.
     in_student_NH, in_teacher_MH = objective.translate(projectors, states)
 
     def compute(logits: Sequence[Tensor], rows: UnitRows) -> tuple[UnitChunk, UnitLosses]:
@@ -45,6 +46,8 @@ def dual_space_loss(
         units = UnitChunk(student_NK, teacher_MK, rows.to(student_NK.device), tables)
         return units, objective(DualSpaceChunk(units, in_student_NK, in_teacher_MK))
 
+    # The student's own logits first, since only the first source's head is trained; and each translated matrix has the
+    # rows of the model whose head reads it.
     sources = (
         LogitSource(states.student.hidden_NH, student_head, "student"),
         LogitSource(states.teacher.hidden_NH, teacher_head, "teacher"),
@@ -52,5 +55,6 @@ def dual_space_loss(
         LogitSource(in_teacher_MH, teacher_head, "teacher"),
     )
     loss_sum, stats = sum_over_chunks(sources, states.rows, compute, chunk_tokens)
+    # A zero that depends on every projector, for ranks whose loss reaches none of them.
     anchor = torch.stack([parameter.flatten()[:0].sum() for parameter in projectors.parameters()]).sum()
     return loss_sum + anchor, stats

@@ -183,11 +183,14 @@ class DistillModule(L.LightningModule):
     @override
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         rollouts = self._require_rollouts(batch)
+        # The divisor is known before any backward, and is the same on all ranks: how a batch is cut cannot matter.
         num_tokens = sum(len(rollout.response_ids) for rollout in rollouts)
         num_global_tokens = max(int(gather_scalars(self, num_tokens).sum()), 1)  # a teacher's answers may spell nothing
         groups = pad_to_max_over_ranks(self, self._pack(rollouts), idle=[])
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        # Micro-batches run in turn, backward at once after forward: one graph exists at a time.
         done: list[tuple[AlignedBatch, UnitStats]] = []
+        # Closing it ends the aligning thread, after an error too.
         with closing(self._losses(rollouts, groups)) as losses:
             # DDP and FSDP average gradients over ranks; the loss is a sum over the global batch.
             scale = self.trainer.world_size / num_global_tokens
@@ -201,6 +204,7 @@ class DistillModule(L.LightningModule):
                 loss_sum += loss.detach()
         with self.phases("optimizer"):
             metrics = self.guarded_step(self.student_with_loss.parameters(), self.optimizers(), self.lr_schedulers())  # type: ignore[arg-type]
+        # Micro-batches were cut by length; what callbacks read is in the order of the rollouts again.
         batch.record = StepRecord(
             rollouts,
             unpack(groups, [aligned.alignments for aligned, _ in done]),
@@ -235,6 +239,7 @@ class DistillModule(L.LightningModule):
         worker = ThreadPoolExecutor(1, thread_name_prefix="alignment")
         try:
             parts = [[rollouts[i] for i in members] for members in groups]
+            # All parts go to the one thread at once; it takes them in order, and stays ahead.
             for part, to_come in zip(parts, [worker.submit(self.align, part) for part in parts], strict=True):
                 yield (*self.student_with_loss(part, to_come.result, self.tables), to_come.result())
         finally:

@@ -65,6 +65,7 @@ class OptimizerConfig:
 
     def scale(self, step: int, num_steps: int) -> float:
         """Learning rate of a step (counted from 0) as a share of the peak."""
+        # The first step moves already, and the first one behind the warm-up has the peak rate.
         num_warmup = math.ceil(self.warmup_ratio * num_steps)
         if step < num_warmup:
             return (step + 1) / (num_warmup + 1)
@@ -102,6 +103,7 @@ class GuardedStep:
         """
         lr = optimizer.param_groups[0]["lr"]
         norm = full_tensor(torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm))  # the same on every rank
+        # The norm is of all ranks' gradients, so that they take a step together or leave it together.
         if bool(torch.isfinite(norm)):
             optimizer.step()
             scheduler.step()

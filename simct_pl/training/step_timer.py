@@ -113,12 +113,14 @@ class PhaseTimer:
         """What happened since `start` or the last lap. On CUDA this waits for the device, once."""
         assert self._clock is not None, "take laps between start() and stop()"
         self._mark()
+        # From one mark to the next, time belongs to the phase that the first of them names.
         phases, moments = zip(*self._marks, strict=True)
         seconds = dict.fromkeys(PHASES, 0.0)
         for phase, gap in zip(phases, self._clock.gaps(moments), strict=False):  # the last mark has no gap yet
             if phase is not None:
                 seconds[phase] += gap
         lap = Lap(seconds, self._worker_seconds, self._num_tokens, self._num_positions)
+        # The last mark is the first of the next lap: no time falls between the two.
         self._marks = self._marks[-1:]
         self._clear_counts()
         return lap

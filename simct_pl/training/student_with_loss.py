@@ -86,6 +86,7 @@ class StudentWithLoss(nn.Module):
             )
         with self.phases("alignment"):
             aligned = align()
+        # Only now: what the teacher reads comes out of the alignment.
         with self.phases("teacher"):
             device = student.hidden_NH.device
             teacher = self.teacher.to(device).states(aligned.teacher_prompt_ids, aligned.teacher_response_ids)
@@ -119,6 +120,7 @@ class StudentWithLoss(nn.Module):
         assert isinstance(self.objective, DualSpaceObjective)
         assert self.projectors is not None
         teacher_ids = zip(aligned.teacher_prompt_ids, aligned.teacher_response_ids, strict=True)
+        # Whole responses of both models, with the ids that they read: projectors may look at more than a chunk.
         states = PairStates(
             SideStates.of(self.student, student_hidden_NH, [(r.prompt_ids, r.response_ids) for r in rollouts]),
             SideStates.of(self.teacher.model, teacher_hidden_MH, teacher_ids),

@@ -49,6 +49,7 @@ class FrozenTeacher:
         They come in the teacher's own dtype, whatever the trainer's autocast says.
         """
         lengths = [len(p) + len(r) for p, r in zip(prompt_ids, response_ids, strict=True)]
+        # Grouped by length for the forwards; `unpack` brings the parts back into the order given.
         groups, parts, num_positions = self._pack(lengths), [], 0
         with self.without_gradients(), torch.autocast(self.model.device.type, enabled=False):
             for batch in groups:
@@ -81,6 +82,7 @@ class ShardedTeacher(FrozenTeacher):
     @override
     def _pack(self, lengths: list[int]) -> list[list[int]]:
         groups = super()._pack(lengths)
+        # The rank with the most forwards decides. The others add empty ones, which take part in gathering the blocks.
         most = torch.tensor(len(groups), device=self.model.device)
         torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
         return groups + [[]] * (int(most) - len(groups))

@@ -42,6 +42,7 @@ class TextKL:
         num, gap, counted, gap_gap, gap_counted, counted_counted, total = sums.double().tolist()
         if counted == 0:
             return cls(0.0, math.nan, 0.0)
+        # The error of a ratio of sums: residuals g - ratio * b of each response, whose squares add up to this.
         ratio = gap / counted
         squares = gap_gap - 2 * ratio * gap_counted + ratio**2 * counted_counted
         error = math.sqrt(max(squares, 0.0) * num / (num - 1)) / counted if num > 1 else math.nan

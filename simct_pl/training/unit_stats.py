@@ -59,5 +59,6 @@ def _stop_probability(side: ModelLogProbs, stop_column: int | None) -> Tensor:
     first_logp_UK = side.first_logp_UK.detach()
     if stop_column is None:
         return first_logp_UK.new_zeros(len(first_logp_UK))
+    # The column's own id and the further stops: any of them ends the response.
     stop_ids = torch.cat([side.tables.ids_V[stop_column, None], side.tables.stops.ids_E])
     return first_logp_UK[:, stop_ids].exp().sum(-1)

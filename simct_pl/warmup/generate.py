@@ -68,9 +68,11 @@ def generate(
     """
     if num_samples < 1 or batch_size < 1:
         raise RecipeError(f"num_samples={num_samples}, batch_size={batch_size}; expected at least 1.")
+    # Everything that can be refused, before any weights load.
     asked = InferenceModel.check(model, engine, dtype, trust_remote_code)
     reader = PromptReader(prompts, asked.tokenizer, domain_field, system_prompt, asked.context, sampling.max_tokens)
     wanted = reader.read()
+    # All that the responses depend on: a folder of others must not be gone on with.
     settings = {
         **asked.identity,
         **{"num_samples": num_samples, "batch_size": batch_size, "max_retries": max_retries, "seed": seed},
@@ -80,6 +82,7 @@ def generate(
     folder = Path(output).expanduser()
     with sole_writer(folder, "generate"):
         store = ResponseStore(folder, settings)
+        # Done before: nothing is loaded.
         if store.finished:
             store.tidy()
             return store.report()
@@ -167,6 +170,7 @@ class Generating:
                 bar.advance(len(batch))
 
     def _answer(self, batch: list[RenderedPrompt]) -> list[Response]:
+        # A batch holds all samples of its prompts, so that a prompt is either answered whole or not at all.
         requests = [
             SampleRequest(a.prompt.index, sample, a.prompt_ids) for a in batch for sample in range(self.num_samples)
         ]

@@ -72,6 +72,7 @@ class ResponseSampler:
             RolloutError: if the engine answers none of them, asked together and one by one.
         """
         results: list[tuple[SampleRequest, Generation | None]] = [(request, None) for request in requests]
+        # Indices that are not answered yet; each round asks for them alone, with other seeds.
         left = list(range(len(requests)))
         for attempt in range(1 + self.max_retries):
             asked = [replace(requests[i], attempt=attempt) for i in left]
@@ -106,6 +107,7 @@ class ResponseSampler:
                 last = error
                 found.append(None)
         failed = found.count(None)
+        # None of them at all: it is the engine that is broken, and no request.
         if last is not None and failed == len(requests):
             raise last
         self.counts["given_up_failed"] += failed

@@ -66,6 +66,7 @@ def select(
     judges = (
         filters if filters is not None else [NotTruncated(), LengthBetween(), NotRepetitive(), NoReplacementCharacter()]
     )
+    # A first pass over two columns: a domain without a grader must not show after an hour of grading.
     num_prompts, domains = _census(path)
     if missing := sorted(domains - graders.keys()) if ANY_DOMAIN not in graders else []:
         raise RecipeError(
@@ -110,6 +111,7 @@ class Selection:
 
     def run(self, path: Path) -> Iterator[list[dict[str, Any]]]:
         """The selected rows, some prompts at a time."""
+        # groupby sees neighbours only; _census has made sure that a prompt's responses stand together.
         groups = groupby((Response(**row) for row in read_parquet(path)), key=lambda response: response.prompt)
         waiting: list[list[Response]] = []
         for _, group in groups:
@@ -126,6 +128,7 @@ class Selection:
         for group in prompts:
             counts = self.counts.setdefault(group[0].domain or ANY_DOMAIN, DomainCounts())
             judged = [(response, next(verdicts)) for response in group]
+            # The shortest first; of equals the first sampled, so that a second run selects the same.
             right = sorted(
                 (response for response, verdict in judged if verdict == SELECTED),
                 key=lambda response: (response.num_tokens, response.sample),

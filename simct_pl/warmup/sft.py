@@ -161,9 +161,12 @@ class SFTModule(L.LightningModule):
     @override
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         examples = self.examples(batch.prompts)
+        # The divisor is of all ranks' batches and known before any backward, so the cut into micro-batches cannot
+        # matter.
         num_global_tokens = int(gather_scalars(self, _num_targets(examples)).sum())
         parts = pad_to_max_over_ranks(self, self.micro_batches(examples), idle=[])
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        # Backward at once after each forward: one graph exists at a time. DDP exchanges in the last one alone.
         for number, part in enumerate(parts, start=1):
             assert self.supervised is not None
             loss = self.supervised(part)
@@ -204,6 +207,7 @@ class SFTModule(L.LightningModule):
                     f"Prompt {prompt.index} has no response to learn from. "
                     "Set response_field of data.train (and of data.val) to the field that holds it."
                 )
+        # The response is tokenised by itself, as it will be sampled, and the stop is one of its tokens to learn.
         responses_ids = self.tokenizer.encode_batch([prompt.response or "" for prompt in prompts])
         stop = self.tokenizer.stop_ids[0]
         examples = [
@@ -239,7 +243,9 @@ class SFTModule(L.LightningModule):
         assert self.supervised is not None
         with torch.no_grad(), self.trainer.precision_plugin.val_step_context():
             for part in pad_to_max_over_ranks(self, self.micro_batches(self.examples(self._held_out)), idle=[]):
+                # Weighted by tokens, or bytes, so that means over parts and ranks are means over all of them.
                 loss = float(self.supervised(part)) / max(_num_targets(part), 1)
+                # Without the stop: it has no bytes, and models of other tokenizers are compared by this number.
                 bits = self.supervised.bits([Reference(e.prompt_ids, e.response_ids[:-1]) for e in part])
                 num_bytes = sum(len(self.tokenizer.table.join(e.response_ids[:-1])) for e in part)
                 self._mean("loss").update(loss, weight=_num_targets(part))
