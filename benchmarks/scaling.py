@@ -42,7 +42,7 @@ def checks() -> list[Check]:
     jobs: list[Callable[[], list[Check]]] = [
         memory_checks.kept_checks,
         memory_checks.resident_body_checks,
-        lambda: [memory_checks.state_check()],
+        lambda: [memory_checks.state_check(ddp=ddp) for ddp in (False, True)],
         *(partial(_peaks, *shape) for shape in ((512, 512), (2048, 1024))),
     ]
     return [check for job in track(jobs, "checks") for check in job()]
