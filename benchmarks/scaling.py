@@ -26,8 +26,8 @@ followed through PyTorch's CPU operators, attention through its flash kernel.
 """
 CALIBRATED = """
 The loss's temporaries were once read off counts like these; what is tested is that they hold at other lengths and chunk
-sizes. Everything else is the models' own code. With checkpointing, rotary embeddings and masks are kept in closures, where
-the count of what autograd saves misses them. Resident memory is that of a process whose allocator keeps nothing.
+sizes. Everything else is the models' own code. With checkpointing, rotary embeddings and masks are kept in closures,
+where the count of what autograd saves misses them. Resident memory is that of a process whose allocator keeps nothing.
 """
 
 
