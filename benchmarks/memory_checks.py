@@ -178,25 +178,34 @@ def _states(model: Any, num_sequences: int, length: int) -> Tensor:
 # ---- weights, gradients, moments ----
 
 
-def state_check() -> Check:
-    """Of a small Llama, in resident memory."""
+def state_check(*, ddp: bool = False) -> Check:
+    """Of a small Llama, in resident memory. ddp: in DistributedDataParallel, in a group of one process."""
     config = LlamaConfig(**{**SIZES, "hidden_size": 512, "intermediate_size": 1536, "vocab_size": 16_000})
-    step = StepShape(student="replicated", num_gpus=1, param_dtype=torch.float32)
+    step = StepShape(student="replicated", num_gpus=1, param_dtype=torch.float32, buckets=ddp)
     predicted = sum(item.bytes for item in trained_items(SizedModel(ModelSource(config), step.dtype).size, None, step))
-    measured = in_fresh_process(measured_state_bytes, config.to_dict())
-    return Check("weights, gradients, AdamW: resident memory", "small Llama", predicted, measured)
+    with freed_at_once():
+        measured = in_fresh_process(measured_state_bytes, config.to_dict(), ddp)
+    return Check(f"state{', in DDP' if ddp else ''}: resident memory", "small Llama", predicted, measured)
 
 
-def measured_state_bytes(config: dict[str, Any]) -> int:
+def measured_state_bytes(config: dict[str, Any], ddp: bool) -> int:
     """What training a model adds to the process; call it in a fresh one."""
     torch.set_num_threads(1)
-    AutoModelForCausalLM.from_config(LlamaConfig(**SIZES))  # its imports are not what is measured
+    if ddp:
+        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    train_once(LlamaConfig(**SIZES), ddp)  # libraries and threads are not what is measured
     with peak_memory() as peak:
-        model = AutoModelForCausalLM.from_config(LlamaConfig(**config))
-        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-        model(input_ids=torch.ones(1, 2, dtype=torch.int64)).logits.sum().backward()
-        optimizer.step()
+        train_once(LlamaConfig(**config), ddp)
     return peak.extra
+
+
+def train_once(config: LlamaConfig, ddp: bool) -> None:
+    """One optimizer step on two tokens."""
+    model: Any = AutoModelForCausalLM.from_config(config)
+    model = nn.parallel.DistributedDataParallel(model) if ddp else model
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    model(input_ids=torch.ones(1, 2, dtype=torch.int64)).logits.sum().backward()
+    optimizer.step()
 
 
 # ---- the loss ----

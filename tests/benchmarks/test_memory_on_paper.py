@@ -40,8 +40,9 @@ def test_bodies_take_the_resident_memory_that_is_predicted() -> None:
 
 
 @pytest.mark.slow
-def test_weights_gradients_and_moments_take_what_is_predicted() -> None:
-    check = memory_checks.state_check()
+@pytest.mark.parametrize("ddp", [False, True])
+def test_weights_gradients_and_moments_take_what_is_predicted(ddp: bool) -> None:
+    check = memory_checks.state_check(ddp=ddp)
     assert check.ratio == pytest.approx(1, abs=0.05), check
 
 
