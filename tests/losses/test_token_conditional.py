@@ -238,7 +238,9 @@ def test_it_refuses_to_run_without_paths() -> None:
     sides = language.student, language.teacher
     _, student_ids, teacher_ids = language.written[0]
     rows = build_unit_rows([alignment_of(*sides, student_ids, teacher_ids)], shared_vocab_of(*sides))
-    logits = (torch.zeros(len(ids), len(side.tokens)) for ids, side in zip((student_ids, teacher_ids), sides, strict=True))
+    logits = (
+        torch.zeros(len(ids), len(side.tokens)) for ids, side in zip((student_ids, teacher_ids), sides, strict=True)
+    )
     with pytest.raises(RecipeError, match="no paths"):
         TokenConditionalLoss()(chunk_of(*sides, rows, *logits))
     with pytest.raises(RecipeError, match="floor is 0"):

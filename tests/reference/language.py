@@ -42,7 +42,10 @@ class Language:
         """(probability, student ids, teacher ids) of each text."""
         total = sum(self.probability.values())
         return [
-            (p / total, *([*greedy_ids(side, text.encode()), side.stop_ids[0]] for side in (self.student, self.teacher)))
+            (
+                p / total,
+                *([*greedy_ids(side, text.encode()), side.stop_ids[0]] for side in (self.student, self.teacher)),
+            )
             for text, p in self.probability.items()
         ]
 
@@ -55,9 +58,7 @@ class Language:
             for i, token in enumerate(ids):
                 row = mass.setdefault(tuple(ids[:i]), torch.zeros(size, dtype=torch.float64))
                 row[token] += entry[0]
-        return {
-            prefix: ((1 - smoothing) * row / row.sum() + smoothing / size).log() for prefix, row in mass.items()
-        }
+        return {prefix: ((1 - smoothing) * row / row.sum() + smoothing / size).log() for prefix, row in mass.items()}
 
 
 DIGITS = [str(digit) for digit in range(10)]
@@ -77,7 +78,10 @@ WORDS = texts(
     {"happy": 0.3, "hap": 0.3, "there": 0.4},
 )
 SPACES = texts(
-    {"a\n": 1.0}, {"  ": 0.2, "    ": 0.5, "      ": 0.1, " ": 0.2}, {"r": 0.5, "#": 0.3, "x": 0.2}, {"\n\n": 0.4, "\n": 0.6}
+    {"a\n": 1.0},
+    {"  ": 0.2, "    ": 0.5, "      ": 0.1, " ": 0.2},
+    {"r": 0.5, "#": 0.3, "x": 0.2},
+    {"\n\n": 0.4, "\n": 0.6},
 )
 _SUM, _WORD, _SPACE = "0123456789+=.", "unhapthedoigry ", "a r#x\n"
 LANGUAGES = {

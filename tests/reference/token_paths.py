@@ -75,7 +75,9 @@ def classes(student: Side, teacher: Side) -> Classes:
         return parts.find((letter, k)) if (letter, k) in linked else "rest"
 
     tied = {v for v, _ in links if len({w for u, w in links if u == v}) > 1}
-    names = ([name(side, letter, k) for k in range(len(side.tokens))] for side, letter in ((student, "s"), (teacher, "t")))
+    names = (
+        [name(side, letter, k) for k in range(len(side.tokens))] for side, letter in ((student, "s"), (teacher, "t"))
+    )
     return Classes(*names, tied)
 
 
@@ -95,10 +97,14 @@ class Position:
     parts: Components = field(default_factory=Components)
 
 
-def positions(student: Side, teacher: Side, student_ids: list[int], teacher_ids: list[int]) -> list[tuple[int, Position]]:
+def positions(
+    student: Side, teacher: Side, student_ids: list[int], teacher_ids: list[int]
+) -> list[tuple[int, Position]]:
     """(first row of the path, position) of each student token; a stop counts as one byte."""
-    sizes = [[1 if k in side.stop_ids else len(side.tokens[k] or b"") for k in ids] for side, ids in
-             ((student, student_ids), (teacher, teacher_ids))]
+    sizes = [
+        [1 if k in side.stop_ids else len(side.tokens[k] or b"") for k in ids]
+        for side, ids in ((student, student_ids), (teacher, teacher_ids))
+    ]
     ends_S, ends_T = (list(accumulate(size)) for size in sizes)
     starts_T = [0, *ends_T[:-1]]
     text = b"".join(student.tokens[k] or b"" for k in student_ids)
@@ -108,8 +114,15 @@ def positions(student: Side, teacher: Side, student_ids: list[int], teacher_ids:
         first = max((k for k, begin in enumerate(starts_T) if begin < start), default=0)
         last = next((k for k in range(first, len(teacher_ids)) if ends_T[k] > end), len(teacher_ids) - 1)
         position = Position(
-            own, text[:start], ends_S[:i], start, end, starts_T[first],
-            teacher_ids[first : last + 1], ends_T[first : last + 1], ends_T[last] <= end,
+            own,
+            text[:start],
+            ends_S[:i],
+            start,
+            end,
+            starts_T[first],
+            teacher_ids[first : last + 1],
+            ends_T[first : last + 1],
+            ends_T[last] <= end,
         )
         found.append((first, position))
     return found
@@ -155,7 +168,9 @@ def token_loss(
     return (one * (one.clamp_min(1e-300).log() - other.log())).sum()
 
 
-def link(student: Side, teacher: Side, names: Classes, here: Position) -> tuple[dict[int, Node], dict[tuple[int, int], Node]]:
+def link(
+    student: Side, teacher: Side, names: Classes, here: Position
+) -> tuple[dict[int, Node], dict[tuple[int, int], Node]]:
     """Join what is one category; returns each student id's node, and the node of each (depth, teacher id)."""
     inside = here.begin < here.start < here.ends[0]
     crossing = [here.start - here.begin, here.past[here.begin :]]
@@ -167,7 +182,10 @@ def link(student: Side, teacher: Side, names: Classes, here: Position) -> tuple[
     if inside:
         students = dict.fromkeys(students, ("base",) if whole is not None else DROPPED)
         reaching.setdefault(here.path[0], here.own)
-    fronts = {d: here.past[: here.begin] + b"".join(teacher.tokens[k] or b"" for k in here.path[:d]) for d in range(len(here.path) + 1)}
+    fronts = {
+        d: here.past[: here.begin] + b"".join(teacher.tokens[k] or b"" for k in here.path[:d])
+        for d in range(len(here.path) + 1)
+    }
     begun = {here.own, *reaching.values()} if inside else set()
     if inside:
         begun |= {s for d in range(1, len(here.path)) if (s := _first(student, here, fronts[d])) is not None}
@@ -254,7 +272,11 @@ def _atoms(student, teacher, names, here, students, reaching, fronts, main, whol
         for w in range(len(teacher.tokens)):
             token = text_tokens(teacher).get(w)
             ids = cut(teacher, fronts[depth] + token) if token else None
-            written = ids is not None and ids[-1] == w and split(teacher, fronts[depth] + token, [], len(fronts[depth])) == [w]
+            written = (
+                ids is not None
+                and ids[-1] == w
+                and split(teacher, fronts[depth] + token, [], len(fronts[depth])) == [w]
+            )
             read = split(student, fronts[depth] + token, here.cuts, here.start) if written else None
             if depth == main:
                 atoms[depth, w] = DROPPED if written and not read else ("c", names.teacher[w])
@@ -270,7 +292,12 @@ def _atoms(student, teacher, names, here, students, reaching, fronts, main, whol
 
 
 def response_loss(
-    student: Side, teacher: Side, student_ids: list[int], teacher_ids: list[int], student_SK: Tensor, teacher_TK: Tensor,
+    student: Side,
+    teacher: Side,
+    student_ids: list[int],
+    teacher_ids: list[int],
+    student_SK: Tensor,
+    teacher_TK: Tensor,
     floor: float,
 ) -> Tensor:
     """Sum over the student's tokens. Logits in float64."""
