@@ -18,8 +18,6 @@ from simct_pl.planning.supervised import plan_supervised, read_lengths, supervis
 from simct_pl.planning.words import GB, plan_sections
 from simct_pl.warmup.sft import SFTModule
 
-__all__ = ["PlanningCLI", "check_context", "check_memory", "dry_run"]
-
 
 def dry_run(cli: PlanningCLI, gpu: str | None) -> int:
     """Print the plan.

@@ -25,7 +25,8 @@ def run(argv: list[str]) -> int:
     if gpu is None:
         open_recipes(arguments, SimctCLI, resume=NEVER if resume is None else resume or AUTO)
         return 0
-    from simct_pl.commands.dry_run import PlanningCLI, dry_run
+    from simct_pl.commands.dry_run import dry_run
+    from simct_pl.planning.run import PlanningCLI
 
     return dry_run(open_recipes(arguments, PlanningCLI), gpu or None)
 

@@ -21,7 +21,7 @@ from simct_pl.losses.inputs.vocab_tables import PairTables
 if TYPE_CHECKING:  # they load transformers
     from transformers import PreTrainedModel
 
-    from simct_pl.losses.token_paths.paths import PathBuilder
+    from simct_pl.losses.token_paths.path_builder import PathBuilder
     from simct_pl.tokenization.pair import TokenizerPair
 
 

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from simct_pl.errors import RecipeError
 from simct_pl.losses.base import Objective, UnitChunk, UnitLosses
-from simct_pl.losses.token_paths.paths import PathBuilder
+from simct_pl.losses.token_paths.path_builder import PathBuilder
 from simct_pl.tokenization.pair import TokenizerPair
 
 

@@ -20,7 +20,8 @@ from simct_pl.losses.base import Objective, UnitChunk, UnitLosses
 from simct_pl.losses.divergences import DivergenceName, named_divergence
 from simct_pl.losses.inputs.logprobs import at_least_fp32
 from simct_pl.losses.token_paths.asking import Asker
-from simct_pl.losses.token_paths.paths import PathBuilder, TokenPaths
+from simct_pl.losses.token_paths.path_builder import PathBuilder
+from simct_pl.losses.token_paths.paths import TokenPaths
 from simct_pl.losses.token_paths.vocab_links import VocabLinks
 from simct_pl.tokenization.pair import TokenizerPair
 
@@ -83,7 +84,8 @@ class TokenConditionalLoss(Objective):
             raise RecipeError(
                 f"{type(self).__name__} has no paths; call prepare(pair) first, and build rows with its path_builder."
             )
-        student, teacher = self._sides = tuple(side.to(path_logits_XK.device) for side in self._sides)
+        student, teacher = (side.to(path_logits_XK.device) for side in self._sides)
+        self._sides = student, teacher
         student_NC = student_masses(at_least_fp32(chunk.student_logits_NK), paths, student)
         with torch.no_grad():
             teacher_NC = teacher_masses(at_least_fp32(path_logits_XK), paths, teacher)
@@ -101,7 +103,7 @@ class TokenConditionalLoss(Objective):
 
 
 def _normalised(mass_NC: Tensor, floor: float) -> tuple[Tensor, Tensor]:
-    """(log-probabilities that add up to 1, log of the mass) of each row; floor: share of the mass added to each entry."""
+    """(log-probabilities that add up to 1, log of the mass) of each row; floor: added to each entry, of the mass."""
     total_N1 = mass_NC.sum(-1, keepdim=True).clamp_min(torch.finfo(mass_NC.dtype).tiny)
     log_NC = (mass_NC + floor * total_N1).clamp_min(torch.finfo(mass_NC.dtype).tiny).log()
     return log_NC - log_NC.logsumexp(-1, keepdim=True), total_N1.log().squeeze(-1)

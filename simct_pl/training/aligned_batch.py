@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from simct_pl.alignment.base import Aligner
+from simct_pl.losses.base import ObjectiveBase
 from simct_pl.losses.inputs.unit_rows import UnitRows, build_unit_rows
-from simct_pl.losses.token_paths.paths import PathBuilder
 from simct_pl.tokenization.pair import TokenizerPair
 from simct_pl.types import TEACHER_END, Rollout, UnitAlignment, UnitStats
 
@@ -37,14 +37,12 @@ class AlignedBatch:
         pair: TokenizerPair,
         aligner: Aligner,
         teacher_context: int | None = None,
-        *,
-        with_prefixes: bool = True,
-        path_builder: PathBuilder | None = None,
+        objective: ObjectiveBase | None = None,
     ) -> AlignedBatch:
         """Re-tokenise for the teacher, in one batched call, and align.
 
         teacher_context: longest prompt + response that the teacher was made for; units that end beyond it are not
-            supervised. with_prefixes, path_builder: see build_unit_rows.
+            supervised. objective: what it reads of the units beside their tokens is made too.
 
         Raises:
             TokenizerError: if the teacher's template refuses a prompt. AlignmentError: see TokenizerPair.tokenize.
@@ -59,6 +57,8 @@ class AlignedBatch:
             alignments = [
                 _supervised_within(room, alignment) for room, alignment in zip(rooms, alignments, strict=True)
             ]
+        with_prefixes = objective is None or objective.uses_prefixes
+        path_builder = None if objective is None else objective.path_builder
         rows = build_unit_rows(alignments, pair.shared_vocab, with_prefixes=with_prefixes, path_builder=path_builder)
         return cls(alignments, prompt_ids, rows, time.perf_counter() - start)
 

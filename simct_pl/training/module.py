@@ -218,14 +218,7 @@ class DistillModule(L.LightningModule):
 
     def align(self, rollouts: Sequence[Rollout]) -> AlignedBatch:
         """The units of each response, and what the teacher reads."""
-        return AlignedBatch.of(
-            rollouts,
-            self.pair,
-            self.aligner,
-            self.teacher_context,
-            with_prefixes=self.objective.uses_prefixes,
-            path_builder=self.objective.path_builder,
-        )
+        return AlignedBatch.of(rollouts, self.pair, self.aligner, self.teacher_context, self.objective)
 
     def loss_sum(self, rollouts: Sequence[Rollout], aligned: AlignedBatch) -> tuple[Tensor, UnitStats]:
         """Loss summed over all units of a micro-batch, and their statistics: see StudentWithLoss."""

@@ -26,7 +26,8 @@ from simct_pl.types import (
 )
 
 if TYPE_CHECKING:
-    from simct_pl.losses.token_paths.paths import PathBuilder, TokenPaths
+    from simct_pl.losses.token_paths.path_builder import PathBuilder
+    from simct_pl.losses.token_paths.paths import TokenPaths
 
 
 def _along(axis: str, counts: str = "") -> dict[str, str]:

@@ -54,8 +54,8 @@ class Crossings:
 
     reaching: teacher tokens that begin where the last one began and go past the position → the student token behind the
         position that they begin with. moved: student token → another whose category it shares. excluded: teacher tokens
-        behind the position that the student would have merged with what it wrote. contradicting: student tokens in front
-        of which the teacher would have cut otherwise, further back.
+        behind the position that the student would have merged with what it wrote. contradicting: student tokens in
+        front of which the teacher would have cut otherwise, further back.
     student_kinds, teacher_kinds: bit masks over KINDS: a token that begins with such a character contradicts the cuts
         of the other side (three spaces are no token of their own in front of a letter).
     """

@@ -79,10 +79,10 @@ class VocabLinks:
     @classmethod
     def _identity(cls, student: Reader, teacher: Reader) -> VocabLinks:
         empty = Readings(*(np.zeros(size, np.int64) for size in (0, 1, 0)))
-        labels = [np.arange(len(side.table)) for side in (student, teacher)]
-        tied_K = np.zeros(len(student.table), bool)
-        num_labels = max(map(len, labels))
-        return cls(student, teacher, PairReadings(empty, empty), *labels, tied_K, num_labels, same_tokenizer=True)
+        own_K, others_K = np.arange(len(student.table)), np.arange(len(teacher.table))
+        tied_K, num_labels = np.zeros(len(own_K), bool), max(len(own_K), len(others_K))
+        readings = PairReadings(empty, empty)
+        return cls(student, teacher, readings, own_K, others_K, tied_K, num_labels, same_tokenizer=True)
 
     @cached_property
     def student_keep_MK(self) -> np.ndarray:
