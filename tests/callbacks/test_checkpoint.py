@@ -194,7 +194,7 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(tmp_path: Path, file_size
 def test_a_checkpoint_is_plain_and_has_no_teacher(tmp_path: Path) -> None:
     fit(tmp_path, arithmetic)
     state = torch.load(newest(tmp_path).state, weights_only=True)
-    assert all(name.startswith("graded.student.") for name in state["state_dict"])
+    assert all(name.startswith("student_with_loss.student.") for name in state["state_dict"])
     assert len(state["simct_pl"]["generators"]) == 1
     assert state["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"] == NUM_STEPS
     assert state["ArithmeticDataModule"] == {"epoch": 2, "batch": 1, "num_batches": NUM_STEPS}

@@ -35,7 +35,7 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trace, dict[str,
     folder = tmp_path_factory.mktemp("one")
     trace = projected(folder, "one cma", 1)
     state = torch.load(folder / "one cma.ckpt", weights_only=False)["state_dict"]
-    return trace, {name.removeprefix("graded.").removeprefix("student."): tensor for name, tensor in state.items()}
+    return trace, {name.removeprefix("student_with_loss.").removeprefix("student."): tensor for name, tensor in state.items()}
 
 
 def read(folder: Path, name: str) -> Trace:
@@ -60,7 +60,7 @@ def test_a_checkpoint_of_two_ranks_has_whole_projectors_and_resumes(folder: Path
     assert resumed.losses == whole.losses[SAVED_STEP:]
     assert all(torch.equal(resumed.weights[key], weight) for key, weight in whole.weights.items())
     state = torch.load(folder / "fsdp2 cma.ckpt", weights_only=False)["state_dict"]
-    saved = {name.removeprefix("graded."): tensor for name, tensor in state.items()}
+    saved = {name.removeprefix("student_with_loss."): tensor for name, tensor in state.items()}
     saved = {name: tensor for name, tensor in saved.items() if not name.startswith("student.")}
     assert saved.keys() == PROJECTORS
     assert all(saved[key].shape == whole.weights[key].shape for key in PROJECTORS)
