@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from simct_pl.commands.output import user_path
 
 if TYPE_CHECKING:
-    from simct_pl.files.outputs import check_parent
     from simct_pl.lab.compare import Comparison
     from simct_pl.lab.results import SweepResults
 
@@ -46,6 +45,7 @@ def _write(arguments: argparse.Namespace, folder: Path) -> int:
     from rich.console import Console
 
     from simct_pl.config.summary import TRACKING_URI
+    from simct_pl.files.outputs import check_parent
     from simct_pl.lab.compare import compare
     from simct_pl.lab.metric import check_name
     from simct_pl.lab.page import html

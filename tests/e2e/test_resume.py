@@ -92,13 +92,13 @@ def test_a_run_goes_on_from_what_a_bad_disk_has_left(finished: Path, tmp_path: P
     """A byte of the journal, the receipt and the newest manifest: metrics are warned about, a checkpoint is skipped."""
     folder = tmp_path / "copy"
     shutil.copytree(finished, folder)
-    run = folder / "runs/quickstart+saves"
-    (journal,) = (run / "tracking").glob("*.jsonl")
+    root = folder / "runs/quickstart+saves"
+    (journal,) = (root / "tracking").glob("*.jsonl")
     content = bytearray(journal.read_bytes())
     content[content.index(b'"kind": "metrics"') + 9] = 0xFF
     journal.write_bytes(content)
     journal.with_suffix(".json").write_text("[]")
-    manifest = run / "checkpoints/step-00000006/manifest.json"
+    manifest = root / "checkpoints/step-00000006/manifest.json"
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "recipe": "a: ["}))
     done = run(folder, *FIT, "--resume")
     assert done.returncode == 0, done.stderr
