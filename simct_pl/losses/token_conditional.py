@@ -20,6 +20,7 @@ from simct_pl.losses.base import Objective, UnitChunk, UnitLosses
 from simct_pl.losses.divergences import DivergenceName, named_divergence
 from simct_pl.losses.inputs.logprobs import at_least_fp32
 from simct_pl.losses.token_paths.asking import Asker
+from simct_pl.losses.token_paths.categories import CLASSES, DROPPED
 from simct_pl.losses.token_paths.path_builder import PathBuilder
 from simct_pl.losses.token_paths.paths import TokenPaths
 from simct_pl.losses.token_paths.vocab_links import VocabLinks
@@ -88,13 +89,14 @@ class TokenConditionalLoss(Objective):
         self._sides = student, teacher
         student_NC = student_masses(at_least_fp32(chunk.student_logits_NK), paths, student)
         with torch.no_grad():
-            teacher_NC = teacher_masses(at_least_fp32(path_logits_XK), paths, teacher)
-        student_logq_NC, student_logmass_N = _normalised(student_NC, torch.finfo(student_NC.dtype).tiny)
-        teacher_logq_NC, teacher_logmass_N = _normalised(teacher_NC, self.floor)
+            teacher_NC, front_N = teacher_masses(at_least_fp32(path_logits_XK), paths, teacher)
+        student_logq_NC, student_logmass_N = _normalised(student_NC, paths, torch.finfo(student_NC.dtype).tiny)
+        teacher_logq_NC, teacher_logmass_N = _normalised(teacher_NC, paths, self.floor)
         loss_N = self._divergence(student_logq_NC, teacher_logq_NC)
         first_U = chunk.rows.student_first_U
         loss_U = loss_N.new_zeros(len(first_U)).index_add(0, chunk.rows.student_unit_N, loss_N)
         supervised_U = torch.ones_like(loss_U, dtype=torch.bool)
+        teacher_logmass_N = (teacher_logmass_N - front_N).clamp_max(0.0)
         masses = (logmass_N.detach()[first_U] for logmass_N in (student_logmass_N, teacher_logmass_N))
         return UnitLosses(loss_U, supervised_U, *masses)
 
@@ -102,10 +104,15 @@ class TokenConditionalLoss(Objective):
         return {"objective": type(self).__name__, **self._description}
 
 
-def _normalised(mass_NC: Tensor, floor: float) -> tuple[Tensor, Tensor]:
-    """(log-probabilities that add up to 1, log of the mass) of each row; floor: added to each entry, of the mass."""
-    total_N1 = mass_NC.sum(-1, keepdim=True).clamp_min(torch.finfo(mass_NC.dtype).tiny)
-    log_NC = (mass_NC + floor * total_N1).clamp_min(torch.finfo(mass_NC.dtype).tiny).log()
+def _normalised(mass_NC: Tensor, paths: TokenPaths, floor: float) -> tuple[Tensor, Tensor]:
+    """(log-probabilities that add up to 1, log of the mass) of each row; floor: added to each entry, of the mass.
+
+    A label that a token does not have is -inf, so that no number depends on what it is computed with.
+    """
+    tiny = torch.finfo(mass_NC.dtype).tiny
+    total_N1 = mass_NC.sum(-1, keepdim=True).clamp_min(tiny)
+    log_NC = (mass_NC + floor * total_N1).clamp_min(tiny).log()
+    log_NC[:, paths.num_classes :].masked_fill_(paths.unused(), -torch.inf)
     return log_NC - log_NC.logsumexp(-1, keepdim=True), total_N1.log().squeeze(-1)
 
 
@@ -159,8 +166,10 @@ class _StudentMasses(torch.autograd.Function):
         return grad_NK.sub_(total_N1).mul_(p_NK), None, None
 
 
-def teacher_masses(logits_XK: Tensor, paths: TokenPaths, side: SideLabels) -> Tensor:
-    """Probability of each category along the teacher's path from each student token's T0, [N, num_labels]."""
+def teacher_masses(logits_XK: Tensor, paths: TokenPaths, side: SideLabels) -> tuple[Tensor, Tensor]:
+    """(probability of each category along the teacher's path from each student token's T0, [N, num_labels], log of the
+    part of it that is the token before the position, [N]: it is the same in all but a few categories).
+    """
     dropped, num_tokens = paths.num_labels, len(paths.base_N)
     logz_X = logits_XK.logsumexp(-1)
     step_X, token_P, logz_P = paths.step_row_P, paths.step_token_P, logz_X[paths.step_row_P]
@@ -176,7 +185,9 @@ def teacher_masses(logits_XK: Tensor, paths: TokenPaths, side: SideLabels) -> Te
     tokens_N = torch.arange(num_tokens, device=mass_NX.device)
     mass_NX.index_put_((tokens_N, _place(paths.own_N, dropped)), end_N.exp(), True)
     merge_labels(mass_NX, paths)
-    return mass_NX[:, :dropped]
+    is_front_P = (paths.step_base_P == DROPPED) & (paths.base_N[token_P] == CLASSES)
+    front_N = torch.zeros_like(end_N).index_add(0, token_P, on_P * is_front_P)
+    return mass_NX[:, :dropped], front_N
 
 
 def _reached(on_P: Tensor, token_P: Tensor, end_N: Tensor) -> Tensor:

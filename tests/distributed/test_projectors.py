@@ -35,7 +35,8 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trace, dict[str,
     folder = tmp_path_factory.mktemp("one")
     trace = projected(folder, "one cma", 1)
     state = torch.load(folder / "one cma.ckpt", weights_only=False)["state_dict"]
-    return trace, {name.removeprefix("student_with_loss.").removeprefix("student."): tensor for name, tensor in state.items()}
+    names = {name: name.removeprefix("student_with_loss.").removeprefix("student.") for name in state}
+    return trace, {names[name]: tensor for name, tensor in state.items()}
 
 
 def read(folder: Path, name: str) -> Trace:

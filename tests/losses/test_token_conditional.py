@@ -96,7 +96,7 @@ def test_what_both_sides_say_is_the_texts_own_conditional_probability(name: str)
         assert chunk.path_logits_XK is not None
         masses = (
             student_masses(chunk.student_logits_NK, paths, labels[0]),
-            teacher_masses(chunk.path_logits_XK, paths, labels[1]),
+            teacher_masses(chunk.path_logits_XK, paths, labels[1])[0],
         )
         for i in range(len(student_ids)):
             true = true_conditional(language, student_ids, teacher_ids, i, label_of(rows, links, i))

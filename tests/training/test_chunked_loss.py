@@ -17,20 +17,32 @@ from simct_pl.losses.inputs.unit_rows import build_unit_rows, unit_bounds
 from simct_pl.losses.inputs.vocab_tables import PairTables
 from simct_pl.losses.shared_vocab import SharedVocabLoss
 from simct_pl.losses.simct import SimCTLoss
+from simct_pl.losses.token_conditional import TokenConditionalLoss
+from simct_pl.losses.token_paths.vocab_links import VocabLinks
 from simct_pl.models.lm_head import LMHead, response_states
 from simct_pl.training import chunked_loss as chunks
 from simct_pl.training.chunked_loss import chunked_loss
 from simct_pl.types import UnitAlignment, UnitStats
-from tests.reference.bridge import alignment_of, shared_vocab_of
+from tests.reference.bridge import alignment_of, reader_of, shared_vocab_of
 from tests.reference.scenes import Scene, random_scene
 from tests.reference.vocabulary import greedy_ids
 
 WIDTH = 6
-OBJECTIVES = {
+
+
+def conditional() -> TokenConditionalLoss:
+    """With the links of the batch's vocabularies."""
+    scene, objective = random_scene(2), TokenConditionalLoss()
+    objective.use(VocabLinks.build(reader_of(scene.student), reader_of(scene.teacher), cached=False))
+    return objective
+
+
+OBJECTIVES: dict[str, Objective] = {
     "simct": SimCTLoss(),
     "marginal": SimCTLoss("sum_logprob", "marginal", rest=True),
     "masked": SimCTLoss("mean_logit", "mask", divergence="jsd", mass_threshold=2.5),
     "exact": SharedVocabLoss(),
+    "conditional": conditional(),
 }
 every_objective = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
 
@@ -81,7 +93,9 @@ def run(
     loss, stats = chunked_loss(
         student_hidden_NH,
         teacher_hidden_MH,
-        build_unit_rows(given.alignments if alignments is None else alignments, shared_vocab),
+        build_unit_rows(
+            given.alignments if alignments is None else alignments, shared_vocab, path_builder=objective.path_builder
+        ),
         student_head=LMHead(given.student_head),
         teacher_head=LMHead(given.teacher_head),
         objective=objective,
@@ -165,11 +179,12 @@ def dense_gradients(objective: Objective, student_head: LMHead, teacher_head: LM
     """The objective on all logits at once, in float64, differentiated by autograd alone."""
     given = batch()
     shared_vocab = shared_vocab_of(given.scene.student, given.scene.teacher)
-    rows = build_unit_rows(given.alignments, shared_vocab)
+    rows = build_unit_rows(given.alignments, shared_vocab, path_builder=objective.path_builder)
     hidden_NH = given.student_hidden_NH.clone().requires_grad_()
-    chunk = UnitChunk(
+    chunk = UnitChunk.read(
         student_head(hidden_NH[rows.student_rows_N]),
-        teacher_head(given.teacher_hidden_MH[rows.teacher_rows_M]),
+        teacher_head(given.teacher_hidden_MH[rows.read_rows_X]),
+        rows.read_rows_X,
         rows,
         PairTables.build(shared_vocab),
     )
@@ -199,7 +214,7 @@ def chunked_gradients(
     loss, _ = chunked_loss(
         hidden_NH,
         given.teacher_hidden_MH.to(dtype),
-        build_unit_rows(given.alignments, shared_vocab),
+        build_unit_rows(given.alignments, shared_vocab, path_builder=objective.path_builder),
         student_head=heads[0],
         teacher_head=heads[1],
         objective=objective,
@@ -380,7 +395,7 @@ def models() -> tuple[LlamaForCausalLM, LlamaForCausalLM]:
     return tiny(len(scene.student.tokens)), tiny(len(scene.teacher.tokens))
 
 
-def gradients_of(micro_batches: list[list[int]]) -> tuple[float, dict[str, Tensor]]:
+def gradients_of(objective: Objective, micro_batches: list[list[int]]) -> tuple[float, dict[str, Tensor]]:
     """Run the responses in the given groups through real models; prompts differ in length."""
     given, (student, teacher) = batch(), models()
     shared_vocab = shared_vocab_of(given.scene.student, given.scene.teacher)
@@ -395,10 +410,10 @@ def gradients_of(micro_batches: list[list[int]]) -> tuple[float, dict[str, Tenso
         loss, _ = chunked_loss(
             states.hidden_NH,
             read.hidden_NH,
-            build_unit_rows(alignments, shared_vocab),
+            build_unit_rows(alignments, shared_vocab, path_builder=objective.path_builder),
             student_head=LMHead.of(student),
             teacher_head=LMHead.of(teacher),
-            objective=SimCTLoss("sum_logprob", "marginal"),
+            objective=objective,
             tables=PairTables.build(shared_vocab),
             chunk_tokens=6,
         )
@@ -407,10 +422,11 @@ def gradients_of(micro_batches: list[list[int]]) -> tuple[float, dict[str, Tenso
     return total, {name: parameter.grad.clone() for name, parameter in student.named_parameters()}
 
 
+@pytest.mark.parametrize("name", ["marginal", "conditional"])
 @pytest.mark.parametrize("micro_batches", [[[0], [1], [2], [3]], [[3, 1], [0, 2]], [[2], [3, 0, 1]]])
-def test_micro_batches_and_their_padding_change_nothing(micro_batches: list[list[int]]) -> None:
-    loss, gradients = gradients_of(micro_batches)
-    whole_loss, whole_gradients = gradients_of([[0, 1, 2, 3]])
+def test_micro_batches_and_their_padding_change_nothing(micro_batches: list[list[int]], name: str) -> None:
+    loss, gradients = gradients_of(OBJECTIVES[name], micro_batches)
+    whole_loss, whole_gradients = gradients_of(OBJECTIVES[name], [[0, 1, 2, 3]])
     assert loss == pytest.approx(whole_loss, rel=1e-10)
     assert whole_loss > 0
     for name, gradient in whole_gradients.items():

@@ -13,6 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
 
 DROPPED = -1  # no category: the token contradicts what is cut already
 CLASSES = -2  # every id has the label of its class
@@ -30,6 +33,11 @@ class Step:
     listed: dict[int, int] = field(default_factory=dict)
     kinds: int = 0
 
+    @cached_property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """listed as (ids, labels), int64; answers are kept, and so are these."""
+        return as_arrays(self.listed)
+
 
 @dataclass
 class Categories:
@@ -46,6 +54,17 @@ class Categories:
     merged: list[tuple[int, int]]
     num_own_labels: int
     kinds: int = 0
+
+    @cached_property
+    def moved_arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """moved as (ids, labels), int64."""
+        return as_arrays(self.moved)
+
+
+def as_arrays(labels: dict[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Keys and values, int64."""
+    ids, values = (np.fromiter(part, np.int64, len(labels)) for part in (labels.keys(), labels.values()))
+    return ids, values
 
 
 @dataclass(frozen=True)
@@ -66,6 +85,11 @@ class Crossings:
     contradicting: tuple[int, ...]
     student_kinds: int
     teacher_kinds: int
+
+    @cached_property
+    def main_step(self) -> Step:
+        """The teacher's row at the position, at which every other id has the label of its class."""
+        return Step(CLASSES, dict.fromkeys(self.excluded, DROPPED), self.teacher_kinds)
 
     @property
     def any(self) -> bool:

@@ -5,9 +5,8 @@ In: VocabLinks, ids and bytes. Out: ids. simct_pl.losses.token_paths.asking make
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import lru_cache, partial
-from operator import ne
+from collections.abc import Iterator
+from functools import lru_cache
 from typing import Literal
 
 from simct_pl.losses.token_paths.vocab_links import SortedTokens, VocabLinks
@@ -77,8 +76,8 @@ class Neighbours:
         return ids[0] if ids else self.links.student_bytes.longest_prefix(front)
 
     def overreaching(self, side: Side, before: Ids, part: bytes) -> tuple[Front, ...]:
-        """From each start of a side's tokens `before`, the bytes up to the position and that token, where a token goes
-        on from them. part: what follows those tokens and ends at the position. Almost always none.
+        """From each start of a side's tokens `before`, the bytes up to the position and that token, where one goes on
+        from them. part: what follows those tokens and ends at the position. Almost always none.
         """
         tokens = self.tokens[side].reader.table.tokens
         found, front = [], part
@@ -95,7 +94,7 @@ class Neighbours:
         for front, first in earlier:
             behind = {data[len(front) :] for _, data in own.beginning_with(front) if len(data) > len(front)}
             asked = {k for data in behind for k, _ in other.beginning_with(data)}
-            found.update(self._never_read(side, front, asked, partial(ne, first)))
+            found.update(self._never_read(side, front, asked, first))
         return tuple(sorted(found))
 
     def _reaching(self, written: Ids, outside: int, part: bytes) -> dict[int, int] | None:
@@ -162,16 +161,13 @@ class Neighbours:
             if ids is not None and ids[0] == last and len(ids) > 1:
                 asked.add(ids[1])
                 asked |= {k for k, data in vocab.teacher_bytes.beginning_with(behind) if len(data) > len(behind)}
-        tokens = vocab.student.table.tokens
-        return self._never_read("student", before, asked, lambda first: tokens[first] != before)
+        return self._never_read("student", before, asked, vocab.student_bytes.id_of.get(before, -1))
 
-    def _never_read(
-        self, side: Side, front: bytes, asked: set[int], contradicts: Callable[[int], bool]
-    ) -> tuple[int, ...]:
+    def _never_read(self, side: Side, front: bytes, asked: set[int], first: int) -> tuple[int, ...]:
         """Tokens of the other side that contradict a side's cuts behind `front`, whatever follows them.
 
-        contradicts: of the first token in which the side reads `front` and such a token. White space is read with what
-        may follow it too, which decides how it is cut.
+        first: the token that was written at the beginning of `front`. White space is read with what may follow it too,
+        which decides how it is cut.
         """
         other: Side = "teacher" if side == "student" else "student"
         tokens = self.tokens[other].reader.table.tokens
@@ -181,7 +177,7 @@ class Neighbours:
             for following in (self._surviving(other, k) if tokens[k].isspace() else (b"",))
         ]
         read = self.tokens[side].reader.read([text for _, text in texts])
-        kept = {k for (k, _), ids in zip(texts, read, strict=True) if ids is None or not contradicts(ids[0])}
+        kept = {k for (k, _), ids in zip(texts, read, strict=True) if ids is None or ids[0] == first}
         return tuple(sorted(asked - kept))
 
     def _ruled_out(self, reader: Reader, text: bytes, ids: Ids) -> int:

@@ -110,10 +110,8 @@ class PathBuilder:
         else:
             moved = {token: to for token, to in moved.items() if to != label_K[token] and token != own}
             moved |= {own: found.moved[own]} if own in found.moved else {}
-        excluded = dict.fromkeys(crossings.excluded, DROPPED)
-        main = Step(CLASSES, {**found.steps[0].listed, **excluded}, crossings.teacher_kinds)
         front = Step(DROPPED, {token: label(behind) for token, behind in crossings.reaching.items()})
-        steps = [main, *found.steps[1:]]
+        steps = [crossings.main_step, *found.steps[1:]]  # none lists anything at a common cut
         steps = [front, *steps] if crossings.reaching else steps
         return replace(found, moved=moved, steps=steps, kinds=crossings.student_kinds)
 

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from simct_pl.losses.token_paths.categories import CLASSES, Categories
+from simct_pl.losses.token_paths.categories import CLASSES, Categories, Step
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class TokenPaths:
     """Categories of N student tokens, in order (int64, on one device).
 
     A label below num_labels is a class of VocabLinks, one from there on is the token's own; DROPPED is no category.
-    base_N: label of all student ids that are not moved, or CLASSES, or DROPPED. own_N: label of the path's end.
+    base_N: label of all student ids that are not moved, or CLASSES, or DROPPED. own_N: label of the
+        path's end. num_own_N: how many labels are the token's own.
     moved_token_E, moved_id_E, moved_label_E: student ids with another label, at token E.
     step_token_P, step_row_P, step_id_P: the teacher's rows along the path of each token, and the id that goes on.
     step_base_P: label of the ids that are not listed, or CLASSES, or DROPPED.
@@ -29,11 +31,12 @@ class TokenPaths:
     merged_token_J, merged_from_J, merged_to_J: labels that are one at token J.
     kinds_token_D, kinds_mask_D, kinds_step_G, kinds_mask_G: kinds of tokens that are dropped, unless they are moved or
         listed (VocabLinks.student_keep_MK), at token D of the student and step G of the teacher.
-    num_labels: labels of classes and, at most, of a token together.
+    num_classes: labels of classes. num_labels: with those, at most, of a token.
     """
 
     base_N: Tensor
     own_N: Tensor
+    num_own_N: Tensor
     moved_token_E: Tensor
     moved_id_E: Tensor
     moved_label_E: Tensor
@@ -53,11 +56,17 @@ class TokenPaths:
     kinds_mask_D: Tensor
     kinds_step_G: Tensor
     kinds_mask_G: Tensor
+    num_classes: int
     num_labels: int
+
+    def unused(self) -> Tensor:
+        """Own labels that a token does not have, bool [N, num_labels - num_classes]."""
+        own = torch.arange(self.num_labels - self.num_classes, device=self.num_own_N.device)
+        return own >= self.num_own_N[:, None]
 
     def to(self, device: torch.device, non_blocking: bool = True) -> TokenPaths:
         moved: dict[str, Any] = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in _TENSORS}
-        return TokenPaths(**moved, num_labels=self.num_labels)
+        return TokenPaths(**moved, num_classes=self.num_classes, num_labels=self.num_labels)
 
     def with_rows(self, rows_X: Tensor) -> TokenPaths:
         """With positions in rows_X, ascending, in place of the teacher's rows."""
@@ -72,10 +81,10 @@ class TokenPaths:
         parts: dict[str, Any] = {name: getattr(self, name)[ranges[name[-1]]] for name in _TENSORS}
         parts |= {name: parts[name] - start for name in _BY_TOKEN}
         parts |= {name: parts[name] - steps.start for name in _BY_STEP}
-        return TokenPaths(**parts, num_labels=self.num_labels)
+        return TokenPaths(**parts, num_classes=self.num_classes, num_labels=self.num_labels)
 
 
-_TENSORS = [field.name for field in fields(TokenPaths) if field.name != "num_labels"]
+_TENSORS = [field.name for field in fields(TokenPaths) if field.name not in ("num_classes", "num_labels")]
 
 
 _BY_TOKEN = ("moved_token_E", "step_token_P", "merged_token_J", "based_token_B", "kinds_token_D")
@@ -87,44 +96,56 @@ def _range(index: Tensor, start: int, end: int) -> slice:
 
 
 class PathTable:
-    """Grows the arrays of TokenPaths."""
+    """Grows the arrays of TokenPaths, a token at a time."""
 
     def __init__(self) -> None:
-        self.num_own = 0
-        self.columns: dict[str, list[int]] = {name: [] for name in _TENSORS}
+        self.num_own = self.num_tokens = self.num_steps = 0
+        self._parts: dict[str, list[np.ndarray]] = {name: [] for name in _TENSORS}
+        self._numbers: dict[str, list[int]] = {name: [] for name in _TENSORS}
 
     def add(
         self, categories: Categories, ids: Sequence[int], rows: Iterable[int], merged: list[tuple[int, int]]
     ) -> None:
-        columns, token = self.columns, len(self.columns["base_N"])
-        columns["base_N"].append(categories.base)
-        columns["own_N"].append(categories.own)
+        """A token's categories; ids: the path's tokens, rows: where the teacher predicts them."""
+        token, self.num_tokens = self.num_tokens, self.num_tokens + 1
         self.num_own = max(self.num_own, categories.num_own_labels)
+        self._row(base_N=categories.base, own_N=categories.own, num_own_N=categories.num_own_labels)
         if categories.base != CLASSES:
-            columns["based_token_B"].append(token)
+            self._row(based_token_B=token)
         if categories.kinds:
-            self._row(("kinds_token_D", token), ("kinds_mask_D", categories.kinds))
-        for student, label in categories.moved.items():
-            self._row(("moved_token_E", token), ("moved_id_E", student), ("moved_label_E", label))
+            self._row(kinds_token_D=token, kinds_mask_D=categories.kinds)
+        self._labels("moved_token_E", "moved_id_E", "moved_label_E", token, categories.moved_arrays)
         for one, other in merged:
-            self._row(("merged_token_J", token), ("merged_from_J", one), ("merged_to_J", other))
+            self._row(merged_token_J=token, merged_from_J=one, merged_to_J=other)
         for step, on, row in zip(categories.steps, ids, rows, strict=True):
-            number = len(columns["step_row_P"])
-            if step.base == CLASSES:
-                columns["whole_step_F"].append(number)
-            if step.kinds:
-                self._row(("kinds_step_G", number), ("kinds_mask_G", step.kinds))
-            self._row(("step_token_P", token), ("step_row_P", row), ("step_id_P", on), ("step_base_P", step.base))
-            for teacher, label in step.listed.items():
-                if teacher != on:
-                    self._row(("listed_step_Q", number), ("listed_id_Q", teacher), ("listed_label_Q", label))
+            self._step(step, token, on, row)
 
-    def _row(self, *values: tuple[str, int]) -> None:
-        for name, value in values:
-            self.columns[name].append(value)
+    def _step(self, step: Step, token: int, on: int, row: int) -> None:
+        number, self.num_steps = self.num_steps, self.num_steps + 1
+        self._row(step_token_P=token, step_row_P=row, step_id_P=on, step_base_P=step.base)
+        if step.base == CLASSES:
+            self._row(whole_step_F=number)
+        if step.kinds:
+            self._row(kinds_step_G=number, kinds_mask_G=step.kinds)
+        listed_ids, labels = step.arrays
+        if on in step.listed:
+            is_other = listed_ids != on
+            listed_ids, labels = listed_ids[is_other], labels[is_other]
+        self._labels("listed_step_Q", "listed_id_Q", "listed_label_Q", number, (listed_ids, labels))
+
+    def _row(self, **values: int) -> None:
+        for name, value in values.items():
+            self._numbers[name].append(value)
+
+    def _labels(self, index: str, ids: str, labels: str, of: int, arrays: tuple[np.ndarray, np.ndarray]) -> None:
+        if len(arrays[0]):
+            self._parts[index].append(np.full(len(arrays[0]), of))
+            self._parts[ids].append(arrays[0])
+            self._parts[labels].append(arrays[1])
 
     def finish(self, num_classes: int) -> TokenPaths:
-        tensors: dict[str, Any] = {
-            name: torch.tensor(column, dtype=torch.int64) for name, column in self.columns.items()
-        }
-        return TokenPaths(**tensors, num_labels=num_classes + self.num_own)
+        tensors: dict[str, Any] = {}
+        for name in _TENSORS:
+            parts = [*self._parts[name], np.array(self._numbers[name], np.int64)]
+            tensors[name] = torch.from_numpy(np.concatenate(parts))
+        return TokenPaths(**tensors, num_classes=num_classes, num_labels=num_classes + self.num_own)

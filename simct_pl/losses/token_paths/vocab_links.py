@@ -79,10 +79,11 @@ class VocabLinks:
     @classmethod
     def _identity(cls, student: Reader, teacher: Reader) -> VocabLinks:
         empty = Readings(*(np.zeros(size, np.int64) for size in (0, 1, 0)))
-        own_K, others_K = np.arange(len(student.table)), np.arange(len(teacher.table))
-        tied_K, num_labels = np.zeros(len(own_K), bool), max(len(own_K), len(others_K))
+        label_K, other_K = (np.arange(len(side.table)) for side in (student, teacher))
+        tied_K = np.zeros(len(label_K), bool)
+        num_labels = max(len(label_K), len(other_K))
         readings = PairReadings(empty, empty)
-        return cls(student, teacher, readings, own_K, others_K, tied_K, num_labels, same_tokenizer=True)
+        return cls(student, teacher, readings, label_K, other_K, tied_K, num_labels, same_tokenizer=True)
 
     @cached_property
     def student_keep_MK(self) -> np.ndarray:
