@@ -105,8 +105,9 @@ class Server:
         connection.close()
 
     def _abandoned(self, pid: int) -> None:
-        self.selector.unregister(self.running[pid][0])
-        _kill(pid)
+        if pid in self.running:  # it may have ended in the same moment
+            self.selector.unregister(self.running[pid][0])
+            _kill(pid)
 
     def _end(self) -> tuple[()]:
         for pid in self.running:
