@@ -37,15 +37,15 @@ import os, sys, time
 from pathlib import Path
 from simct_pl.files.lock import sole_writer
 with sole_writer(Path(sys.argv[1]), "fit"):
-    child = os.fork() if sys.argv[2] == "fork" else 1
-    if child:
-        print(child, flush=True)
+    forks = sys.argv[2] == "fork"
+    if not forks or os.fork() == 0:  # the child speaks for itself, when it is all there
+        print(os.getpid(), flush=True)
     time.sleep(100)
 """
 
 
 def start_holder(folder: Path, how: str) -> tuple[subprocess.Popen[str], int]:
-    """A process that has the folder, and the id of the child that it forked, if it should."""
+    """A process that has the folder, and the id of the child that it forked, or its own."""
     process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder), how], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     return process, int(process.stdout.readline())
