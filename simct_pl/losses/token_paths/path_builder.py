@@ -96,23 +96,19 @@ class PathBuilder:
     def _crossed(self, found: Categories, crossings: Crossings, own: int) -> Categories:
         """With what the tokens before the position change; a first step more where teacher tokens go past it."""
         label_K = self.links.student_label_K
-
         contradicting = dict.fromkeys(crossings.contradicting, DROPPED)
-
-        def label(token: int) -> int:
-            return contradicting.get(token, found.moved.get(token, int(label_K[token])))
-
-        moved = found.moved | {token: label(other) for token, other in crossings.moved.items()}
-        moved |= contradicting
-        if crossings.student_kinds:
-            moved |= {behind: label(behind) for behind in crossings.reaching.values()}
-            moved[own] = found.moved.get(own, int(label_K[own]))
+        known = found.moved | contradicting
+        behind = {token: known.get(token, int(label_K[token])) for token in set(crossings.reaching.values())}
+        moved = found.moved | {token: behind[like] for token, like in crossings.moved.items()} | contradicting
+        if crossings.student_kinds:  # what is named is not dropped
+            moved |= behind | {own: found.moved.get(own, int(label_K[own]))}
         else:
-            moved = {token: to for token, to in moved.items() if to != label_K[token] and token != own}
+            moved.pop(own, None)
             moved |= {own: found.moved[own]} if own in found.moved else {}
-        front = Step(DROPPED, {token: label(behind) for token, behind in crossings.reaching.items()})
         steps = [crossings.main_step, *found.steps[1:]]  # none lists anything at a common cut
-        steps = [front, *steps] if crossings.reaching else steps
+        if crossings.reaching:
+            listed = dict(zip(crossings.reaching, map(behind.__getitem__, crossings.reaching.values()), strict=True))
+            steps.insert(0, Step(DROPPED, listed))
         return replace(found, moved=moved, steps=steps, kinds=crossings.student_kinds)
 
     def _merged(self, categories: Categories, ids: list[int], is_cut: bool) -> list[tuple[int, int]]:
