@@ -19,7 +19,7 @@ from simct_pl.losses.token_conditional import SideLabels, student_masses, teache
 from simct_pl.losses.token_paths.vocab_links import VocabLinks
 from simct_pl.types import UnitAlignment
 from tests.reference.bridge import alignment_of, reader_of, shared_vocab_of
-from tests.reference.language import LANGUAGES, Language
+from tests.reference.language import LANGUAGES, Language, vocabulary
 from tests.reference.token_paths import response_loss
 from tests.reference.vocabulary import Side, greedy_ids
 
@@ -231,6 +231,17 @@ def test_one_tokenizer_on_both_sides_is_distillation_over_the_full_vocabulary() 
     )
     chunk = chunk_of(student, student, rows, student_SV, teacher_TV)
     torch.testing.assert_close(objective(chunk).loss_U, SharedVocabLoss()(chunk).loss_U)
+
+
+def test_a_character_that_merges_with_the_token_before_does_not_rule_out_its_kind() -> None:
+    """The teacher owns `=r` and `=T`; other letters stand behind `=` as before."""
+    alphabet = "rTab= "
+    student, teacher = vocabulary(alphabet), vocabulary(alphabet, "=r", "=T")
+    for text in ("=a", "=b"):
+        ids = [greedy_ids(side, text.encode()) for side in (student, teacher)]
+        paths = rows_of(student, teacher, [alignment_of(student, teacher, *ids)]).paths
+        assert paths is not None
+        assert len(paths.kinds_mask_D) == len(paths.kinds_mask_G) == 0
 
 
 def test_it_refuses_to_run_without_paths() -> None:

@@ -183,14 +183,19 @@ class Neighbours:
     def _ruled_out(self, reader: Reader, text: bytes, ids: Ids) -> int:
         """Kinds of characters in front of which a side would not have cut a text as it did, as a bit mask.
 
-        Those of the text's own last kind belong to it, and are asked about token by token.
+        Those of the text's own last kind belong to it, and are asked about token by token; so is a character that
+        becomes one with the text's last token.
         """
         own = as_text(text[-4:].lstrip(bytes(range(0x80, 0xC0))))
         if not own:
             return 0
         asked = [following for following in FOLLOWING if kind(following) != kind(own[-1])]
         read = reader.read([text + following.encode() for following in asked])
-        kept = [found is None or tuple(found[: len(ids)]) == ids for found in read]
+        lengths_V = reader.table.lengths_V
+        kept = [
+            found is None or all(lengths_V[a] >= lengths_V[b] for a, b in zip(found, ids, strict=False))
+            for found in read
+        ]
         survived = {kind(following) for following, is_kept in zip(asked, kept, strict=True) if is_kept}
         return sum(1 << KINDS.index(name) for name in {kind(following) for following in asked} - survived)
 
