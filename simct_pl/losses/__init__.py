@@ -2,7 +2,7 @@
 
 `base` says what an objective is, `dual_space` what one in two hidden spaces is; `inputs/` makes what they all read.
 Over the shared tokens: `simct`, and its baseline `shared_vocab`. By the units' own probability: `alm`, `dpca`,
-`cross_entropy`. Over both vocabularies: `uld`, `gold`, `xtoken`, `bpm`, and `token_conditional` over what `token_paths/`
-links. In hidden space: `dskd`, by `projectors`. `mixture` adds objectives up. `divergences` and `sorted_mass` compare
-two distributions, `api` is one response's loss as a plain function of two logit matrices.
+`cross_entropy`. Over both vocabularies: `uld`, `gold`, `xtoken`, `bpm`, and `token_conditional` over what
+`token_paths/` links. In hidden space: `dskd`, by `projectors`. `mixture` adds objectives up. `divergences` and
+`sorted_mass` compare two distributions, `api` is one response's loss as a plain function of two logit matrices.
 """
