@@ -12,8 +12,9 @@ from functools import cached_property
 import numpy as np
 from typing_extensions import override
 
-from simct_pl.tokenization.bytes import TokenBytes
+from simct_pl.tokenization.bytes import TokenBytes, as_text
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer
+from simct_pl.tokenization.readings import FOLLOWING, kind
 
 LONGEST_TOKEN = 40  # bytes; longer ones are runs of one character
 
@@ -54,7 +55,12 @@ def cut_down(tokenizer: ModelTokenizer, texts: Collection[str]) -> ListedTokeniz
     within = {part for text in texts for part in _parts(text.encode())}
     is_within = [token in within for token in table.tokens]
     spelt = {token_id for ids in tokenizer.encode_batch(list(texts)) for token_id in ids}
-    kept = sorted(spelt | {stop_id} | set(np.flatnonzero(np.array(is_within) & table.is_text_V).tolist()))
+    kept_ids = spelt | {stop_id} | set(np.flatnonzero(np.array(is_within) & table.is_text_V).tolist())
+    # Objectives that read a token in front of a character of another kind must find what they read in the list.
+    tokens = [text for token_id in kept_ids if (text := as_text(table[token_id] or b""))]
+    read_on = [text + following for text in tokens for following in FOLLOWING if kind(text[-1]) != kind(following)]
+    found = kept_ids.union(*tokenizer.encode_batch(read_on))
+    kept = sorted(token_id for token_id in found if table.is_mapped_V[token_id])
     new_id = {token_id: i for i, token_id in enumerate(kept)}
     small = TokenBytes.from_list(
         [*(table[token_id] for token_id in kept), None],
