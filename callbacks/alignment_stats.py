@@ -14,7 +14,18 @@ from callbacks.distilled import distilled
 from simct_pl.training.collectives import gather_scalars
 from simct_pl.training.module import DistillModule
 from simct_pl.training.text_kl import TextKL, text_kl_sums
-from simct_pl.types import LostReason, PromptBatch, StepRecord, UnitAlignment
+from simct_pl.types import (
+    STUDENT_END,
+    STUDENT_START,
+    TEACHER_END,
+    TEACHER_START,
+    LostReason,
+    PromptBatch,
+    StepRecord,
+    UnitAlignment,
+)
+
+_STARTS, _ENDS = [STUDENT_START, TEACHER_START], [STUDENT_END, TEACHER_END]
 
 # Classes of unit lengths: name, from, to. A sweep's report draws them.
 LENGTHS = (("1", 1, 1), ("2", 2, 2), ("3", 3, 3), ("4_7", 4, 7), ("8_up", 8, math.inf))
@@ -114,9 +125,11 @@ def unit_metrics(record: StepRecord) -> dict[str, float]:
     }
 
 
-def _lengths(alignment: UnitAlignment):  # type: ignore[no-untyped-def]
+def _lengths(alignment: UnitAlignment) -> np.ndarray:
     """Tokens a unit, [U, 2] (student, teacher)."""
-    return alignment.units_U6[:, [1, 3]] - alignment.units_U6[:, [0, 2]]
+    ends_U2, starts_U2 = (alignment.units_U6[:, columns] for columns in (_ENDS, _STARTS))
+    lengths_U2: np.ndarray = ends_U2 - starts_U2
+    return lengths_U2
 
 
 def _non_canonical_share(module: DistillModule, record: StepRecord) -> float:

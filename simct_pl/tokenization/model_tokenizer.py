@@ -129,5 +129,5 @@ class ModelTokenizer:
         return self.response_bytes(ids).decode(errors="replace")
 
     def render_prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of a prompt in the model's own chat template, ready for its answer (see data/chat.py)."""
+        """Ids of a prompt in the model's own chat template, ready for its answer (see tokenization/chat.py)."""
         return render_prompt(self.hf, messages)
