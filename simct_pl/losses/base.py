@@ -7,7 +7,7 @@ memory flat.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # they load transformers
     from transformers import PreTrainedModel
 
     from simct_pl.losses.token_paths.path_builder import PathBuilder
+    from simct_pl.losses.token_paths.paths import PathArrays
     from simct_pl.tokenization.pair import TokenizerPair
 
 
@@ -30,7 +31,7 @@ class UnitChunk:
     """Logits of a few whole units. student_logits_NK, teacher_logits_MK: row i predicts rows.*_ids[i].
 
     What an objective derives from them through `student` and `teacher` is computed once, also for the statistics.
-    path_logits_XK: with rows.paths, the teacher's rows that rows.paths.step_row_P counts.
+    path_logits_XK, paths: with rows.paths, the teacher's rows that paths.step_row_P counts, and those paths.
     """
 
     student_logits_NK: Tensor
@@ -38,6 +39,7 @@ class UnitChunk:
     rows: UnitRows
     tables: PairTables
     path_logits_XK: Tensor | None = None
+    paths: PathArrays | None = None
 
     @classmethod
     def read(
@@ -53,8 +55,8 @@ class UnitChunk:
             teacher_MK = read_logits_XK[first : first + count]
         else:
             teacher_MK = read_logits_XK.index_select(0, place_M.to(device))
-        rows = replace(rows, paths=rows.paths.with_rows(read_rows_X))
-        return cls(student_logits_NK, teacher_MK, rows.to(device), tables, read_logits_XK.detach())
+        paths = rows.paths.with_rows(read_rows_X).on(device)
+        return cls(student_logits_NK, teacher_MK, rows.to(device), tables, read_logits_XK.detach(), paths)
 
     @cached_property
     def student(self) -> ModelLogProbs:

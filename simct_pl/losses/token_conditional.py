@@ -22,7 +22,7 @@ from simct_pl.losses.inputs.logprobs import at_least_fp32
 from simct_pl.losses.token_paths.asking import Asker
 from simct_pl.losses.token_paths.categories import CLASSES, DROPPED
 from simct_pl.losses.token_paths.path_builder import PathBuilder
-from simct_pl.losses.token_paths.paths import TokenPaths
+from simct_pl.losses.token_paths.paths import PathArrays
 from simct_pl.losses.token_paths.vocab_links import VocabLinks
 from simct_pl.tokenization.pair import TokenizerPair
 
@@ -80,7 +80,7 @@ class TokenConditionalLoss(Objective):
         self._sides = SideLabels.of(links)
 
     def __call__(self, chunk: UnitChunk) -> UnitLosses:
-        paths, path_logits_XK = chunk.rows.paths, chunk.path_logits_XK
+        paths, path_logits_XK = chunk.paths, chunk.path_logits_XK
         if self._sides is None or paths is None or path_logits_XK is None:
             raise RecipeError(
                 f"{type(self).__name__} has no paths; call prepare(pair) first, and build rows with its path_builder."
@@ -104,7 +104,7 @@ class TokenConditionalLoss(Objective):
         return {"objective": type(self).__name__, **self._description}
 
 
-def _normalised(mass_NC: Tensor, paths: TokenPaths, floor: float) -> tuple[Tensor, Tensor]:
+def _normalised(mass_NC: Tensor, paths: PathArrays, floor: float) -> tuple[Tensor, Tensor]:
     """(log-probabilities that add up to 1, log of the mass) of each row; floor: added to each entry, of the mass.
 
     A label that a token does not have is -inf, so that no number depends on what it is computed with.
@@ -116,7 +116,7 @@ def _normalised(mass_NC: Tensor, paths: TokenPaths, floor: float) -> tuple[Tenso
     return log_NC - log_NC.logsumexp(-1, keepdim=True), total_N1.log().squeeze(-1)
 
 
-def student_masses(logits_NK: Tensor, paths: TokenPaths, side: SideLabels) -> Tensor:
+def student_masses(logits_NK: Tensor, paths: PathArrays, side: SideLabels) -> Tensor:
     """Probability of each category at each student token, [N, num_labels]; what is dropped is left out."""
     masses_NC: Tensor = _StudentMasses.apply(logits_NK, paths, side)
     return masses_NC
@@ -126,7 +126,7 @@ class _StudentMasses(torch.autograd.Function):
     """A sum by label of the softmax, with a few ids of each row moved; one column more, for what is dropped."""
 
     @staticmethod
-    def forward(ctx: Any, logits_NK: Tensor, paths: TokenPaths, side: SideLabels) -> Tensor:
+    def forward(ctx: Any, logits_NK: Tensor, paths: PathArrays, side: SideLabels) -> Tensor:
         label_K = side.label_K
         p_NK = logits_NK.softmax(-1)
         dropped = paths.num_labels
@@ -166,7 +166,7 @@ class _StudentMasses(torch.autograd.Function):
         return grad_NK.sub_(total_N1).mul_(p_NK), None, None
 
 
-def teacher_masses(logits_XK: Tensor, paths: TokenPaths, side: SideLabels) -> tuple[Tensor, Tensor]:
+def teacher_masses(logits_XK: Tensor, paths: PathArrays, side: SideLabels) -> tuple[Tensor, Tensor]:
     """(probability of each category along the teacher's path from each student token's T0, [N, num_labels], log of the
     part of it that is the token before the position, [N]: it is the same in all but a few categories).
     """
@@ -178,6 +178,7 @@ def teacher_masses(logits_XK: Tensor, paths: TokenPaths, side: SideLabels) -> tu
     reach_P = _reached(on_P, token_P, end_N)
     listed_Q = paths.listed_step_Q
     p_Q = (logits_XK[step_X[listed_Q], paths.listed_id_Q] - logz_P[listed_Q]).exp()
+    p_Q = p_Q * (paths.listed_id_Q != paths.step_id_P[listed_Q])  # what goes on does not leave the path
     mass_NX = _whole_rows(logits_XK, paths, side, reach_P - logz_P, num_tokens)
     mass_NX.index_put_((token_P[listed_Q], _place(paths.listed_label_Q, dropped)), p_Q * reach_P[listed_Q].exp(), True)
     left_P = (-torch.expm1(on_P)).index_add(0, listed_Q, -p_Q).clamp_min(0)
@@ -196,7 +197,7 @@ def _reached(on_P: Tensor, token_P: Tensor, end_N: Tensor) -> Tensor:
     return (on_P.double().cumsum(0) - on_P - before_N[token_P]).to(on_P.dtype)
 
 
-def _whole_rows(logits_XK: Tensor, paths: TokenPaths, side: SideLabels, shift_P: Tensor, num_tokens: int) -> Tensor:
+def _whole_rows(logits_XK: Tensor, paths: PathArrays, side: SideLabels, shift_P: Tensor, num_tokens: int) -> Tensor:
     """Masses of the steps at which every id has the label of its class, but for those that are listed or go on."""
     label_K = side.label_K
     whole_F, dropped = paths.whole_step_F, paths.num_labels
@@ -214,7 +215,7 @@ def _whole_rows(logits_XK: Tensor, paths: TokenPaths, side: SideLabels, shift_P:
     return mass_FK.new_zeros(num_tokens, dropped + 1).index_copy_(0, paths.step_token_P[whole_F], mass_FX)
 
 
-def merge_labels(mass_NX: Tensor, paths: TokenPaths) -> None:
+def merge_labels(mass_NX: Tensor, paths: PathArrays) -> None:
     """Give the mass of labels that are merged to the label that they are merged with."""
     token_J, from_J = paths.merged_token_J, paths.merged_from_J
     moved_J = mass_NX[token_J, from_J]

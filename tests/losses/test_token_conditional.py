@@ -91,7 +91,7 @@ def test_what_both_sides_say_is_the_texts_own_conditional_probability(name: str)
     for _, student_ids, teacher_ids, student_SV, teacher_TV in agreeing(language):
         rows = rows_of(*sides, [alignment_of(*sides, student_ids, teacher_ids)])
         chunk = chunk_of(*sides, rows, student_SV, teacher_TV)
-        paths = chunk.rows.paths
+        paths = chunk.paths
         assert paths is not None
         assert chunk.path_logits_XK is not None
         masses = (
@@ -111,7 +111,7 @@ def test_what_both_sides_say_is_the_texts_own_conditional_probability(name: str)
 def label_of(rows: UnitRows, links: VocabLinks, i: int) -> dict[int, int]:
     """Label of each student id at token i."""
     assert rows.paths is not None
-    paths = rows.paths.slice(i, i + 1)
+    paths = rows.paths.slice(i, i + 1).on(torch.device("cpu"))
     base = int(paths.base_N)
     labels = {k: int(label) if base == -2 else base for k, label in enumerate(links.student_label_K)}
     labels |= dict(zip(paths.moved_id_E.tolist(), paths.moved_label_E.tolist(), strict=True))
@@ -241,7 +241,8 @@ def test_a_character_that_merges_with_the_token_before_does_not_rule_out_its_kin
         ids = [greedy_ids(side, text.encode()) for side in (student, teacher)]
         paths = rows_of(student, teacher, [alignment_of(student, teacher, *ids)]).paths
         assert paths is not None
-        assert len(paths.kinds_mask_D) == len(paths.kinds_mask_G) == 0
+        assert not paths.kinds_N.any()
+        assert not paths.step_kinds_P.any()
 
 
 def test_it_refuses_to_run_without_paths() -> None:

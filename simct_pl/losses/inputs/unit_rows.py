@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,8 +51,8 @@ class UnitRows:
     column_U: shared column that spells the whole unit, or -1 (then the unit gets a column of its own).
     one_to_one_U: bool, one token on each side.
     prefix_unit_P, prefix_column_P: shared columns that are proper byte prefixes of a unit that is not a shared token.
-    paths: of the N student tokens, for objectives that follow them (Objective.path_builder); their teacher rows may lie
-        in neighbouring units of the same response.
+    paths: of the N student tokens, for objectives that follow them (Objective.path_builder); always on the CPU. Their
+        teacher rows may lie in neighbouring units of the same response.
     """
 
     student_rows_N: Tensor = field(metadata=_along("N", counts="S"))
@@ -72,7 +73,7 @@ class UnitRows:
     def num_units(self) -> int:
         return len(self.column_U)
 
-    @property
+    @cached_property
     def read_rows_X(self) -> Tensor:
         """The teacher's rows that an objective reads, ascending: those of the units, and of the paths beside them."""
         if self.paths is None:
@@ -133,7 +134,7 @@ class UnitRows:
 
     def to(self, device: torch.device) -> UnitRows:
         moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in _arrays()}
-        return UnitRows(**moved, paths=None if self.paths is None else self.paths.to(device))
+        return UnitRows(**moved, paths=self.paths)
 
     def slice(self, start: int, end: int) -> UnitRows:
         """Units start:end, with N, M, P and the unit numbers counted from the slice's beginning. Best on the CPU."""

@@ -19,8 +19,10 @@ from simct_pl.losses.token_paths.categories import (
     exits,
     listed,
 )
-from simct_pl.losses.token_paths.neighbours import MANY, MEMORY, Front, Ids, Neighbours
+from simct_pl.losses.token_paths.neighbours import MANY, Front, Ids, Neighbours
 from simct_pl.losses.token_paths.vocab_links import VocabLinks
+
+_MEMORY = 4096  # answers; they are large
 
 NodeOf = Callable[[int], Node]
 Left = dict[int, set[int]]  # depth → teacher tokens that leave the path there
@@ -31,9 +33,10 @@ class Asker(Neighbours):
 
     def __init__(self, links: VocabLinks) -> None:
         super().__init__(links)
-        self.behind = lru_cache(MEMORY)(self._behind)
-        self.before = lru_cache(MEMORY)(self._before)
-        self.inside = lru_cache(MEMORY)(self._inside)
+        # Answers keeps what it is told; these are for halves that come together in another way.
+        self.behind = lru_cache(_MEMORY)(self._behind)
+        self.before = lru_cache(_MEMORY)(self._before)
+        self.inside = self._inside
 
     def _behind(self, own: int, inner: Ids) -> Categories:
         """own: the realised student token. inner: the teacher's tokens from the position on that end within it."""

@@ -1,201 +1,152 @@
 """The teacher's path around each student token of some responses.
 
 In: alignments and an Asker. Out: TokenPaths. A response's rows are counted as in UnitRows: they follow those of the
-response before it. Paths never leave the stretch of neighbouring supervised units that their token lies in, so no row
-of another response, and none beside a lost stretch, is ever read.
+response before it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from itertools import accumulate
+from collections.abc import Sequence
 
 import numpy as np
+import torch
 
+from simct_pl.losses.token_paths import answers as columns
+from simct_pl.losses.token_paths.answers import Along, Answers, Before, Inside
 from simct_pl.losses.token_paths.asking import Asker
-from simct_pl.losses.token_paths.categories import CLASSES, DROPPED, Categories, Crossings, Step
-from simct_pl.losses.token_paths.paths import PathTable, TokenPaths
-from simct_pl.losses.token_paths.vocab_links import STOP
-from simct_pl.types import STUDENT_END, STUDENT_START, TEACHER_END, TEACHER_START, UnitAlignment
+from simct_pl.losses.token_paths.categories import CLASSES, DROPPED
+from simct_pl.losses.token_paths.neighbours import Front, Ids, Side
+from simct_pl.losses.token_paths.paths import TokenPaths
+from simct_pl.losses.token_paths.places import LOOK_BACK, Flat, Places
+from simct_pl.progress import progress
+from simct_pl.types import UnitAlignment
 
-LOOK_BACK = 3  # teacher tokens before T0 that could have been merged with what follows the position
+_MANY_QUESTIONS = 200  # that were never asked before take seconds, and show a bar
+_NOT_LISTED = -3
 
 
 class PathBuilder:
-    """Makes TokenPaths of a pair's responses."""
+    """Makes TokenPaths of a pair's responses. Questions that were asked before cost an array operation each."""
 
     def __init__(self, asker: Asker) -> None:
         self.asker, self.links = asker, asker.links
+        self.answers = Answers(asker)
 
     def build(self, alignments: Sequence[UnitAlignment]) -> TokenPaths:
         """Paths of the student tokens in supervised units, in order."""
-        table = PathTable()
-        teacher_offset = 0
-        for alignment in alignments:
-            for first, last in _stretches(alignment):
-                self._stretch(table, alignment, first, last, teacher_offset)
-            teacher_offset += alignment.num_teacher_tokens
-        return table.finish(self.links.num_labels)
+        places = Places.of(alignments, self.links)
+        self.answers.make_room()
+        return self._gather(places, self._ask(places))
 
-    def _stretch(self, table: PathTable, alignment: UnitAlignment, first: int, last: int, teacher_offset: int) -> None:
-        """Neighbouring units first … last."""
-        students = slice(alignment.units_U6[first, STUDENT_START], alignment.units_U6[last, STUDENT_END])
-        teachers = slice(alignment.units_U6[first, TEACHER_START], alignment.units_U6[last, TEACHER_END])
-        places = _Places(
-            alignment.student_ids_S[students].tolist(),
-            alignment.teacher_ids_T[teachers].tolist(),
-            self.links.student.table.lengths_V,
-            self.links.teacher.table.lengths_V,
-            has_stop=alignment.has_stop and last == alignment.num_units - 1,
-        )
-        for i in range(len(places.student_ids)):
-            start, categories = self._at(places, i)
-            is_cut = places.teacher_end[start + len(categories.steps) - 1] <= places.student_end[i]
-            count = len(categories.steps)
-            ids = places.teacher_ids[start : start + count]
-            rows = range(
-                teacher_offset + int(teachers.start) + start, teacher_offset + int(teachers.start) + start + count
-            )
-            table.add(categories, ids, rows, self._merged(categories, ids, is_cut))
+    def _ask(self, places: Places) -> np.ndarray:
+        """The question of each student token, as a row of Answers.questions, int64 [N]."""
+        keys = places.keys(self.links).tolist()
+        missing = [i for i, number in enumerate(self.answers.numbers(keys)) if number < 0]
+        new = {keys[i]: i for i in missing}
+        with progress("asks the tokenizers about new tokens", len(new), shown=len(new) > _MANY_QUESTIONS) as bar:
+            for key, i in new.items():
+                self.answers.ask(key, self._question(places, i))
+                bar.advance()
+        return np.array(self.answers.numbers(keys), np.int64)
 
-    def _at(self, places: _Places, i: int) -> tuple[int, Categories]:
-        """(the first teacher token of the path, categories) of a student token."""
-        own = places.student_ids[i]
-        if self.links.same_tokenizer:
-            return i, Categories(CLASSES, {}, [Step(CLASSES)], int(self.links.student_label_K[own]), [], 0)
-        start, end = places.student_start[i], places.student_end[i]
-        at = places.teacher_token_at(start)
-        after = places.teacher_ending_by(end)
-        inner = tuple(places.teacher_ids[at:after])
-        num_left = len(places.teacher_ids) - at
-        if places.teacher_start[at] < start:
-            written, outside = places.written(i, places.teacher_start[at])
-            part = self._bytes(written)[outside:]
-            earlier = self.asker.overreaching("teacher", places.teacher_before(at), part)
-            return at, _cut(self.asker.inside(written, outside, places.teacher_ids[at], inner, own, earlier), num_left)
-        if places.is_stop(at):
-            found = Categories(CLASSES, {}, [Step(CLASSES)], STOP, [], 0)
-        else:
-            found = _cut(self.asker.behind(own, inner), num_left)
-        if at == 0:
-            return at, found
-        written, outside = places.written(i, places.teacher_start[at - 1])
-        part = self.links.teacher.table.tokens[places.teacher_ids[at - 1]]
-        earlier = self.asker.overreaching("teacher", places.teacher_before(at - 1), part)
-        own_earlier = self.asker.overreaching("student", places.student_before(i), b"")[1:]
-        crossings = self.asker.before(written, outside, places.teacher_ids[at - 1], earlier, own_earlier)
-        if not crossings.any:
-            return at, found
-        return at - bool(crossings.reaching), self._crossed(found, crossings, own)
+    def _question(self, places: Places, i: int) -> tuple[Along, Before | None] | Inside:
+        student, teacher = places.student, places.teacher
+        at, after, origin, first = (int(array[i]) for array in (places.at, places.after, places.origin, places.first))
+        own, inner = int(student.ids[i]), tuple(teacher.ids[at:after].tolist())
+        written, outside = tuple(student.ids[first:i].tolist()), int(places.outside[i])
+        ends_early = bool(places.ends_early[i])
+        if places.is_inside[i]:
+            part = self._text(written)[outside:]
+            covering, earlier = int(teacher.ids[at]), self._overreaching("teacher", teacher, at, part)
+            return Inside(written, outside, covering, inner, own, earlier, ends_early)
+        along = Along(own, inner, ends_early, bool(places.is_stop[i]))
+        if origin == at or self.links.same_tokenizer:
+            return along, None
+        last, before = int(teacher.ids[origin]), int(student.ids[i - 1])
+        earlier = self._overreaching("teacher", teacher, origin, self.links.teacher.table.tokens[last])
+        own_earlier = self._overreaching("student", student, i - 1, self.links.student.table.tokens[before])
+        return along, Before(written, outside, last, earlier, own_earlier)
 
-    def _bytes(self, student_ids: tuple[int, ...]) -> bytes:
+    def _overreaching(self, side: Side, flat: Flat, token: int, part: bytes) -> tuple[Front, ...]:
+        """Of the tokens before one; part: what lies between them and the position."""
+        before = flat.ids[max(token - LOOK_BACK, int(flat.first[token])) : token]
+        return self.asker.overreaching(side, tuple(before.tolist()), part)
+
+    def _text(self, student_ids: Ids) -> bytes:
         tokens = self.links.student.table.tokens
         return b"".join([tokens[k] for k in student_ids])
 
-    def _crossed(self, found: Categories, crossings: Crossings, own: int) -> Categories:
-        """With what the tokens before the position change; a first step more where teacher tokens go past it."""
-        label_K = self.links.student_label_K
-        contradicting = dict.fromkeys(crossings.contradicting, DROPPED)
-        known = found.moved | contradicting
-        behind = {token: known.get(token, int(label_K[token])) for token in set(crossings.reaching.values())}
-        moved = found.moved | {token: behind[like] for token, like in crossings.moved.items()} | contradicting
-        if crossings.student_kinds:  # what is named is not dropped
-            moved |= behind | {own: found.moved.get(own, int(label_K[own]))}
-        else:
-            moved.pop(own, None)
-            moved |= {own: found.moved[own]} if own in found.moved else {}
-        steps = [crossings.main_step, *found.steps[1:]]  # none lists anything at a common cut
-        if crossings.reaching:
-            listed = dict(zip(crossings.reaching, map(behind.__getitem__, crossings.reaching.values()), strict=True))
-            steps.insert(0, Step(DROPPED, listed))
-        return replace(found, moved=moved, steps=steps, kinds=crossings.student_kinds)
+    def _gather(self, places: Places, question_N: np.ndarray) -> TokenPaths:
+        answers, teacher = self.answers, places.teacher
+        asked_N = answers.questions.rows[question_N]
+        count_N = asked_N[:, columns.NUM_STEPS]
+        token_P = np.repeat(np.arange(len(count_N)), count_N)
+        within_P = _within(count_N)
+        steps_P = answers.steps.rows[asked_N[token_P, columns.FIRST_STEP] + within_P]
+        on_P = (places.at - asked_N[:, columns.IS_BACK])[token_P] + within_P
+        merged_J3 = self._merged(places, asked_N, steps_P, on_P)
+        arrays = {
+            "base_N": asked_N[:, columns.BASE],
+            "own_N": asked_N[:, columns.OWN],
+            "num_own_N": asked_N[:, columns.NUM_OWN],
+            "kinds_N": asked_N[:, columns.KINDS],
+            "moved_list_N2": asked_N[:, [columns.LIST_ALONG, columns.LIST_BEFORE]],
+            "step_token_P": token_P,
+            "step_row_P": teacher.row[on_P],
+            "step_id_P": teacher.ids[on_P],
+            "step_base_P": steps_P[:, columns.STEP_BASE],
+            "step_kinds_P": steps_P[:, columns.STEP_KINDS],
+            "step_list_P": steps_P[:, columns.STEP_LIST],
+            "merged_token_J": merged_J3[:, 0],
+            "merged_from_J": merged_J3[:, 1],
+            "merged_to_J": merged_J3[:, 2],
+        }
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+        num_own = int(asked_N[:, columns.NUM_OWN].max(initial=0))
+        num_classes = self.links.num_labels
+        return TokenPaths(
+            **tensors, lists=answers.lists, num_classes=num_classes, num_labels=num_classes + num_own
+        )
 
-    def _merged(self, categories: Categories, ids: list[int], is_cut: bool) -> list[tuple[int, int]]:
-        """What is one category here: also where the path ends, and the realised student token."""
-        if is_cut:
-            return categories.merged
-        step, token = categories.steps[-1], ids[-1]
-        label = step.listed.get(token, step.base)
-        if label == CLASSES:
-            label = int(self.links.teacher_label_K[token])
-        merged = dict(categories.merged)
-        ends = [merged.get(x, x) for x in (label, categories.own)]
-        if DROPPED not in ends and ends[0] != ends[1]:
-            return [*((a, ends[1] if b == ends[0] else b) for a, b in categories.merged), (ends[0], ends[1])]
-        return categories.merged
+    def _merged(self, places: Places, asked_N: np.ndarray, steps_P: np.ndarray, on_P: np.ndarray) -> np.ndarray:
+        """(token, from, to) of labels that are one, by token, int64 [J, 3].
 
-
-def _cut(categories: Categories, num_left: int) -> Categories:
-    """Without the step behind the stretch's last token: what would leave the path there is at its end."""
-    if len(categories.steps) <= num_left:
-        return categories
-    *steps, behind = categories.steps
-    ends = {behind.base, *behind.listed.values()} - {categories.own, DROPPED}
-    merged = [*categories.merged, *((label, categories.own) for label in sorted(ends))]
-    return replace(categories, steps=steps, merged=merged)
-
-
-class _Places:
-    """Tokens of a stretch by the bytes where they start and end; a stop counts as one byte."""
-
-    def __init__(
-        self,
-        student_ids: list[int],
-        teacher_ids: list[int],
-        student_lengths: np.ndarray,
-        teacher_lengths: np.ndarray,
-        has_stop: bool,
-    ) -> None:
-        self.student_ids, self.teacher_ids, self.has_stop = student_ids, teacher_ids, has_stop
-        self.student_end = _ends(student_ids, student_lengths, has_stop)
-        self.teacher_end = _ends(teacher_ids, teacher_lengths, has_stop)
-        self.student_start, self.teacher_start = [0, *self.student_end[:-1]], [0, *self.teacher_end[:-1]]
-
-    def teacher_token_at(self, byte: int) -> int:
-        """The teacher token that covers a byte."""
-        return int(np.searchsorted(self.teacher_end, byte, "right"))
-
-    def teacher_ending_by(self, byte: int) -> int:
-        """How many teacher tokens end by a byte."""
-        return int(np.searchsorted(self.teacher_end, byte, "right"))
-
-    def is_stop(self, teacher_token: int) -> bool:
-        return self.has_stop and teacher_token == len(self.teacher_ids) - 1
-
-    def teacher_before(self, token: int) -> tuple[int, ...]:
-        """A few teacher tokens before one."""
-        return tuple(self.teacher_ids[max(token - LOOK_BACK, 0) : token])
-
-    def student_before(self, token: int) -> tuple[int, ...]:
-        return tuple(self.student_ids[max(token - LOOK_BACK, 0) : token])
-
-    def written(self, i: int, byte: int) -> tuple[tuple[int, ...], int]:
-        """The student tokens before token i from the one that covers a byte, and their bytes before it."""
-        first = i - 1
-        while self.student_start[first] > byte:
-            first -= 1
-        return tuple(self.student_ids[first:i]), byte - self.student_start[first]
+        Where the path ends behind the student's token, its last token begins with that token: the label it would have
+        if it left the path there is one with the path's end.
+        """
+        last_N = np.cumsum(asked_N[:, columns.NUM_STEPS]) - 1
+        steps_N, on_N = steps_P[last_N], places.teacher.ids[on_P[last_N]]
+        label_N = self.answers.labels(steps_N[:, columns.STEP_LIST].tolist(), on_N.tolist(), _NOT_LISTED)
+        label_N = np.where(label_N == _NOT_LISTED, steps_N[:, columns.STEP_BASE], label_N)
+        label_N = np.where(label_N == CLASSES, self.links.teacher_label_K[on_N], label_N)
+        count_N, own_N = asked_N[:, columns.NUM_MERGED], asked_N[:, columns.OWN]
+        goes_past_N = places.teacher.end[on_P[last_N]] > places.student.end
+        differs_N = goes_past_N & (label_N != own_N) & (label_N != DROPPED) & (own_N != DROPPED)
+        token_J = np.repeat(np.arange(len(count_N)), count_N)
+        pair_J2 = self.answers.merged.rows[asked_N[token_J, columns.FIRST_MERGED] + _within(count_N)]
+        found_J3 = np.column_stack([token_J, pair_J2])
+        if not differs_N.any():
+            return found_J3
+        ends_K3 = np.column_stack([np.arange(len(own_N)), label_N, own_N])[differs_N]
+        return _joined(found_J3, ends_K3)
 
 
-def _ends(ids: list[int], lengths: np.ndarray, has_stop: bool) -> list[int]:
-    sizes = lengths[ids].tolist()
-    if has_stop:
-        sizes[-1] = 1
-    return list(accumulate(sizes))
+def _joined(found_J3: np.ndarray, ends_K3: np.ndarray) -> np.ndarray:
+    """Merged labels, and one pair more for some tokens, so that every label is merged at once and not on the way."""
+    by_token: dict[int, list[tuple[int, int]]] = {}
+    for token, one, other in found_J3.tolist():
+        by_token.setdefault(token, []).append((one, other))
+    for token, one, other in ends_K3.tolist():
+        pairs = by_token.get(token, [])
+        known = dict(pairs)
+        one, other = known.get(one, one), known.get(other, other)
+        if one != other:
+            pairs = [(a, other if b == one else b) for a, b in pairs]
+            by_token[token] = [*pairs, (one, other)]
+    rows = [(token, *pair) for token in sorted(by_token) for pair in by_token[token]]
+    return np.array(rows, np.int64).reshape(-1, 3)
 
 
-def _stretches(alignment: UnitAlignment) -> Iterator[tuple[int, int]]:
-    """(first, last) of neighbouring supervised units."""
-    units_U6, found = alignment.units_U6, None
-    for unit in np.flatnonzero(alignment.supervised_U).tolist():
-        row = units_U6[unit]
-        if found is not None:
-            before = units_U6[found[1]]
-            if before[STUDENT_END] == row[STUDENT_START] and before[TEACHER_END] == row[TEACHER_START]:
-                found = found[0], unit
-                continue
-            yield found
-        found = unit, unit
-    if found is not None:
-        yield found
+def _within(count_N: np.ndarray) -> np.ndarray:
+    """0..c-1 for each count c, concatenated."""
+    return np.arange(count_N.sum()) - np.repeat(np.cumsum(count_N) - count_N, count_N)

@@ -1,11 +1,11 @@
-"""What each supervised student token is compared over, as flat arrays that the chunker slices.
+"""What each supervised student token is compared over.
 
-In: the Categories of each token. Out: TokenPaths.
+In: the answers to each token's question. Out: TokenPaths, small arrays that the chunker slices and that point at shared
+lists; of a strip, PathArrays, in which the lists are written out on the device that reads them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -13,25 +13,87 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simct_pl.losses.token_paths.categories import CLASSES, Categories, Step
+from simct_pl.losses.token_paths.categories import CLASSES
+from simct_pl.losses.token_paths.lists import ListStore
 
 
 @dataclass(frozen=True)
 class TokenPaths:
-    """Categories of N student tokens, in order (int64, on one device).
+    """Categories of N student tokens, in order (int64, on the CPU).
 
-    A label below num_labels is a class of VocabLinks, one from there on is the token's own; DROPPED is no category.
-    base_N: label of all student ids that are not moved, or CLASSES, or DROPPED. own_N: label of the
-        path's end. num_own_N: how many labels are the token's own.
-    moved_token_E, moved_id_E, moved_label_E: student ids with another label, at token E.
+    A label below num_classes is a class of VocabLinks, one from there on is the token's own; DROPPED is no category.
+    base_N: label of all student ids that are not moved, or CLASSES, or DROPPED. kinds_N: those whose ids are dropped
+        unless they are moved (VocabLinks.student_keep_MK). moved_list_N2: lists of the ids with another label.
+    own_N: label of the path's end. num_own_N: how many labels are the token's own.
     step_token_P, step_row_P, step_id_P: the teacher's rows along the path of each token, and the id that goes on.
-    step_base_P: label of the ids that are not listed, or CLASSES, or DROPPED.
-    listed_step_Q, listed_id_Q, listed_label_Q: teacher ids with another label, at step Q.
-    based_token_B: tokens whose base is not CLASSES. whole_step_F: steps whose base is CLASSES, at most one a token.
+    step_base_P, step_kinds_P, step_list_P: as for the student's ids.
     merged_token_J, merged_from_J, merged_to_J: labels that are one at token J.
-    kinds_token_D, kinds_mask_D, kinds_step_G, kinds_mask_G: kinds of tokens that are dropped, unless they are moved or
-        listed (VocabLinks.student_keep_MK), at token D of the student and step G of the teacher.
-    num_classes: labels of classes. num_labels: with those, at most, of a token.
+    lists: what the lists hold. num_classes: labels of classes. num_labels: with those, at most, of a token.
+    """
+
+    base_N: Tensor
+    own_N: Tensor
+    num_own_N: Tensor
+    kinds_N: Tensor
+    moved_list_N2: Tensor
+    step_token_P: Tensor
+    step_row_P: Tensor
+    step_id_P: Tensor
+    step_base_P: Tensor
+    step_kinds_P: Tensor
+    step_list_P: Tensor
+    merged_token_J: Tensor
+    merged_from_J: Tensor
+    merged_to_J: Tensor
+    lists: ListStore
+    num_classes: int
+    num_labels: int
+
+    def with_rows(self, rows_X: Tensor) -> TokenPaths:
+        """With positions in rows_X, ascending, in place of the teacher's rows."""
+        return replace(self, step_row_P=torch.searchsorted(rows_X, self.step_row_P))
+
+    def slice(self, start: int, end: int) -> TokenPaths:
+        """Tokens start:end, counted from the slice's beginning."""
+        ranges = {"N": slice(start, end)} | {name[-1]: _range(getattr(self, name), start, end) for name in _BY_TOKEN}
+        parts: dict[str, Any] = {name: getattr(self, name)[ranges[_axis(name)]] for name in _TENSORS}
+        parts |= {name: parts[name] - start for name in _BY_TOKEN}
+        return replace(self, **parts)
+
+    def on(self, device: torch.device) -> PathArrays:
+        """Written out; everything goes to the device in one piece, and nothing there is waited for."""
+        used_L, place = np.unique(
+            np.concatenate([self.moved_list_N2.flatten().numpy(), self.step_list_P.numpy()]), return_inverse=True
+        )
+        lengths_L = self.lists.lengths(used_L)
+        length_R = lengths_L[place]
+        num_moved_lists = 2 * len(self.base_N)
+        sizes = int(length_R[:num_moved_lists].sum()), int(length_R[num_moved_lists:].sum())
+        starts_L = np.cumsum(lengths_L) - lengths_L
+        arrays = {name: getattr(self, name) for name in _TENSORS if name != "moved_list_N2"} | {
+            "entries": torch.from_numpy(self.lists.gather(used_L)).flatten(),
+            "start_R": torch.from_numpy(starts_L[place]),
+            "length_R": torch.from_numpy(length_R),
+            "based_token_B": (self.base_N != CLASSES).nonzero().flatten(),
+            "whole_step_F": (self.step_base_P == CLASSES).nonzero().flatten(),
+            "kinds_token_D": self.kinds_N.nonzero().flatten(),
+            "kinds_step_G": self.step_kinds_P.nonzero().flatten(),
+        }
+        whole = torch.cat([*arrays.values()])
+        moved = whole.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else whole.to(device)
+        found = dict(zip(arrays, moved.split([len(one) for one in arrays.values()]), strict=True))
+        return PathArrays.of(found, sizes, num_moved_lists, self.num_classes, self.num_labels)
+
+
+@dataclass(frozen=True)
+class PathArrays:
+    """TokenPaths with the lists written out, on the device of the logits.
+
+    moved_token_E, moved_id_E, moved_label_E: student ids with another label than the base, at token E.
+    listed_step_Q, listed_id_Q, listed_label_Q: teacher ids with another label, at step Q; the id that goes on may be
+        one of them.
+    based_token_B: tokens whose base is not CLASSES. whole_step_F: steps whose base is CLASSES, at most one a token.
+    kinds_token_D, kinds_mask_D, kinds_step_G, kinds_mask_G: where kinds of ids are dropped, and which.
     """
 
     base_N: Tensor
@@ -59,93 +121,57 @@ class TokenPaths:
     num_classes: int
     num_labels: int
 
+    @classmethod
+    def of(
+        cls, found: dict[str, Tensor], sizes: tuple[int, int], num_moved_lists: int, num_classes: int, num_labels: int
+    ) -> PathArrays:
+        """found: arrays of TokenPaths; entries, (id, label) of the lists that it uses; where each of its lists, first
+        the student's, then the steps', begins in them and how long it is. sizes: entries of both, all told.
+        """
+        kept = {f.name: found[f.name] for f in fields(cls) if f.name in found}
+        entries_I2 = found["entries"].view(-1, 2)
+        written = []
+        for size, of in zip(sizes, (slice(num_moved_lists), slice(num_moved_lists, None)), strict=True):
+            row_I, place_I = _write_out(found["start_R"][of], found["length_R"][of], size)
+            written.append((row_I, *entries_I2[place_I].unbind(1)))
+        (moved_list_E, moved_id_E, moved_label_E), (listed_step_Q, listed_id_Q, listed_label_Q) = written
+        return cls(
+            **kept,
+            moved_token_E=moved_list_E // 2,
+            moved_id_E=moved_id_E,
+            moved_label_E=moved_label_E,
+            listed_step_Q=listed_step_Q,
+            listed_id_Q=listed_id_Q,
+            listed_label_Q=listed_label_Q,
+            kinds_mask_D=found["kinds_N"][found["kinds_token_D"]],
+            kinds_mask_G=found["step_kinds_P"][found["kinds_step_G"]],
+            num_classes=num_classes,
+            num_labels=num_labels,
+        )
+
     def unused(self) -> Tensor:
         """Own labels that a token does not have, bool [N, num_labels - num_classes]."""
         own = torch.arange(self.num_labels - self.num_classes, device=self.num_own_N.device)
         return own >= self.num_own_N[:, None]
 
-    def to(self, device: torch.device, non_blocking: bool = True) -> TokenPaths:
-        moved: dict[str, Any] = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in _TENSORS}
-        return TokenPaths(**moved, num_classes=self.num_classes, num_labels=self.num_labels)
 
-    def with_rows(self, rows_X: Tensor) -> TokenPaths:
-        """With positions in rows_X, ascending, in place of the teacher's rows."""
-        return replace(self, step_row_P=torch.searchsorted(rows_X, self.step_row_P))
-
-    def slice(self, start: int, end: int) -> TokenPaths:
-        """Tokens start:end, counted from the slice's beginning. Best on the CPU."""
-        tokens = slice(start, end)
-        ranges = {"N": tokens} | {name[-1]: _range(getattr(self, name), start, end) for name in _BY_TOKEN}
-        steps = ranges["P"]
-        ranges |= {name[-1]: _range(getattr(self, name), steps.start, steps.stop) for name in _BY_STEP}
-        parts: dict[str, Any] = {name: getattr(self, name)[ranges[name[-1]]] for name in _TENSORS}
-        parts |= {name: parts[name] - start for name in _BY_TOKEN}
-        parts |= {name: parts[name] - steps.start for name in _BY_STEP}
-        return TokenPaths(**parts, num_classes=self.num_classes, num_labels=self.num_labels)
+_TENSORS = [field.name for field in fields(TokenPaths) if field.name not in ("lists", "num_classes", "num_labels")]
+_BY_TOKEN = ("step_token_P", "merged_token_J")
 
 
-_TENSORS = [field.name for field in fields(TokenPaths) if field.name not in ("num_classes", "num_labels")]
-
-
-_BY_TOKEN = ("moved_token_E", "step_token_P", "merged_token_J", "based_token_B", "kinds_token_D")
-_BY_STEP = ("listed_step_Q", "whole_step_F", "kinds_step_G")
+def _axis(name: str) -> str:
+    """N, P or J."""
+    return name.rstrip("2")[-1]
 
 
 def _range(index: Tensor, start: int, end: int) -> slice:
     return slice(*torch.searchsorted(index, torch.tensor([start, end])).tolist())
 
 
-class PathTable:
-    """Grows the arrays of TokenPaths, a token at a time."""
-
-    def __init__(self) -> None:
-        self.num_own = self.num_tokens = self.num_steps = 0
-        self._parts: dict[str, list[np.ndarray]] = {name: [] for name in _TENSORS}
-        self._numbers: dict[str, list[int]] = {name: [] for name in _TENSORS}
-
-    def add(
-        self, categories: Categories, ids: Sequence[int], rows: Iterable[int], merged: list[tuple[int, int]]
-    ) -> None:
-        """A token's categories; ids: the path's tokens, rows: where the teacher predicts them."""
-        token, self.num_tokens = self.num_tokens, self.num_tokens + 1
-        self.num_own = max(self.num_own, categories.num_own_labels)
-        self._row(base_N=categories.base, own_N=categories.own, num_own_N=categories.num_own_labels)
-        if categories.base != CLASSES:
-            self._row(based_token_B=token)
-        if categories.kinds:
-            self._row(kinds_token_D=token, kinds_mask_D=categories.kinds)
-        self._labels("moved_token_E", "moved_id_E", "moved_label_E", token, categories.moved_arrays)
-        for one, other in merged:
-            self._row(merged_token_J=token, merged_from_J=one, merged_to_J=other)
-        for step, on, row in zip(categories.steps, ids, rows, strict=True):
-            self._step(step, token, on, row)
-
-    def _step(self, step: Step, token: int, on: int, row: int) -> None:
-        number, self.num_steps = self.num_steps, self.num_steps + 1
-        self._row(step_token_P=token, step_row_P=row, step_id_P=on, step_base_P=step.base)
-        if step.base == CLASSES:
-            self._row(whole_step_F=number)
-        if step.kinds:
-            self._row(kinds_step_G=number, kinds_mask_G=step.kinds)
-        listed_ids, labels = step.arrays
-        if on in step.listed:
-            is_other = listed_ids != on
-            listed_ids, labels = listed_ids[is_other], labels[is_other]
-        self._labels("listed_step_Q", "listed_id_Q", "listed_label_Q", number, (listed_ids, labels))
-
-    def _row(self, **values: int) -> None:
-        for name, value in values.items():
-            self._numbers[name].append(value)
-
-    def _labels(self, index: str, ids: str, labels: str, of: int, arrays: tuple[np.ndarray, np.ndarray]) -> None:
-        if len(arrays[0]):
-            self._parts[index].append(np.full(len(arrays[0]), of))
-            self._parts[ids].append(arrays[0])
-            self._parts[labels].append(arrays[1])
-
-    def finish(self, num_classes: int) -> TokenPaths:
-        tensors: dict[str, Any] = {}
-        for name in _TENSORS:
-            parts = [*self._parts[name], np.array(self._numbers[name], np.int64)]
-            tensors[name] = torch.from_numpy(np.concatenate(parts))
-        return TokenPaths(**tensors, num_classes=num_classes, num_labels=num_classes + self.num_own)
+def _write_out(start_R: Tensor, length_R: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """(the range, the place) of every place in some ranges, int64 [size]; size: their lengths' sum."""
+    row_I = torch.repeat_interleave(
+        torch.arange(len(length_R), device=length_R.device), length_R, output_size=size
+    )
+    shift_R = start_R - length_R.cumsum(0) + length_R
+    return row_I, torch.arange(size, device=length_R.device) + shift_R[row_I]

@@ -16,6 +16,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from simct_pl.losses.token_paths.rolling import HashSet, RollingHash
 from simct_pl.tokenization.bytes import as_text
 from simct_pl.tokenization.pair import TokenizerPair
 from simct_pl.tokenization.readings import KINDS, PairReadings, Reader, Readings, kind
@@ -129,6 +130,16 @@ class SortedTokens:
         start = bisect_left(self.tokens, prefix)
         end = bisect_left(self.tokens, prefix + b"\xff" * 128, start)
         return list(zip(self.ids[start:end], self.tokens[start:end], strict=True))
+
+    @cached_property
+    def prefixes(self) -> HashSet:
+        """Hashes of the bytes that any token begins with and is longer than."""
+        lengths = np.array([len(token) for token in self.tokens], np.int64)
+        starts = np.repeat(np.cumsum(lengths) - lengths, np.maximum(lengths - 1, 0))
+        within = np.arange(len(starts)) - np.repeat(np.cumsum(np.maximum(lengths - 1, 0)), np.maximum(lengths - 1, 0))
+        within += np.repeat(np.maximum(lengths - 1, 0), np.maximum(lengths - 1, 0))
+        hashes = RollingHash(np.frombuffer(b"".join(self.tokens), np.uint8))
+        return HashSet(hashes.of(starts, starts + within + 1))
 
     def goes_on(self, prefix: bytes) -> bool:
         """Whether any token begins with some bytes and is longer."""
