@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,6 +19,7 @@ import numpy as np
 from simct_pl.progress import progress
 from simct_pl.tokenization import cache
 from simct_pl.tokenization.bytes import TokenBytes, as_text
+from simct_pl.tokenization.merges import Joints, Spell
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer
 from simct_pl.tokenization.projection import spell_inside
 
@@ -29,17 +30,19 @@ FOLLOWING = ("r", "T", "2", " ", "\n", "#", ",")
 _CONTINUATIONS = tuple(range(0x80, 0xC0, 3))
 _BATCH = 20_000  # texts between two steps of the progress bar
 
-Spell = Callable[[Sequence[str]], list[list[int]]]
-
 
 @dataclass(frozen=True, eq=False)
 class Reader:
-    """A tokenizer as something that cuts texts: its table, its stops, and its ids of texts inside a response."""
+    """A tokenizer as something that cuts texts: its table, its stops, and its ids of texts inside a response.
+
+    definition: its tokenizer.json, if it has one.
+    """
 
     table: TokenBytes
     stop_ids: tuple[int, ...]
     spell: Spell
     fingerprint: str
+    definition: str | None = None
 
     @classmethod
     def of(cls, tokenizer: ModelTokenizer) -> Reader:
@@ -48,6 +51,7 @@ class Reader:
             tokenizer.found_stop_ids,
             lambda texts: spell_inside(tokenizer, texts),
             tokenizer.fingerprint,
+            tokenizer.hf.backend_tokenizer.to_str(),
         )
 
     def read(self, texts: Sequence[bytes]) -> list[list[int] | None]:
@@ -59,6 +63,13 @@ class Reader:
             if b"".join([tokens[k] for k in ids]) == texts[i] and all(is_text_V[k] for k in ids):
                 found[i] = ids
         return found
+
+    @cached_property
+    def joints(self) -> Joints | None:
+        """What it would merge, as far as its merges tell; None if it has none."""
+        if self.definition is None:
+            return None
+        return Joints.of(self.definition, self.table, self.text_ids, self.spell, self.fingerprint)
 
     @cached_property
     def text_ids(self) -> list[int]:

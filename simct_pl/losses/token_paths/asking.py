@@ -97,6 +97,8 @@ class Asker(Neighbours):
                 links.join(("v", student), ("default", depth))
             else:
                 asked |= {k for k, data in longer if len(data) > len(behind)}
+        (read,) = vocab.student.read([front])
+        asked = left[depth].union(self._to_ask("student", read[-1] if read else None, asked))
         for token, begun in self._students_reading(front, sorted(asked), left[depth]):
             if token in left[depth] or begun in students:
                 left[depth].add(token)
@@ -113,11 +115,12 @@ class Asker(Neighbours):
         wrote, part = self._text(student, written), teacher.table.tokens[last]
         found = self._reaching(written, outside, part) or {}
         reaching = {token: behind for token, behind in found.items() if token != last}
-        moved = {k: reaching[token] for k, token in self._read_into(reaching, part).items() if k != reaching[token]}
-        excluded = self._excluded(wrote, student.table.tokens[written[-1]], part, last)
-        excluded += self._contradicting("student", own_earlier)
+        read_into = self._read_into(reaching, part, last).items()
+        moved = {k: reaching[token] for k, token in read_into if k != reaching[token]}
+        excluded = self._excluded(written[-1], part, last)
+        excluded += self._contradicting("student", own_earlier, written[-1])
         kinds = self._ruled_out(teacher, part, (last,)), self._ruled_out(student, wrote, written)
-        return Crossings(reaching, moved, excluded, self._contradicting("teacher", earlier), *kinds)
+        return Crossings(reaching, moved, excluded, self._contradicting("teacher", earlier, last), *kinds)
 
     def _inside(
         self, written: Ids, outside: int, covering: int, inner: Ids, own: int, earlier: tuple[Front, ...]
@@ -156,7 +159,7 @@ class Asker(Neighbours):
             path = self._text(teacher, inner)[len(part) :]
             self._along_path(links, lambda k: ("v", k) if k in along else base, own, path, inner, left, along)
         found = self._categories_inside(links, base, whole, own, left, along)
-        found.moved.update((token, DROPPED) for token in self._contradicting("teacher", earlier) if token != own)
+        found.moved.update((token, DROPPED) for token in self._contradicting("teacher", earlier, None) if token != own)
         return found
 
     def _categories_inside(

@@ -5,13 +5,17 @@ In: VocabLinks, ids and bytes. Out: ids. simct_pl.losses.token_paths.asking make
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+import numpy as np
+
 from simct_pl.losses.token_paths.vocab_links import SortedTokens, VocabLinks
 from simct_pl.tokenization.bytes import as_text
-from simct_pl.tokenization.readings import FOLLOWING, KINDS, Reader, cut_behind, followings, kind
+from simct_pl.tokenization.merges import first_kind, members
+from simct_pl.tokenization.readings import FOLLOWING, KINDS, Reader, Readings, cut_behind, followings, kind
 
 MEMORY = 200_000  # answers that are kept
 MANY = 2000  # tokens that begin with the same bytes; beyond so many they are not told apart
@@ -20,13 +24,61 @@ Side = Literal["student", "teacher"]
 Front = tuple[bytes, int]  # bytes, and the token that was written at their beginning
 
 
+@dataclass(frozen=True, eq=False)
+class _Firsts:
+    """The token that the other side's tokenizer begins each of one side's tokens with.
+
+    first_K: int64; -1 where it depends on what follows, and where there is none. tokens_E, by_first_E: tokens by the
+    one that they begin with, ascending.
+    """
+
+    first_K: np.ndarray
+    tokens_E: np.ndarray
+    by_first_E: np.ndarray
+
+    @classmethod
+    def of(cls, readings: Readings) -> _Firsts:
+        pairs = np.unique(np.stack([readings.source_E, readings.first_E], 1), axis=0)
+        sources, count = np.unique(pairs[:, 0], return_counts=True)
+        alone = pairs[members(pairs[:, 0], sources[count == 1])]
+        first_K = np.full(int(sources.max(initial=0)) + 1, -1, np.int64)
+        first_K[alone[:, 0]] = alone[:, 1]
+        order = np.argsort(alone[:, 1], kind="stable")
+        return cls(first_K, alone[order, 0], alone[order, 1])
+
+    def of_tokens(self, tokens_E: np.ndarray) -> np.ndarray:
+        return np.where(tokens_E < len(self.first_K), self.first_K[np.minimum(tokens_E, len(self.first_K) - 1)], -1)
+
+    def beginning_with(self, firsts: np.ndarray) -> np.ndarray:
+        """Tokens that begin with one of some sorted tokens."""
+        return self.tokens_E[members(self.by_first_E, firsts)]
+
+
 class Neighbours:
-    """Answers about one pair."""
+    """Answers about one pair. What a side's merges tell is not asked (simct_pl.tokenization.merges)."""
 
     def __init__(self, links: VocabLinks) -> None:
         self.links = links
         self.tokens: dict[Side, SortedTokens] = {"student": links.student_bytes, "teacher": links.teacher_bytes}
+        readings = links.readings
+        self._first = {"student": _Firsts.of(readings.teacher), "teacher": _Firsts.of(readings.student)}
         self._goes_on = {side: lru_cache(MEMORY)(tokens.goes_on) for side, tokens in self.tokens.items()}
+
+    def _known(self, side: Side, last: int, others_E: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens of the other side in front of which a side would not cut behind its token `last`, tokens in front of
+        which it would), bool [E] each; in neither: it has to be asked.
+        """
+        joints = self.tokens[side].reader.joints
+        if joints is None:
+            return np.zeros(len(others_E), bool), np.zeros(len(others_E), bool)
+        return joints.known(last, self._first[side].of_tokens(others_E))
+
+    def _to_ask(self, side: Side, last: int | None, others: set[int]) -> list[int]:
+        """Tokens of the other side without those in front of which a side is known to cut behind `last`."""
+        if last is None or not others:
+            return sorted(others)
+        others_E = np.array(sorted(others))
+        return others_E[~self._known(side, last, others_E)[1]].tolist()
 
     def _text(self, reader: Reader, ids: Ids) -> bytes:
         return b"".join([reader.table.tokens[k] for k in ids])
@@ -87,14 +139,17 @@ class Neighbours:
                 found.append((front, token))
         return tuple(found)
 
-    def _contradicting(self, side: Side, earlier: tuple[Front, ...]) -> tuple[int, ...]:
-        """Tokens of the other side in front of which this one reads a token from an earlier start past the position."""
+    def _contradicting(self, side: Side, earlier: tuple[Front, ...], last: int | None) -> tuple[int, ...]:
+        """Tokens of the other side in front of which this one reads a token from an earlier start past the position.
+
+        last: the side's own token that ends at the position, if one does.
+        """
         own, other = self.tokens[side], self.tokens["teacher" if side == "student" else "student"]
         found: set[int] = set()
         for front, first in earlier:
             behind = {data[len(front) :] for _, data in own.beginning_with(front) if len(data) > len(front)}
             asked = {k for data in behind for k, _ in other.beginning_with(data)}
-            found.update(self._never_read(side, front, asked, first))
+            found.update(self._never_read(side, front, set(self._to_ask(side, last, asked)), first))
         return tuple(sorted(found))
 
     def _reaching(self, written: Ids, outside: int, part: bytes) -> dict[int, int] | None:
@@ -130,13 +185,13 @@ class Neighbours:
             if ids:
                 yield k, cut_behind(teacher.table, ids, len(part) + len(student.table.tokens[k]))
 
-    def _read_into(self, reaching: dict[int, int], part: bytes) -> dict[int, int]:
+    def _read_into(self, reaching: dict[int, int], part: bytes, last: int | None = None) -> dict[int, int]:
         """Student tokens that the teacher, having read `part`, begins with one of some tokens → that token.
 
-        Of very many, those that the student's own cuts show.
+        Of very many, those that the student's own cuts show. last: the teacher's token that `part` is, if it is one.
         """
         vocab = self.links
-        asked = sorted(self._going_on(frozenset(reaching), len(part)) or set(reaching.values()))
+        asked = self._to_ask("teacher", last, self._going_on(frozenset(reaching), len(part)) or set(reaching.values()))
         read = vocab.teacher.read([part + vocab.student.table.tokens[k] for k in asked])
         return {k: ids[0] for k, ids in zip(asked, read, strict=True) if ids and ids[0] in reaching}
 
@@ -149,19 +204,43 @@ class Neighbours:
                 return None
         return found
 
-    def _excluded(self, wrote: bytes, before: bytes, part: bytes, last: int) -> tuple[int, ...]:
-        """Teacher tokens behind `last` with which the student's token before the position would have merged."""
+    def _excluded(self, before: int, part: bytes, last: int) -> tuple[int, ...]:
+        """Teacher tokens behind `last`, which is `part`, with which the student would have merged its token `before`."""
         vocab = self.links
+        known, is_known = self._merged_with(before, last)
+        front = vocab.student.table.tokens[before]
         longer = [
-            data[len(before) :] for _, data in vocab.student_bytes.beginning_with(before) if len(data) > len(before)
+            data[len(front) :]
+            for _, data in vocab.student_bytes.beginning_with(front)
+            if len(data) > len(front) and not is_known(data[len(front) :])
         ]
+        longer = [behind for behind in longer if part + behind not in vocab.teacher_bytes.id_of]
         read = vocab.teacher.read([part + behind for behind in longer])
         asked: set[int] = set()
         for behind, ids in zip(longer, read, strict=True):
             if ids is not None and ids[0] == last and len(ids) > 1:
                 asked.add(ids[1])
                 asked |= {k for k, data in vocab.teacher_bytes.beginning_with(behind) if len(data) > len(behind)}
-        return self._never_read("student", before, asked, vocab.student_bytes.id_of.get(before, -1))
+        asked = set(self._to_ask("student", before, asked - known))
+        first = vocab.student_bytes.id_of.get(front, -1)
+        return tuple(sorted({*known, *self._never_read("student", front, asked, first)}))
+
+    def _merged_with(self, before: int, last: int) -> tuple[set[int], Callable[[bytes], bool]]:
+        """(what _excluded finds of tokens that both sides' merges tell all about, whether what is behind is such)."""
+        own, other = self.links.student.joints, self.links.teacher.joints
+        if own is None or other is None or own.last_K[before] < 0:
+            return set(), lambda _: False
+        told = own.joins_trusted[own.last_K[before]] & own.apart_trusted[own.last_K[before]]
+        found_E = self._first["student"].beginning_with(own.joining(before))
+        found_E = found_E[self._known("student", before, found_E)[0]]
+        # What the teacher would not write behind `last` either has no mass: leaving it out only shortens the list.
+        known = set(found_E[~other.known(last, found_E)[0]].tolist())
+
+        def is_told(behind: bytes) -> bool:
+            kind_ = first_kind(behind)
+            return kind_ is not None and bool(told[kind_]) and not behind[:1].isspace()
+
+        return known, is_told
 
     def _never_read(self, side: Side, front: bytes, asked: set[int], first: int) -> tuple[int, ...]:
         """Tokens of the other side that contradict a side's cuts behind `front`, whatever follows them.
