@@ -39,6 +39,11 @@ class ListedTokenizer(ModelTokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return self._read(texts)
 
+    @property
+    @override
+    def definition(self) -> None:
+        """It has no rules that could be read."""
+
     @cached_property
     @override
     def fingerprint(self) -> str:

@@ -9,6 +9,7 @@ join (the tokenizer's pre-tokenizer aside, which is what Joints finds out by try
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import random
 from collections.abc import Callable, Sequence
@@ -125,7 +126,7 @@ def _last_merge(
         return None
     parts, last = [vocab[character] for character in text], None
     while len(parts) > 1:
-        found = [ranks.get(pair, NEVER) for pair in zip(parts, parts[1:], strict=False)]
+        found = [ranks.get(pair, NEVER) for pair in itertools.pairwise(parts)]
         last = min(found)
         if last == NEVER:
             return None

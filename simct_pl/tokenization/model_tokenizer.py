@@ -102,6 +102,12 @@ class ModelTokenizer:
         """
         return self.encode_batch([text])[0]
 
+    @property
+    def definition(self) -> str | None:
+        """Its tokenizer.json."""
+        definition: str = self.hf.backend_tokenizer.to_str()
+        return definition
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The same for several texts at once."""
         backend = self.hf.backend_tokenizer

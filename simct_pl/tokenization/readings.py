@@ -51,7 +51,7 @@ class Reader:
             tokenizer.found_stop_ids,
             lambda texts: spell_inside(tokenizer, texts),
             tokenizer.fingerprint,
-            tokenizer.hf.backend_tokenizer.to_str(),
+            tokenizer.definition,
         )
 
     def read(self, texts: Sequence[bytes]) -> list[list[int] | None]:

@@ -1,6 +1,7 @@
 """Lists of (id, label) that positions share: written once, when a question is first asked, and pointed at from then on.
 
-In: labels by id. Out: ListStore, which grows, and Lists, the few of them that a strip of units reads.
+In: labels by id. Out: ListStore, which grows. Its entries are on the device that reads them, too, so that a strip of
+units sends numbers of lists and no entry twice.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 EMPTY = 0  # the list without entries
 
@@ -40,6 +43,7 @@ class ListStore:
         self._entries = Growing(2, np.int32)
         self._offsets = Growing(None)
         self._offsets.extend(np.zeros(2, np.int64))
+        self._copies: dict[torch.device, tuple[Tensor, int]] = {}
 
     @property
     def num_entries(self) -> int:
@@ -53,18 +57,26 @@ class ListStore:
         self._offsets.extend(np.array([self.num_entries]))
         return self._offsets.size - 2
 
-    def lengths(self, list_R: np.ndarray) -> np.ndarray:
-        """Entries of each list, int64 [R]."""
-        offsets = self._offsets.rows
-        return offsets[list_R + 1] - offsets[list_R]
-
     def ids(self, number: int) -> np.ndarray:
         """Ids of one list."""
         start, end = self._offsets.rows[number : number + 2]
         return self._entries.rows[start:end, 0]
 
-    def gather(self, list_R: np.ndarray) -> np.ndarray:
-        """(id, label) of each entry of some lists, one list after the other, int64 [entries, 2]."""
-        starts_R, lengths_R = self._offsets.rows[list_R], self.lengths(list_R)
-        place = np.arange(lengths_R.sum()) + np.repeat(starts_R - np.cumsum(lengths_R) + lengths_R, lengths_R)
-        return self._entries.rows[place].astype(np.int64)
+    @property
+    def offsets(self) -> np.ndarray:
+        """Where each list begins in the entries, and the last one ends, int64 [lists + 1]."""
+        return self._offsets.rows
+
+    def entries(self, device: torch.device) -> Tensor:
+        """(id, label) of every entry, int32 [entries, 2], or more rows; what was added since is copied there."""
+        if device.type == "cpu":
+            return torch.from_numpy(self._entries.rows)
+        known, copied = self._copies.get(device, (torch.empty(0, 2, dtype=torch.int32, device=device), 0))
+        if len(known) < self.num_entries:
+            grown = torch.empty(2 * self.num_entries, 2, dtype=torch.int32, device=device)
+            grown[:copied] = known[:copied]
+            known = grown
+        if copied < self.num_entries:
+            known[copied : self.num_entries] = torch.from_numpy(self._entries.rows[copied:]).to(device)
+            self._copies[device] = known, self.num_entries
+        return known

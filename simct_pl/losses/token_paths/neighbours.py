@@ -162,9 +162,9 @@ class Neighbours:
             found = vocab.readings.teacher.beginning_with(written)
             return {token: rest[0] for token, rest in found if rest}
         front = self._text(vocab.student, written)[:outside]
-        tokens = [k for k, data in vocab.teacher_bytes.beginning_with(part) if len(data) > len(part)]
-        if len(tokens) > MANY:
+        if vocab.teacher_bytes.count(part) > MANY:
             return None
+        tokens = [k for k, data in vocab.teacher_bytes.beginning_with(part) if len(data) > len(part)]
         read = vocab.student.read([front + vocab.teacher.table.tokens[k] for k in tokens])
         length = len(written)
         return {
@@ -199,6 +199,8 @@ class Neighbours:
         """Student tokens that begin with what some teacher tokens are behind so many bytes; None: too many."""
         tokens, found = self.links.teacher.table.tokens, set[int]()
         for data in sorted({tokens[token][skipped:] for token in reaching}, key=len):
+            if self.links.student_bytes.count(data) > MANY:
+                return None
             found |= {k for k, _ in self.links.student_bytes.beginning_with(data)}
             if len(found) > MANY:
                 return None

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,27 +60,25 @@ class TokenPaths:
         return replace(self, **parts)
 
     def on(self, device: torch.device) -> PathArrays:
-        """Written out; everything goes to the device in one piece, and nothing there is waited for."""
-        used_L, place = np.unique(
-            np.concatenate([self.moved_list_N2.flatten().numpy(), self.step_list_P.numpy()]), return_inverse=True
-        )
-        lengths_L = self.lists.lengths(used_L)
-        length_R = lengths_L[place]
+        """Written out; all that is sent goes in one piece, and nothing on the device is waited for."""
+        list_R = torch.cat([self.moved_list_N2.flatten(), self.step_list_P])
+        offsets = torch.from_numpy(self.lists.offsets)
+        start_R = offsets[list_R]
+        length_R = offsets[list_R + 1] - start_R
         num_moved_lists = 2 * len(self.base_N)
         sizes = int(length_R[:num_moved_lists].sum()), int(length_R[num_moved_lists:].sum())
-        starts_L = np.cumsum(lengths_L) - lengths_L
-        arrays = {name: getattr(self, name) for name in _TENSORS if name != "moved_list_N2"} | {
-            "entries": torch.from_numpy(self.lists.gather(used_L)).flatten(),
-            "start_R": torch.from_numpy(starts_L[place]),
-            "length_R": torch.from_numpy(length_R),
+        arrays = {name: getattr(self, name) for name in _TENSORS if name not in ("moved_list_N2", "step_list_P")} | {
+            "start_R": start_R,
+            "length_R": length_R,
             "based_token_B": (self.base_N != CLASSES).nonzero().flatten(),
             "whole_step_F": (self.step_base_P == CLASSES).nonzero().flatten(),
             "kinds_token_D": self.kinds_N.nonzero().flatten(),
             "kinds_step_G": self.step_kinds_P.nonzero().flatten(),
         }
         whole = torch.cat([*arrays.values()])
-        moved = whole.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else whole.to(device)
-        found = dict(zip(arrays, moved.split([len(one) for one in arrays.values()]), strict=True))
+        sent = whole.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else whole.to(device)
+        found = dict(zip(arrays, sent.split([len(one) for one in arrays.values()]), strict=True))
+        found["entries_I2"] = self.lists.entries(device)
         return PathArrays.of(found, sizes, num_moved_lists, self.num_classes, self.num_labels)
 
 
@@ -125,15 +122,14 @@ class PathArrays:
     def of(
         cls, found: dict[str, Tensor], sizes: tuple[int, int], num_moved_lists: int, num_classes: int, num_labels: int
     ) -> PathArrays:
-        """found: arrays of TokenPaths; entries, (id, label) of the lists that it uses; where each of its lists, first
-        the student's, then the steps', begins in them and how long it is. sizes: entries of both, all told.
+        """found: arrays of TokenPaths; the entries of all lists; where each of its own, first the student's, then the
+        steps', begins in them and how long it is. sizes: entries of both, all told.
         """
         kept = {f.name: found[f.name] for f in fields(cls) if f.name in found}
-        entries_I2 = found["entries"].view(-1, 2)
         written = []
         for size, of in zip(sizes, (slice(num_moved_lists), slice(num_moved_lists, None)), strict=True):
             row_I, place_I = _write_out(found["start_R"][of], found["length_R"][of], size)
-            written.append((row_I, *entries_I2[place_I].unbind(1)))
+            written.append((row_I, *found["entries_I2"][place_I].long().unbind(1)))
         (moved_list_E, moved_id_E, moved_label_E), (listed_step_Q, listed_id_Q, listed_label_Q) = written
         return cls(
             **kept,

@@ -125,10 +125,18 @@ class SortedTokens:
         self.ids, self.tokens = by_bytes, [tokens[k] for k in by_bytes]
         self.id_of = reader.table.ids_by_bytes(without=reader.stop_ids)
 
+    def count(self, prefix: bytes) -> int:
+        """How many tokens begin with some bytes."""
+        start, end = self._span(prefix)
+        return end - start
+
+    def _span(self, prefix: bytes) -> tuple[int, int]:
+        start = bisect_left(self.tokens, prefix)
+        return start, bisect_left(self.tokens, prefix + b"\xff" * 128, start)
+
     def beginning_with(self, prefix: bytes) -> list[tuple[int, bytes]]:
         """(id, bytes) of the tokens that begin with some bytes, those bytes themselves first."""
-        start = bisect_left(self.tokens, prefix)
-        end = bisect_left(self.tokens, prefix + b"\xff" * 128, start)
+        start, end = self._span(prefix)
         return list(zip(self.ids[start:end], self.tokens[start:end], strict=True))
 
     @cached_property
