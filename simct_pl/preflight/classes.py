@@ -19,6 +19,7 @@ from simct_pl.tokenization.bytes import TokenBytes
 from simct_pl.tokenization.pair import TokenizerPair
 
 SHOWN = 3  # classes that lose most; ids of the largest
+LONGEST = 16  # characters of a token
 NOTE = (
     "Off the teacher's own path the two models are compared by classes: which of a class's tokens the student should "
     "write is not taught there. Bits: entropy of the next token's class, of that of the token, counted on your texts. "
@@ -149,8 +150,9 @@ class ClassesReport:
 
 
 def shown(table: TokenBytes, ids: Sequence[int]) -> str:
-    """Tokens as they are spelt, in quotation marks."""
-    return " ".join(repr(table.tokens[token].decode(errors="replace")) for token in ids)
+    """Tokens as they are spelt, in quotation marks; a space is ␣, and long runs are cut."""
+    texts = (repr(table.tokens[token].decode(errors="replace")).replace(" ", "␣") for token in ids)
+    return " ".join(text if len(text) <= LONGEST else f"{text[:LONGEST]}…'" for text in texts)
 
 
 def _largest(links: VocabLinks, pair: TokenizerPair) -> tuple[str, ...]:
