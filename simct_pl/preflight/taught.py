@@ -17,6 +17,8 @@ from typing import Any
 from simct_pl.alignment.base import Aligner
 from simct_pl.errors import first_line
 from simct_pl.losses.base import Objective, ObjectiveBase
+from simct_pl.losses.cross_entropy import CrossEntropyLoss
+from simct_pl.losses.dpca import DPCALoss
 from simct_pl.losses.token_conditional import TokenConditionalLoss
 from simct_pl.planning.section import Section
 from simct_pl.preflight.agreement import Scene, at_agreement, whole_loss
@@ -27,20 +29,22 @@ from simct_pl.tokenization.pair import TokenizerPair
 
 # KL(language || student's texts), nats, behind the steps: the tables' own smoothing makes .0005 to .0012 of it.
 NOTHING, LITTLE = 0.005, 0.05
+NO_DIVERGENCES = (CrossEntropyLoss, DPCALoss)  # what they minimise is not 0 where models agree
 TITLE = "What agreeing models are taught"
 HEADERS = ("language", "loss at agreement", "carried away", "verdict")
 NOTE = (
     "Two models of this pair that write the same texts with the same probabilities have nothing to learn from each "
-    "other. Loss: the objective's, nats a text. Carried away: KL(texts || student's), nats, after 40 small steps from "
-    "agreement (smoothing alone: 0.001). Small languages, both vocabularies cut down to their texts; docs/preflight.md."
+    "other. Loss: the objective's, nats a text; one that is no divergence (CrossEntropyLoss, DPCALoss) is not 0 there. "
+    "Carried away, which the verdict is about: KL(texts || student's), nats, after 40 small steps from agreement; "
+    "smoothing alone makes 0.001. Small languages, both vocabularies cut down to their texts; docs/preflight.md."
 )
 
 
 @dataclass(frozen=True)
 class LanguageTaught:
     """loss, drift: nats a text, see Agreement. other: the drift under TokenConditionalLoss, None where not tried.
-    whole: the loss at agreement with whole vocabularies, None where not tried. why_not: why the language was not run;
-    loss and drift are NaN then.
+    whole: the loss at agreement with whole vocabularies, None where not tried. is_divergence: whether the loss is 0 at
+    best. why_not: why the language was not run; loss and drift are NaN then.
     """
 
     name: str
@@ -48,6 +52,7 @@ class LanguageTaught:
     drift: float = float("nan")
     other: float | None = None
     whole: float | None = None
+    is_divergence: bool = True
     why_not: str = ""
 
     @property
@@ -59,7 +64,9 @@ class LanguageTaught:
     def verdict(self) -> str:
         if self.why_not:
             return f"not run: {self.why_not}"
-        return "fine" if self.worst <= NOTHING else "a little" if self.worst <= LITTLE else "pushed away"
+        if self.worst > NOTHING:
+            return "a little" if self.worst <= LITTLE else "pushed away"
+        return "hardly moved" if self.whole is None and self.is_divergence and self.loss > LITTLE else "fine"
 
     @property
     def is_helped(self) -> bool:
@@ -99,7 +106,11 @@ class Taught:
                 left = "them" if len(helped) == len(far) else ", ".join(helped)
                 parts.append(f"Use TokenConditionalLoss (ablations/token_conditional): it leaves {left} alone.")
         if little := self.named("a little"):
-            parts.append(f"A little: {', '.join(f'{one.name} ({nats(one.worst)} nats)' for one in little)}.")
+            begin = "A little" if parts else f"Under {self.objective}, models that agree are pushed apart a little"
+            parts.append(f"{begin}: {', '.join(f'{one.name} ({nats(one.worst)} nats)' for one in little)}.")
+        if hardly := self.named("hardly moved"):
+            losses = ", ".join(f"{one.name} (loss {nats(one.loss)})" for one in hardly)
+            parts.append(f"Something is asked for under {self.objective}, and hardly moves the student: {losses}.")
         if fine := self.named("fine"):
             begin = "Fine" if parts else f"Under {self.objective}, models that agree stay where they are"
             names = [one.name for one in self.languages if one in fine]
@@ -187,8 +198,10 @@ def _in_scene(
     if unread := scene.num_unread:
         return LanguageTaught(name, why_not=f"{unread} of {len(scene.texts)} texts cannot be written by both sides.")
     loss, drift = at_agreement(scene, objective, aligner, on_policy=on_policy)
-    if drift <= NOTHING or (drift <= LITTLE and objective.path_builder is None):
-        return LanguageTaught(name, loss, drift)
+    is_divergence = not isinstance(objective, NO_DIVERGENCES)
+    left_alone = drift <= NOTHING and (loss <= LITTLE or not is_divergence)
+    if left_alone or (drift <= LITTLE and objective.path_builder is None):
+        return LanguageTaught(name, loss, drift, is_divergence=is_divergence)
     if objective.path_builder is not None:
         # It asks tokenizers about texts that a few tokens may not write: what is found has to hold of whole ones.
         return LanguageTaught(name, loss, drift, whole=whole_loss(texts, pair, prepared, aligner))

@@ -90,7 +90,7 @@ def test_a_language_that_a_vocabulary_cannot_write_is_named() -> None:
 
 
 def test_verdicts_go_by_drift_and_by_whole_vocabularies_where_they_were_asked() -> None:
-    at = LanguageTaught("a", 9.0, NOTHING)
+    at = LanguageTaught("a", 9.0, NOTHING, is_divergence=False)
     drifts = (at, replace(at, drift=LITTLE), replace(at, drift=2 * LITTLE), replace(at, drift=2.0, whole=0.0))
     assert [one.verdict for one in drifts] == ["fine", "a little", "pushed away", "fine"]
     named = Taught("X", (replace(at, name="b", drift=LITTLE), replace(at, name="c", drift=0.3, whole=2.0)))
@@ -98,3 +98,8 @@ def test_verdicts_go_by_drift_and_by_whole_vocabularies_where_they_were_asked() 
         "Under X, models that agree are pushed apart, nats a text: c (loss 2.0 with whole vocabularies). "
         "A little: b (0.050 nats)."
     )
+    hardly = replace(at, loss=0.35, is_divergence=True)
+    assert hardly.verdict == "hardly moved"
+    assert "hardly moves the student: a (loss 0.35)." in Taught("X", (hardly,)).sentence
+    alone = Taught("X", (replace(at, name="b", drift=LITTLE),))
+    assert alone.sentence == "Under X, models that agree are pushed apart a little: b (0.050 nats)."
