@@ -26,6 +26,8 @@ class TeacherRollout(RolloutCallback):
     and PolicyMismatch has nothing to compare.
     """
 
+    on_policy = False
+
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)

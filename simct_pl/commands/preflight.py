@@ -1,7 +1,7 @@
 """`python -m simct_pl preflight --recipe R`: one page about a recipe's models, data and memory, and a verdict.
 
-In: recipes and `--key value` as for `fit`. Out: the page on the terminal and as HTML; exit code 1 for "stop". Weights
-are loaded only to score both models on held-out responses.
+In: recipes and `--key value` as for `fit`. Out: the page on the terminal, as HTML and as JSON; exit code 1 for
+"stop". Weights are loaded only to score both models on held-out responses.
 """
 
 from __future__ import annotations
@@ -40,22 +40,29 @@ def main(argv: list[str]) -> int:
     from simct_pl.files.outputs import check_file
     from simct_pl.planning.run import PlanningCLI, plan_run
     from simct_pl.planning.section import print_sections
-    from simct_pl.preflight.page import html
+    from simct_pl.preflight.page import as_json, html
     from simct_pl.preflight.report import build_preflight
+    from simct_pl.preflight.taught import what_is_taught
 
     console = Console()
     cli = open_recipes(["fit", *rest], PlanningCLI)
     page = check_file(own.output or Path("runs") / cli.run_name / "preflight.html")
-    with console.status("reading tokenizers, configurations and prompts, and sizing both models"):
-        run = plan_run(cli, own.hardware, own.num_prompts, own.domain_field)
+    # No spinner: an objective that reads whole vocabularies shows a bar of its own.
+    console.print(Text("Reading tokenizers, configurations and prompts, and sizing both models.", style="dim"))
+    run = plan_run(cli, own.hardware, own.num_prompts, own.domain_field)
+    module, taught = run.module, None
+    if own.agreement == "true":
+        taught = what_is_taught(module.pair, module.objective, module.aligner, on_policy=run.rollouts.on_policy)
     scored, why_not = _score(run, own.score, own.num_scored)
-    preflight = build_preflight(cli.run_name, run, scored, why_not)
+    preflight = build_preflight(cli.run_name, run, scored, why_not, taught)
     print_sections(console, preflight.sections)
     console.print(Text(f"Verdict: {preflight.verdict.words}", style="bold"))
     for reason in preflight.reasons:
         console.print(Text(f"  {reason}"))
+    figures = page.with_suffix(".json")
     page.write_text(html(preflight), encoding="utf-8")
-    console.print(Text(f"{page}"), soft_wrap=True)
+    figures.write_text(as_json(preflight), encoding="utf-8")
+    console.print(Text(f"{page}\n{figures}"), soft_wrap=True)
     return STOPPED if preflight.verdict.words == "stop" else 0
 
 
@@ -85,7 +92,14 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="load both models and compare them on reference responses; auto: if both are here and small enough",
     )
+    parser.add_argument(
+        "--agreement",
+        choices=("true", "false"),
+        default="true",
+        help="what the objective teaches two models that agree, on small languages, in seconds (default: %(default)s)",
+    )
     parser.add_argument("--num_scored", type=int, default=64, help="responses to score (default: %(default)s)")
     parser.add_argument("--hardware", help="h100, h200 or a100: plan for that GPU (default: the one here, or h100)")
-    parser.add_argument("--output", type=user_path, help="HTML page (default: runs/NAME/preflight.html)")
+    page = "HTML page, with a .json beside it (default: runs/NAME/preflight.html)"
+    parser.add_argument("--output", type=user_path, help=page)
     return parser

@@ -90,13 +90,21 @@ class Scene:
 
     @classmethod
     def of(cls, language: Language, student: ModelTokenizer, teacher: ModelTokenizer) -> Scene:
-        """Cuts both tokenizers down to the language.
+        """With both tokenizers cut down to the language.
 
         Raises:
             MissingStopTokenError: if one of them has no stop.
         """
+        return cls.whole(language, TokenizerPair(cut_down(student, language), cut_down(teacher, language)))
+
+    @classmethod
+    def whole(cls, language: Language, pair: TokenizerPair) -> Scene:
+        """With the vocabularies as they are: a table of a large one takes some hundred megabytes.
+
+        Raises:
+            MissingStopTokenError: if the student has no stop.
+        """
         texts = list(language)
-        pair = TokenizerPair(cut_down(student, texts), cut_down(teacher, texts))
         stop_id = pair.student.stop_ids[0]
         tokenized = pair.tokenize_batch([([*ids, stop_id], True) for ids in pair.student.encode_batch(texts)])
         p_N = torch.tensor([language[text] for text in texts], dtype=torch.float64)
@@ -108,6 +116,11 @@ class Scene:
             )
         ]
         return cls(pair, texts, p_N / p_N.sum(), tokenized, *tables)
+
+    @property
+    def num_unread(self) -> int:
+        """Texts that one of the two sides cannot write."""
+        return sum(bool(both.student.faults_N.any() or both.teacher.faults_N.any()) for both in self.tokenized)
 
     def divergence(self, student_RK: Tensor) -> float:
         """KL(language || student's texts), nats."""
@@ -165,9 +178,42 @@ def measure(
     rate: float = RATE,
 ) -> Agreement:
     """What an objective teaches in a scene."""
-    loss = scene.expected_loss(objective, aligner, on_policy=on_policy)
-    agreeing_RK, disagreeing_RK = scene.student.logits(scene.p_N), scene.disagreeing()
+    expected = scene.expected_loss(objective, aligner, on_policy=on_policy)
+    disagreeing_RK = scene.disagreeing()
+    loss, drift = _at_agreement(scene, expected, steps, rate)
+    end = scene.divergence(descend(expected, disagreeing_RK, steps, rate))
+    return Agreement(loss, drift, scene.divergence(disagreeing_RK), end)
+
+
+def at_agreement(
+    scene: Scene, objective: Objective, aligner: Aligner, *, on_policy: bool = True
+) -> tuple[float, float]:
+    """(loss, drift) of Agreement alone, in half the time."""
+    return _at_agreement(scene, scene.expected_loss(objective, aligner, on_policy=on_policy), STEPS, RATE)
+
+
+def _at_agreement(scene: Scene, expected: ExpectedLoss, steps: int, rate: float) -> tuple[float, float]:
+    agreeing_RK = scene.student.logits(scene.p_N)
     with torch.no_grad():
-        at_agreement = float(loss(agreeing_RK))
-    drift, end = (scene.divergence(descend(loss, table_RK, steps, rate)) for table_RK in (agreeing_RK, disagreeing_RK))
-    return Agreement(at_agreement, drift, scene.divergence(disagreeing_RK), end)
+        loss = float(expected(agreeing_RK))
+    return loss, scene.divergence(descend(expected, agreeing_RK, steps, rate))
+
+
+def whole_loss(language: Language, pair: TokenizerPair, objective: Objective, aligner: Aligner) -> float:
+    """Agreement.loss with whole vocabularies, text by text; their tables are too large to be taught anything."""
+    objective.prepare(pair)
+    scene, tables, total = Scene.whole(language, pair), PairTables.build(pair.shared_vocab), 0.0
+    student_RK, teacher_RK = scene.student.logits(scene.p_N), scene.teacher.logits(scene.p_N)
+    for n, p in enumerate(scene.p_N.tolist()):
+        rows = build_unit_rows(
+            [aligner.align(scene.tokenized[n])],
+            pair.shared_vocab,
+            with_prefixes=objective.uses_prefixes,
+            path_builder=objective.path_builder,
+        )
+        student_NK = student_RK[torch.tensor(scene.student.rows[n])[rows.student_rows_N]]
+        read_XK = teacher_RK[torch.tensor(scene.teacher.rows[n])[rows.read_rows_X]]
+        with torch.no_grad():
+            losses = objective(UnitChunk.read(student_NK, read_XK, rows.read_rows_X, rows, tables))
+        total += p * float(losses.loss_U.sum())
+    return total

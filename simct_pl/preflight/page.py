@@ -1,6 +1,9 @@
-"""A preflight as one HTML page that needs nothing beside it."""
+"""A preflight as one HTML page that needs nothing beside it, and as JSON."""
 
 from __future__ import annotations
+
+import json
+from dataclasses import asdict
 
 from jinja2 import Environment
 
@@ -49,4 +52,19 @@ def html(preflight: Preflight) -> str:
         verdict=preflight.verdict,
         reasons=preflight.reasons,
         sections=preflight.sections,
+    )
+
+
+def as_json(preflight: Preflight) -> str:
+    """The same for a program: the verdict, every section as it is shown, and figures."""
+    return json.dumps(
+        {
+            "name": preflight.name,
+            "verdict": preflight.verdict.words,
+            "reasons": preflight.reasons,
+            "sections": [asdict(section) for section in preflight.sections],
+            **preflight.figures,
+        },
+        ensure_ascii=False,
+        indent=1,
     )

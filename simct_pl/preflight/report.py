@@ -6,16 +6,20 @@ In: a PlannedRun, and a ScoreReport if the models were scored. Out: Preflight: s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from simct_pl.models.loading import load_config, no_room
 from simct_pl.planning.run import PlannedRun
 from simct_pl.planning.section import Section
 from simct_pl.planning.words import GB, memory_section, model_section, step_section
+from simct_pl.preflight.classes import ClassesReport
 from simct_pl.preflight.findings import Finding, Severity, verdict
 from simct_pl.preflight.score import ScoreReport
 from simct_pl.preflight.sides import SideReport
-from simct_pl.preflight.units import HEADERS, MANY_SPANS, DomainReport, coverage_findings, domain_reports
+from simct_pl.preflight.taught import HEADERS as TAUGHT_HEADERS
+from simct_pl.preflight.taught import TITLE, Taught
+from simct_pl.preflight.units import HEADERS, MANY_SPANS, DomainReport, coverage_findings, domain_reports, sample_text
 
 FEW_SHARED = 1000  # fewer shared tokens than that, in vocabularies larger than ten times as many, are hardly a signal
 FULL = 0.9  # of the memory
@@ -24,11 +28,12 @@ MANY_CUT = 0.1
 
 @dataclass(frozen=True)
 class Preflight:
-    """name: of the recipes. findings: from the worst to the mildest."""
+    """name: of the recipes. findings: from the worst to the mildest. figures: of some sections, for a program."""
 
     name: str
     sections: tuple[Section, ...]
     findings: tuple[Finding, ...]
+    figures: dict[str, Any] = field(default_factory=dict)
 
     @property
     def verdict(self) -> Severity:
@@ -42,8 +47,10 @@ class Preflight:
         ]
 
 
-def build_preflight(name: str, run: PlannedRun, scored: ScoreReport | None, why_not_scored: str) -> Preflight:
-    """Put together what a run's parts, and the scores of its models, say."""
+def build_preflight(
+    name: str, run: PlannedRun, scored: ScoreReport | None, why_not_scored: str, taught: Taught | None = None
+) -> Preflight:
+    """Put together what a run's parts, the scores of its models and the scene of two that agree say."""
     module, prompt = run.module, run.samples[0].prompt
     sides = []
     for role, tokenizer, path in (
@@ -55,18 +62,30 @@ def build_preflight(name: str, run: PlannedRun, scored: ScoreReport | None, why_
     domains = domain_reports(module.pair, module.aligner, run.samples)
     found = [finding for side in sides for finding in side.findings()]
     found += [*shared_findings(run), *coverage_findings(domains), *span_findings(run, domains), *length_findings(run)]
-    found += [*memory_findings(run), *(scored.findings() if scored else [])]
+    found += [*memory_findings(run), *(scored.findings() if scored else []), *(taught.findings() if taught else [])]
+    classes = _classes(run)
     sections = (
         model_section(module, run.plan),
         _side_section(sides),
         _shared_section(run),
         _domain_section(run, domains),
+        _taught_section(taught),
+        *([classes.section()] if classes else []),
         *(Section(f"A prompt as the {side.role} reads it", (), [], text=side.shown) for side in sides),
         _score_section(scored, why_not_scored),
         step_section(module, run.rollouts, run.plan, run.lengths),
         memory_section(run.plan),
     )
-    return Preflight(name, sections, tuple(sorted(found, key=lambda finding: -finding.severity)))
+    figures = {"agreement": taught.as_json() if taught else None, "classes": classes.as_json() if classes else None}
+    return Preflight(name, sections, tuple(sorted(found, key=lambda finding: -finding.severity)), figures)
+
+
+def _classes(run: PlannedRun) -> ClassesReport | None:
+    """Of an objective that compares by classes; None for others, and for one tokenizer, whose ids are all their own."""
+    builder = run.module.objective.path_builder
+    if builder is None or builder.links.same_tokenizer:
+        return None
+    return ClassesReport.of(builder.links, run.module.pair, [sample_text(sample) for sample in run.samples])
 
 
 # ---- findings ----
@@ -166,6 +185,10 @@ def _domain_section(run: PlannedRun, domains: Sequence[DomainReport]) -> Section
         f"student's tokens, by {type(run.module.aligner).__name__}. The first {len(run.samples)} {what}."
     )
     return Section("Units of your own texts", HEADERS, [domain.row() for domain in domains], note)
+
+
+def _taught_section(taught: Taught | None) -> Section:
+    return Section(TITLE, TAUGHT_HEADERS, [], "Not run: --agreement false.") if taught is None else taught.section()
 
 
 def _score_section(scored: ScoreReport | None, why_not: str) -> Section:

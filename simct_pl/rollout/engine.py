@@ -103,8 +103,11 @@ class RolloutEngine(ABC):
 class RolloutProvider(L.Callback):
     """A callback that fills every batch's `rollouts` before the step; DistillModule refuses to start without one.
 
-    sampling, num_samples: of training rollouts, responses a prompt. engine: who generates.
+    sampling, num_samples: of training rollouts, responses a prompt. engine: who generates. on_policy: whether the
+        responses are the student's own.
     """
+
+    on_policy: bool = True
 
     sampling: SamplingParams
     num_samples: int

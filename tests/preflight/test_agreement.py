@@ -9,7 +9,14 @@ import torch
 
 import simct_pl
 from benchmarks.agreement import METHODS, TOYS
-from simct_pl import BPMLoss, CommonBoundaryAligner, CrossEntropyLoss, SimCTLoss, distillation_loss
+from simct_pl import (
+    BPMLoss,
+    CommonBoundaryAligner,
+    CrossEntropyLoss,
+    SimCTLoss,
+    TokenConditionalLoss,
+    distillation_loss,
+)
 from simct_pl.preflight.agreement import SMOOTHING, Agreement, Scene, measure
 from simct_pl.preflight.languages import LANGUAGES, SUMS, Language
 from simct_pl.preflight.listed_tokenizer import ListedTokenizer, cut_down, longest_match
@@ -143,3 +150,15 @@ def test_every_objective_that_compares_rows_is_a_method() -> None:
     made = {type(one.objective()).__name__ for one in METHODS.values()}
     objectives = {name for name in simct_pl.__all__ if name.endswith(("Loss", "KL")) and name != "MixtureLoss"}
     assert made == objectives
+
+
+@pytest.mark.parametrize("name", ["numbers", "indented code", "lists"])
+@pytest.mark.parametrize(
+    "sides", [("qwen", "mistral"), ("mistral", "qwen"), ("deepseek", "smollm2"), ("smollm2", "deepseek")]
+)
+def test_real_pairs_that_agree_have_nothing_to_learn_by_one_question_a_token(sides: tuple[str, str], name: str) -> None:
+    """The law of agreement, where `marginal` has up to 11 nats a text."""
+    made = Scene.of(LANGUAGES[name], *map(real_tokenizer, sides))
+    with torch.no_grad():
+        found = made.expected_loss(TokenConditionalLoss(), CommonBoundaryAligner())(made.student.logits(made.p_N))
+    assert 0 <= float(found) < 0.005

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from simct_pl.planning.section import Section
 from simct_pl.preflight.findings import Finding, Severity
 from simct_pl.preflight.page import html
 from simct_pl.preflight.report import Preflight, length_findings, memory_findings, shared_findings, span_findings
+from simct_pl.preflight.taught import TITLE
 from simct_pl.preflight.units import domain_reports
 
 
@@ -49,6 +51,26 @@ def test_the_command_prints_and_writes_a_page(
         assert expected in printed
     assert "&lt;user&gt;1+2+3?&lt;/turn&gt;&lt;assistant&gt;" in page  # the student's template, escaped
     assert "http" not in page  # nothing is fetched
+    figures = json.loads((tmp_path / "runs/quickstart+mine/preflight.json").read_text())
+    assert figures["verdict"] in printed
+    assert figures["agreement"]["languages"]["numbers"]["verdict"] == "fine"
+    assert {section["title"] for section in figures["sections"]} >= {"Models", TITLE}
+    assert TITLE in printed
+
+
+def test_an_objective_with_classes_reports_them_and_the_scene_can_be_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+    shown = ["--recipe", "quickstart", "--recipe", "ablations/token_conditional", "--score", "false"]
+    assert main([*shown, "--num_prompts", "8", "--agreement", "false"]) == 0
+    printed = capsys.readouterr().out
+    assert "Not run: --agreement false." in printed
+    assert "Classes of first tokens" in printed
+    figures = json.loads((tmp_path / "runs/quickstart+token_conditional/preflight.json").read_text())
+    assert figures["agreement"] is None
+    assert 0 < figures["classes"]["student_bits"]["kept"] <= figures["classes"]["student_bits"]["token"]
 
 
 def test_options_that_make_no_sense_are_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,6 +74,17 @@ def test_classes_link_equal_bytes_stop_with_stop_and_leave_the_rest() -> None:
     assert 0 < report.student_coarse < 1
 
 
+def test_small_pairs_leave_nothing_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sides = pair()
+    _ = sides.student.table, sides.teacher.table, sides.shared_vocab
+    monkeypatch.setenv("SIMCT_PL_CACHE", str(tmp_path))
+    VocabLinks.of_pair(sides)
+    assert not list(tmp_path.glob("readings-*"))
+    monkeypatch.setattr("simct_pl.losses.token_paths.vocab_links.SMALL", 1)
+    VocabLinks.of_pair(sides)
+    assert len(list(tmp_path.glob("readings-*"))) == 1
+
+
 def test_completions_make_characters_of_their_beginnings() -> None:
     emoji = "😀".encode()
     for length in (1, 2, 3):

@@ -22,6 +22,7 @@ from simct_pl.tokenization.pair import TokenizerPair
 from simct_pl.tokenization.readings import KINDS, PairReadings, Reader, Readings, kind
 
 REST, STOP = 0, 1
+SMALL = 2000  # ids; a pair below is linked in less than a second, and cut-down ones come by the dozen
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +62,10 @@ class VocabLinks:
 
     @classmethod
     def of_pair(cls, pair: TokenizerPair) -> VocabLinks:
-        """From the disk if this pair was linked before; a minute or two for large vocabularies otherwise."""
-        return cls.build(Reader.of(pair.student), Reader.of(pair.teacher), same_tokenizer=pair.same_tokenizer)
+        """From the disk if this pair was linked before; one to four minutes for large vocabularies otherwise."""
+        sides = Reader.of(pair.student), Reader.of(pair.teacher)
+        worth_keeping = max(len(side.table) for side in sides) >= SMALL
+        return cls.build(*sides, same_tokenizer=pair.same_tokenizer, cached=worth_keeping)
 
     @classmethod
     def build(
