@@ -118,9 +118,7 @@ def _tables_of(merges: Merges) -> Any:
     return (order, bounds_K), (starts_K, token[place], keys[place])
 
 
-def _last_merge(
-    text: str, vocab: dict[str, int], ranks: dict[tuple[int, int], int], made_M: np.ndarray
-) -> int | None:
+def _last_merge(text: str, vocab: dict[str, int], ranks: dict[tuple[int, int], int], made_M: np.ndarray) -> int | None:
     """Rank of the merge that makes a token of its text; None if reading the text does not lead there."""
     if any(character not in vocab for character in text):
         return None

@@ -128,7 +128,8 @@ class Answers:
     def _half(self, question: Along | Before) -> _Half:
         if question not in self._halves:
             if isinstance(question, Along):
-                found, others = self._along(question), ()
+                found = self._along(question)
+                others: tuple[int, ...] = ()
             else:
                 crossings = self.asker.before(*(getattr(question, name) for name in _BEFORE))
                 found, others = self._crossed(_PLAIN, crossings, None), tuple(crossings.reaching.values())
@@ -176,10 +177,10 @@ class Answers:
         is_back: bool,
     ) -> None:
         merged = np.array(found.merged, np.int64).reshape(-1, 2)
-        row = (found.base, found.own, found.num_own_labels, found.kinds, *lists, int(is_back))
-        row += (self.steps.size, len(steps), self.merged.size, len(merged))
+        of_token = (found.base, found.own, found.num_own_labels, found.kinds, *lists, int(is_back))
+        places = (self.steps.size, len(steps), self.merged.size, len(merged))
         self._number[key] = self.questions.size
-        self.questions.extend(np.array([row]))
+        self.questions.extend(np.array([(*of_token, *places)]))
         self.steps.extend(np.array(steps))
         self.merged.extend(merged)
 

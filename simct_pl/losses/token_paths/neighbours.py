@@ -207,7 +207,7 @@ class Neighbours:
         return found
 
     def _excluded(self, before: int, part: bytes, last: int) -> tuple[int, ...]:
-        """Teacher tokens behind `last`, which is `part`, with which the student would have merged its token `before`."""
+        """Teacher tokens behind `last`, which is `part`, that the student would have merged with its token `before`."""
         vocab = self.links
         known, is_known = self._merged_with(before, last)
         front = vocab.student.table.tokens[before]

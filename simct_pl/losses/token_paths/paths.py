@@ -166,8 +166,6 @@ def _range(index: Tensor, start: int, end: int) -> slice:
 
 def _write_out(start_R: Tensor, length_R: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """(the range, the place) of every place in some ranges, int64 [size]; size: their lengths' sum."""
-    row_I = torch.repeat_interleave(
-        torch.arange(len(length_R), device=length_R.device), length_R, output_size=size
-    )
+    row_I = torch.repeat_interleave(torch.arange(len(length_R), device=length_R.device), length_R, output_size=size)
     shift_R = start_R - length_R.cumsum(0) + length_R
     return row_I, torch.arange(size, device=length_R.device) + shift_R[row_I]
