@@ -23,9 +23,11 @@ from simct_pl.tokenization.merges import Joints, Spell
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer
 from simct_pl.tokenization.projection import spell_inside
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # What may follow a token: letters of both cases, a digit, white space, punctuation.
 FOLLOWING = ("r", "T", "2", " ", "\n", "#", ",")
+# What may follow punctuation besides: tokenizers group it in ways that the token alone does not show.
+_PUNCTUATION = (".", ",", ")", ":", ">", '"', "=", "*")
 # Last bytes that complete a character: all where one byte is missing would be 64; a few tell how such tokens are cut.
 _CONTINUATIONS = tuple(range(0x80, 0xC0, 3))
 _BATCH = 20_000  # texts between two steps of the progress bar
@@ -150,7 +152,7 @@ class PairReadings:
 
 def _fingerprint(student: Reader, teacher: Reader) -> str:
     sizes = len(student.table), len(teacher.table)
-    parts = (FORMAT_VERSION, FOLLOWING, _CONTINUATIONS, student.fingerprint, teacher.fingerprint, sizes)
+    parts = (FORMAT_VERSION, FOLLOWING, _PUNCTUATION, _CONTINUATIONS, student.fingerprint, teacher.fingerprint, sizes)
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 
@@ -196,13 +198,14 @@ def cut_behind(table: TokenBytes, ids: Sequence[int], length: int) -> tuple[int,
 
 
 def followings(source: Reader, token_id: int) -> list[bytes]:
-    """What a token is read with: nothing, and a character of each other kind; the rest of a character that it cuts."""
+    """What a token is read with: nothing; a character of each other kind; the rest of a character that it cuts."""
     token = source.table.tokens[token_id]
     text = as_text(token)
     if text is None:
         return list(completions(token))
     own = kind(text[-1])
-    return [b"", *(following.encode() for following in FOLLOWING if kind(following) != own)]
+    following = [other for other in FOLLOWING if kind(other) != own] + [*(_PUNCTUATION if own == "other" else ())]
+    return [b"", *(other.encode() for other in following)]
 
 
 KINDS = ("letter", "digit", "newline", "space", "other")

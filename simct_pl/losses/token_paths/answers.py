@@ -119,8 +119,9 @@ class Answers:
         other = self._half(before)
         crossings = self.asker.before(*(getattr(before, name) for name in _BEFORE))
         is_back = bool(crossings.reaching)
-        if _meet(half.ids, other.ids) or _meet(half.ids, other.others):
-            self._whole(key, self._crossed(half.categories, crossings, along.own), is_back)
+        written = self._written(half.categories, before.written[-1])
+        if written is not half.categories or _meet(half.ids, other.ids) or _meet(half.ids, other.others):
+            self._whole(key, self._crossed(written, crossings, along.own), is_back)
             return
         both = replace(half.categories, kinds=other.categories.kinds)
         self._add(key, both, (half.list_number, other.list_number), (*other.steps, *half.steps[1:]), is_back)
@@ -147,6 +148,21 @@ class Answers:
             return replace(_PLAIN, own=STOP, moved={question.own: own_class})
         found = _shortened(self.asker.behind(question.own, question.inner), question.ends_early)
         return replace(found, moved={question.own: own_class} | found.moved)
+
+    def _written(self, found: Categories, before: int) -> Categories:
+        """Without the teacher tokens along the path that mean student tokens which would have merged with `before`."""
+        ids, labels = found.moved_arrays
+        own = labels >= self.links.num_labels
+        if not own.any() or not any(step.listed for step in found.steps[1:]):
+            return found
+        unwritten = {*labels[own].tolist()} - {*labels[own & ~self.asker.joining(before, ids)].tolist(), found.own}
+        if not unwritten:
+            return found
+        steps = [
+            replace(step, listed={k: DROPPED if label in unwritten else label for k, label in step.listed.items()})
+            for step in found.steps
+        ]
+        return replace(found, steps=steps)
 
     def _crossed(self, found: Categories, crossings: Crossings, own: int | None) -> Categories:
         """With what the tokens before the position change; a first step more where teacher tokens go past it."""

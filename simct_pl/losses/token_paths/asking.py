@@ -19,7 +19,8 @@ from simct_pl.losses.token_paths.categories import (
     exits,
     listed,
 )
-from simct_pl.losses.token_paths.neighbours import MANY, Front, Ids, Neighbours
+from simct_pl.losses.token_paths.cuts import Cuts
+from simct_pl.losses.token_paths.neighbours import MANY, Front, Ids
 from simct_pl.losses.token_paths.vocab_links import VocabLinks
 
 _MEMORY = 4096  # answers; they are large
@@ -28,7 +29,7 @@ NodeOf = Callable[[int], Node]
 Left = dict[int, set[int]]  # depth → teacher tokens that leave the path there
 
 
-class Asker(Neighbours):
+class Asker(Cuts):
     """Three questions about a position, by their keys."""
 
     def __init__(self, links: VocabLinks) -> None:
@@ -115,12 +116,18 @@ class Asker(Neighbours):
         wrote, part = self._text(student, written), teacher.table.tokens[last]
         found = self._reaching(written, outside, part) or {}
         reaching = {token: behind for token, behind in found.items() if token != last}
-        read_into = self._read_into(reaching, part, last).items()
-        moved = {k: reaching[token] for k, token in read_into if k != reaching[token]}
-        excluded = self._excluded(written[-1], part, last)
-        excluded += self._contradicting("student", own_earlier, written[-1])
+        read_into = self._read_into(reaching, part, last)
+        moved = {k: reaching[token] for k, token in read_into.items() if k != reaching[token]}
+        excluded = self._excluded(written[-1], part, last) + self._contradicting("student", own_earlier, written[-1])
+        contradicting = self._contradicting("teacher", earlier, last)
+        joined = {k for k in self._joined(written[-1], part, last) if k not in read_into}
+        contradicting = tuple(sorted(joined.union(contradicting)))
+        contradicting, excluded = (
+            tuple(sorted({*contradicting, *self._partly("student", written[-1], excluded)})),
+            tuple(sorted({*excluded, *self._partly("teacher", last, contradicting)})),
+        )
         kinds = self._ruled_out(teacher, part, (last,)), self._ruled_out(student, wrote, written)
-        return Crossings(reaching, moved, excluded, self._contradicting("teacher", earlier, last), *kinds)
+        return Crossings(reaching, moved, excluded, contradicting, *kinds)
 
     def _inside(
         self, written: Ids, outside: int, covering: int, inner: Ids, own: int, earlier: tuple[Front, ...]

@@ -5,7 +5,7 @@ In: VocabLinks, ids and bytes. Out: ids. simct_pl.losses.token_paths.asking make
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -14,10 +14,10 @@ import numpy as np
 
 from simct_pl.losses.token_paths.vocab_links import SortedTokens, VocabLinks
 from simct_pl.tokenization.bytes import as_text
-from simct_pl.tokenization.merges import first_kind, members
 from simct_pl.tokenization.readings import FOLLOWING, KINDS, Reader, Readings, cut_behind, followings, kind
 
 MEMORY = 200_000  # answers that are kept
+MOST = 50_000  # where merges tell about nearly all of them
 MANY = 2000  # tokens that begin with the same bytes; beyond so many they are not told apart
 Ids = tuple[int, ...]
 Side = Literal["student", "teacher"]
@@ -25,33 +25,35 @@ Front = tuple[bytes, int]  # bytes, and the token that was written at their begi
 
 
 @dataclass(frozen=True, eq=False)
-class _Firsts:
-    """The token that the other side's tokenizer begins each of one side's tokens with.
+class Firsts:
+    """The tokens that one side's tokenizer begins the other side's tokens with.
 
-    first_K: int64; -1 where it depends on what follows, and where there is none. tokens_E, by_first_E: tokens by the
-    one that they begin with, ascending.
+    first_K: int64; -1 where it depends on what follows, and where there is none. starts_V, tokens_E: the other side's
+    tokens that may begin with token v are tokens_E[starts_V[v]:starts_V[v + 1]].
     """
 
     first_K: np.ndarray
+    starts_V: np.ndarray
     tokens_E: np.ndarray
-    by_first_E: np.ndarray
 
     @classmethod
-    def of(cls, readings: Readings) -> _Firsts:
-        pairs = np.unique(np.stack([readings.source_E, readings.first_E], 1), axis=0)
-        sources, count = np.unique(pairs[:, 0], return_counts=True)
-        alone = pairs[members(pairs[:, 0], sources[count == 1])]
-        first_K = np.full(int(sources.max(initial=0)) + 1, -1, np.int64)
-        first_K[alone[:, 0]] = alone[:, 1]
-        order = np.argsort(alone[:, 1], kind="stable")
-        return cls(first_K, alone[order, 0], alone[order, 1])
-
-    def of_tokens(self, tokens_E: np.ndarray) -> np.ndarray:
-        return np.where(tokens_E < len(self.first_K), self.first_K[np.minimum(tokens_E, len(self.first_K) - 1)], -1)
+    def of(cls, readings: Readings, other: Reader, own: SortedTokens) -> Firsts:
+        """Of what own reads in the other's tokens; one that is no text begins with the longest that its bytes do."""
+        tokens = other.table.tokens
+        unread = sorted({*other.text_ids}.difference(readings.sources))
+        begun = [(first, k) for k in unread if (first := own.longest_prefix(tokens[k])) is not None]
+        parts = [np.stack([readings.first_E, readings.source_E], 1), np.array(begun, np.int64).reshape(-1, 2)]
+        pairs = np.unique(np.concatenate(parts), axis=0)
+        sources, place, count = np.unique(pairs[:, 1], return_index=True, return_counts=True)
+        first_K = np.full(len(tokens), -1, np.int64)
+        first_K[sources[count == 1]] = pairs[place[count == 1], 0]
+        return cls(first_K, np.searchsorted(pairs[:, 0], np.arange(len(own.reader.table) + 1)), pairs[:, 1])
 
     def beginning_with(self, firsts: np.ndarray) -> np.ndarray:
-        """Tokens that begin with one of some sorted tokens."""
-        return self.tokens_E[members(self.by_first_E, firsts)]
+        """The other side's tokens that may begin with one of some tokens, sorted."""
+        lengths = self.starts_V[firsts + 1] - self.starts_V[firsts]
+        shifts = self.starts_V[firsts] - np.cumsum(lengths) + lengths
+        return np.unique(self.tokens_E[np.arange(lengths.sum()) + np.repeat(shifts, lengths)])
 
 
 class Neighbours:
@@ -61,7 +63,10 @@ class Neighbours:
         self.links = links
         self.tokens: dict[Side, SortedTokens] = {"student": links.student_bytes, "teacher": links.teacher_bytes}
         readings = links.readings
-        self._first = {"student": _Firsts.of(readings.teacher), "teacher": _Firsts.of(readings.student)}
+        self._first: dict[Side, Firsts] = {
+            "student": Firsts.of(readings.teacher, links.teacher, links.student_bytes),
+            "teacher": Firsts.of(readings.student, links.student, links.teacher_bytes),
+        }
         self._goes_on = {side: lru_cache(MEMORY)(tokens.goes_on) for side, tokens in self.tokens.items()}
 
     def _known(self, side: Side, last: int, others_E: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -71,14 +76,15 @@ class Neighbours:
         joints = self.tokens[side].reader.joints
         if joints is None:
             return np.zeros(len(others_E), bool), np.zeros(len(others_E), bool)
-        return joints.known(last, self._first[side].of_tokens(others_E))
+        return joints.known(last, self._first[side].first_K[others_E])
 
-    def _to_ask(self, side: Side, last: int | None, others: set[int]) -> list[int]:
+    def _to_ask(self, side: Side, last: int | None, others: Iterable[int]) -> list[int]:
         """Tokens of the other side without those in front of which a side is known to cut behind `last`."""
-        if last is None or not others:
-            return sorted(others)
-        others_E = np.array(sorted(others))
-        return others_E[~self._known(side, last, others_E)[1]].tolist()
+        others_E = np.array(sorted(others), np.int64)
+        if last is not None:
+            others_E = others_E[~self._known(side, last, others_E)[1]]
+        asked: list[int] = others_E.tolist()
+        return asked
 
     def _text(self, reader: Reader, ids: Ids) -> bytes:
         return b"".join([reader.table.tokens[k] for k in ids])
@@ -139,19 +145,6 @@ class Neighbours:
                 found.append((front, token))
         return tuple(found)
 
-    def _contradicting(self, side: Side, earlier: tuple[Front, ...], last: int | None) -> tuple[int, ...]:
-        """Tokens of the other side in front of which this one reads a token from an earlier start past the position.
-
-        last: the side's own token that ends at the position, if one does.
-        """
-        own, other = self.tokens[side], self.tokens["teacher" if side == "student" else "student"]
-        found: set[int] = set()
-        for front, first in earlier:
-            behind = {data[len(front) :] for _, data in own.beginning_with(front) if len(data) > len(front)}
-            asked = {k for data in behind for k, _ in other.beginning_with(data)}
-            found.update(self._never_read(side, front, set(self._to_ask(side, last, asked)), first))
-        return tuple(sorted(found))
-
     def _reaching(self, written: Ids, outside: int, part: bytes) -> dict[int, int] | None:
         """Teacher tokens that begin with `part` and go past it, and keep the student's cuts → what they begin there.
 
@@ -191,75 +184,22 @@ class Neighbours:
         Of very many, those that the student's own cuts show. last: the teacher's token that `part` is, if it is one.
         """
         vocab = self.links
-        asked = self._to_ask("teacher", last, self._going_on(frozenset(reaching), len(part)) or set(reaching.values()))
+        most = MANY if last is None or vocab.teacher.joints is None else MOST
+        found = self._going_on(frozenset(reaching), len(part), most)
+        asked = self._to_ask("teacher", last, set(reaching.values()) if found is None else found)
         read = vocab.teacher.read([part + vocab.student.table.tokens[k] for k in asked])
         return {k: ids[0] for k, ids in zip(asked, read, strict=True) if ids and ids[0] in reaching}
 
-    def _going_on(self, reaching: frozenset[int], skipped: int) -> set[int] | None:
+    def _going_on(self, reaching: frozenset[int], skipped: int, most: int = MANY) -> set[int] | None:
         """Student tokens that begin with what some teacher tokens are behind so many bytes; None: too many."""
         tokens, found = self.links.teacher.table.tokens, set[int]()
         for data in sorted({tokens[token][skipped:] for token in reaching}, key=len):
-            if self.links.student_bytes.count(data) > MANY:
+            if self.links.student_bytes.count(data) > most:
                 return None
             found |= {k for k, _ in self.links.student_bytes.beginning_with(data)}
-            if len(found) > MANY:
+            if len(found) > most:
                 return None
         return found
-
-    def _excluded(self, before: int, part: bytes, last: int) -> tuple[int, ...]:
-        """Teacher tokens behind `last`, which is `part`, that the student would have merged with its token `before`."""
-        vocab = self.links
-        known, is_known = self._merged_with(before, last)
-        front = vocab.student.table.tokens[before]
-        longer = [
-            data[len(front) :]
-            for _, data in vocab.student_bytes.beginning_with(front)
-            if len(data) > len(front) and not is_known(data[len(front) :])
-        ]
-        longer = [behind for behind in longer if part + behind not in vocab.teacher_bytes.id_of]
-        read = vocab.teacher.read([part + behind for behind in longer])
-        asked: set[int] = set()
-        for behind, ids in zip(longer, read, strict=True):
-            if ids is not None and ids[0] == last and len(ids) > 1:
-                asked.add(ids[1])
-                asked |= {k for k, data in vocab.teacher_bytes.beginning_with(behind) if len(data) > len(behind)}
-        asked = set(self._to_ask("student", before, asked - known))
-        first = vocab.student_bytes.id_of.get(front, -1)
-        return tuple(sorted({*known, *self._never_read("student", front, asked, first)}))
-
-    def _merged_with(self, before: int, last: int) -> tuple[set[int], Callable[[bytes], bool]]:
-        """(what _excluded finds of tokens that both sides' merges tell all about, whether what is behind is such)."""
-        own, other = self.links.student.joints, self.links.teacher.joints
-        if own is None or other is None or own.last_K[before] < 0:
-            return set(), lambda _: False
-        told = own.joins_trusted[own.last_K[before]] & own.apart_trusted[own.last_K[before]]
-        found_E = self._first["student"].beginning_with(own.joining(before))
-        found_E = found_E[self._known("student", before, found_E)[0]]
-        # What the teacher would not write behind `last` either has no mass: leaving it out only shortens the list.
-        known = set(found_E[~other.known(last, found_E)[0]].tolist())
-
-        def is_told(behind: bytes) -> bool:
-            kind_ = first_kind(behind)
-            return kind_ is not None and bool(told[kind_]) and not behind[:1].isspace()
-
-        return known, is_told
-
-    def _never_read(self, side: Side, front: bytes, asked: set[int], first: int) -> tuple[int, ...]:
-        """Tokens of the other side that contradict a side's cuts behind `front`, whatever follows them.
-
-        first: the token that was written at the beginning of `front`. White space is read with what may follow it too,
-        which decides how it is cut.
-        """
-        other: Side = "teacher" if side == "student" else "student"
-        tokens = self.tokens[other].reader.table.tokens
-        texts = [
-            (k, front + tokens[k] + following)
-            for k in sorted(asked)
-            for following in (self._surviving(other, k) if tokens[k].isspace() else (b"",))
-        ]
-        read = self.tokens[side].reader.read([text for _, text in texts])
-        kept = {k for (k, _), ids in zip(texts, read, strict=True) if ids is None or ids[0] == first}
-        return tuple(sorted(asked - kept))
 
     def _ruled_out(self, reader: Reader, text: bytes, ids: Ids) -> int:
         """Kinds of characters in front of which a side would not have cut a text as it did, as a bit mask.

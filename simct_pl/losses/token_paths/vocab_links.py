@@ -130,16 +130,17 @@ class SortedTokens:
 
     def count(self, prefix: bytes) -> int:
         """How many tokens begin with some bytes."""
-        start, end = self._span(prefix)
+        start, end = self.span(prefix)
         return end - start
 
-    def _span(self, prefix: bytes) -> tuple[int, int]:
+    def span(self, prefix: bytes) -> tuple[int, int]:
+        """Where the tokens that begin with some bytes lie in ids and tokens."""
         start = bisect_left(self.tokens, prefix)
         return start, bisect_left(self.tokens, prefix + b"\xff" * 128, start)
 
     def beginning_with(self, prefix: bytes) -> list[tuple[int, bytes]]:
         """(id, bytes) of the tokens that begin with some bytes, those bytes themselves first."""
-        start, end = self._span(prefix)
+        start, end = self.span(prefix)
         return list(zip(self.ids[start:end], self.tokens[start:end], strict=True))
 
     @cached_property

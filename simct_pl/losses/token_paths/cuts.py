@@ -1,0 +1,136 @@
+"""Which tokens contradict what has been cut: one side would have merged them with what it wrote before.
+
+In: VocabLinks and the tokens before a position. Out: ids of both sides. Where merges tell (tokenization.merges), pairs
+of neighbours decide: a side keeps its cut behind its last token if that token and the first one of what follows do not
+join. What merges do not tell is asked.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+
+from simct_pl.losses.token_paths.neighbours import MANY, Front, Neighbours, Side
+from simct_pl.tokenization.merges import members
+
+
+class Cuts(Neighbours):
+    """Of one pair."""
+
+    def _contradicting(self, side: Side, earlier: tuple[Front, ...], last: int | None) -> tuple[int, ...]:
+        """Tokens of the other side in front of which this one reads a token from an earlier start past the position.
+
+        last: the side's own token that ends at the position, if one does.
+        """
+        own, other = self.tokens[side], self.tokens["teacher" if side == "student" else "student"]
+        found: set[int] = set()
+        for front, first in earlier:
+            behind = {data[len(front) :] for _, data in own.beginning_with(front) if len(data) > len(front)}
+            asked = {k for data in behind for k, _ in other.beginning_with(data)}
+            found.update(self._never_read(side, front, set(self._to_ask(side, last, asked)), first))
+        return tuple(sorted(found))
+
+    def _joined(self, before: int, part: bytes, last: int) -> tuple[int, ...]:
+        """Student tokens behind the teacher's token `last`, which is `part`, in front of which it would have been cut
+        otherwise, and begun no longer token: part of it would have been merged with them.
+
+        before: the student's last token. Nothing, where there are no merges to tell.
+        """
+        own, other = self.links.teacher.joints, self.links.student.joints
+        if own is None or own.last_K[last] < 0 or self.links.teacher_bytes.count(part) > MANY:
+            return ()
+        found_E = self._first["teacher"].beginning_with(own.joining(last))
+        found_E = found_E[self._known("teacher", last, found_E)[0]]
+        if other is not None:  # what the student would not write here either has no mass
+            found_E = found_E[~other.known(before, found_E)[0]]
+        longer = [data[len(part) :] for _, data in self.links.teacher_bytes.beginning_with(part) if data != part]
+        begun = members(found_E, self._students_beginning_with(longer))
+        joined: list[int] = found_E[~begun].tolist()
+        return tuple(joined)
+
+    def _students_beginning_with(self, prefixes: list[bytes]) -> np.ndarray:
+        """Ids, sorted."""
+        spans = [self.links.student_bytes.span(prefix) for prefix in prefixes]
+        parts = [self._sorted_students[start:end] for start, end in spans]
+        return np.unique(np.concatenate([np.zeros(0, np.int64), *parts]))
+
+    @cached_property
+    def _sorted_students(self) -> np.ndarray:
+        return np.array(self.links.student_bytes.ids, np.int64)
+
+    def _excluded(self, before: int, part: bytes, last: int) -> tuple[int, ...]:
+        """Teacher tokens behind `last`, which is `part`, that the student would have merged with its token `before`.
+
+        What the teacher would not write behind `last` has no mass, and may be left where it is.
+        """
+        own, other = self.links.student.joints, self.links.teacher.joints
+        front = self.links.student.table.tokens[before]
+        if own is None:
+            asked = set(self._behind_longer(front, part, last))
+            return self._never_read("student", front, asked, before)
+        found_E = self._first["student"].beginning_with(own.joining(before))
+        if other is not None:
+            found_E = found_E[~other.known(last, found_E)[0]]
+        joins_E, apart_E = self._known("student", before, found_E)
+        asked = set(found_E[~joins_E & ~apart_E].tolist())
+        return tuple(sorted({*found_E[joins_E].tolist(), *self._never_read("student", front, asked, before)}))
+
+    def _behind_longer(self, front: bytes, part: bytes, last: int) -> set[int]:
+        """Teacher tokens behind `last`, which is `part`, that make a longer student token of `front`."""
+        vocab = self.links
+        longer = [data[len(front) :] for _, data in vocab.student_bytes.beginning_with(front) if len(data) > len(front)]
+        asked: set[int] = set()
+        for behind, ids in zip(longer, vocab.teacher.read([part + behind for behind in longer]), strict=True):
+            if ids is not None and ids[0] == last and len(ids) > 1:
+                asked.add(ids[1])
+            if ids is None or (ids[0] == last and len(ids) > 1):
+                asked |= {k for k, data in vocab.teacher_bytes.beginning_with(behind) if len(data) > len(behind)}
+        return asked
+
+    def joining(self, before: int, students_E: np.ndarray) -> np.ndarray:
+        """Which student tokens the student would have merged with its token `before`, bool [E]; none without merges."""
+        joints, tokens = self.links.student.joints, self.links.student.table.tokens
+        if joints is None:
+            return np.zeros(len(students_E), bool)
+        joins_E, apart_E = joints.known(before, students_E)
+        unknown_U = np.flatnonzero(~joins_E & ~apart_E)
+        read = self.links.student.read([tokens[before] + tokens[k] for k in students_E[unknown_U].tolist()])
+        joins_E[unknown_U] = [ids is not None and ids[0] != before for ids in read]
+        return joins_E
+
+    def _partly(self, side: Side, last: int, others: tuple[int, ...]) -> tuple[int, ...]:
+        """Tokens of a side that begin with one of the `others`, which are left out, and would be written behind `last`.
+
+        What follows an `other` decides whether it contradicts the side's cuts. Its row does not tell, so both sides
+        leave out what begins with it.
+        """
+        joints, reader = self.tokens[side].reader.joints, self.tokens[side].reader
+        if joints is None or not others:
+            return ()
+        other: Side = "teacher" if side == "student" else "student"
+        others_E = np.array(others, np.int64)
+        found_E = self._first[other].beginning_with(others_E)
+        found_E = found_E[members(self._first[other].first_K[found_E], others_E)]
+        joins_E, apart_E = joints.known(last, found_E)
+        unknown, tokens = found_E[~joins_E & ~apart_E].tolist(), reader.table.tokens
+        read = reader.read([tokens[last] + tokens[k] for k in unknown])
+        kept = [k for k, ids in zip(unknown, read, strict=True) if ids is not None and ids[0] == last]
+        return tuple(sorted({*found_E[apart_E].tolist(), *kept}))
+
+    def _never_read(self, side: Side, front: bytes, asked: set[int], first: int) -> tuple[int, ...]:
+        """Tokens of the other side that contradict a side's cuts behind `front`, whatever follows them.
+
+        first: the token that was written at the beginning of `front`. White space is read with what may follow it too,
+        which decides how it is cut.
+        """
+        other: Side = "teacher" if side == "student" else "student"
+        tokens = self.tokens[other].reader.table.tokens
+        texts = [
+            (k, front + tokens[k] + following)
+            for k in sorted(asked)
+            for following in (self._surviving(other, k) if tokens[k].isspace() else (b"",))
+        ]
+        read = self.tokens[side].reader.read([text for _, text in texts])
+        kept = {k for (k, _), ids in zip(texts, read, strict=True) if ids is None or ids[0] == first}
+        return tuple(sorted(asked - kept))
