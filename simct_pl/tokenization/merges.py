@@ -27,6 +27,7 @@ NEVER = np.iinfo(np.int32).max  # rank of a merge that does not happen
 _MEMORY = 4096
 # Kinds of characters at a cut, as far as pre-tokenizers tell them apart; prefixed: another character and then a letter.
 CHARACTERS = ("lower", "upper", "letter", "digit", "newline", "space", "other", "prefixed")
+CASELESS, DIGIT = CHARACTERS.index("letter"), CHARACTERS.index("digit")
 _LEFT, _BEHIND = 30, 5  # tokens on both sides of a cut that are tried, for each pair of kinds
 _ENOUGH = 40  # trials that a pair of kinds has to pass
 
@@ -138,8 +139,8 @@ class Joints:
     """What a tokenizer would merge, where its merges alone decide.
 
     first_K, last_K: see edge_kinds. joins_trusted, apart_trusted: bool [kinds of the last character, kinds of the first
-    one behind it]: whether all trials of tokens that join, and of tokens that do not, came out as the merges say. Trials
-    are drawn with a fixed seed, half of them from the tokens that were made first, which are common.
+    one behind it]: whether all trials of tokens that join, and of tokens that do not, came out as the merges say. The
+    trials are drawn with a fixed seed, half of them from the tokens that were made first, which are common.
     """
 
     merges: Merges

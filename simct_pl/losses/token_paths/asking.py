@@ -83,6 +83,7 @@ class Asker(Cuts):
             begins = own if reached >= own_length else self._first_student(front)
             links.join(("default", depth), ("default", depth) if begins is None else node(begins))
             self._leaving(links, node, front, depth, left, along)
+            self._regrouping(links, node, front, depth, inner[depth - 1], begins, left)
             if depth < len(inner):
                 reached += len(vocab.teacher.table.tokens[inner[depth]])
 
@@ -99,11 +100,28 @@ class Asker(Cuts):
             else:
                 asked |= {k for k, data in longer if len(data) > len(behind)}
         (read,) = vocab.student.read([front])
-        asked = left[depth].union(self._to_ask("student", read[-1] if read else None, asked))
+        to_ask = set(self._to_ask("student", read[-1] if read else None, asked))
+        for token in left[depth] - to_ask:
+            links.join(("at", depth, token), ("default", depth))
+        asked = to_ask
         for token, begun in self._students_reading(front, sorted(asked), left[depth]):
             if token in left[depth] or begun in students:
                 left[depth].add(token)
                 links.join(("at", depth, token), node(begun))
+
+    def _regrouping(
+        self, links: Links, node: NodeOf, front: bytes, depth: int, last: int, begins: int | None, left: Left
+    ) -> None:
+        """Teacher tokens that leave the path behind some bytes, and with which the student would have cut these
+        otherwise. last: the path's token that ends there. begins: what the student begins with where they stand alone.
+        """
+        asked = [token for token in self._regrouped(front, last) if token not in left[depth]]
+        for token, begun in self._students_reading(front, asked, set()):
+            if begun != begins:
+                left[depth].add(token)
+                links.join(("at", depth, token), node(begun))
+        for token in self._left_apart(front, sorted(left[depth])):
+            links.join(("at", depth, token), ("default", depth))
 
     def _before(
         self, written: Ids, outside: int, last: int, earlier: tuple[Front, ...], own_earlier: tuple[Front, ...]
@@ -116,7 +134,7 @@ class Asker(Cuts):
         wrote, part = self._text(student, written), teacher.table.tokens[last]
         found = self._reaching(written, outside, part) or {}
         reaching = {token: behind for token, behind in found.items() if token != last}
-        read_into = self._read_into(reaching, part, last)
+        read_into = self._read_into(reaching, part, last, written[-1])
         moved = {k: reaching[token] for k, token in read_into.items() if k != reaching[token]}
         excluded = self._excluded(written[-1], part, last) + self._contradicting("student", own_earlier, written[-1])
         contradicting = self._contradicting("teacher", earlier, last)

@@ -12,7 +12,10 @@ from functools import cached_property
 import numpy as np
 
 from simct_pl.losses.token_paths.neighbours import MANY, Front, Neighbours, Side
-from simct_pl.tokenization.merges import members
+from simct_pl.tokenization.merges import CASELESS, DIGIT, members
+
+UNDECIDED = (CASELESS, DIGIT, -1)  # kinds of which what follows often decides
+COMMON = 32  # tokens that were made first
 
 
 class Cuts(Neighbours):
@@ -88,6 +91,34 @@ class Cuts(Neighbours):
                 asked |= {k for k, data in vocab.teacher_bytes.beginning_with(behind) if len(data) > len(behind)}
         return asked
 
+    def _regrouped(self, front: bytes, last: int) -> list[int]:
+        """Teacher tokens that would be written behind `last`, and that join what the student ends some bytes with.
+
+        All of scripts without cases, whose words have few tokens; otherwise, where nearly all such pairs are no text,
+        those of the most common tokens.
+        """
+        own, other = self.links.student.joints, self.links.teacher.joints
+        (read,) = self.links.student.read([front])
+        if own is None or other is None or not read:
+            return []
+        found_E = self._first["student"].beginning_with(own.joining(read[-1]))
+        found_E = found_E[self._known("student", read[-1], found_E)[0] & ~other.known(last, found_E)[0]]
+        caseless_E = other.first_K[found_E] == CASELESS
+        found: list[int] = [*found_E[caseless_E].tolist(), *found_E[~caseless_E][:COMMON].tolist()]
+        return found
+
+    def _left_apart(self, front: bytes, teachers: list[int]) -> set[int]:
+        """Of some teacher tokens of scripts without cases, those that begin a student token which leaves the student's
+        cuts within and behind some bytes as they are, though they themselves do not.
+        """
+        other = self.links.teacher.joints
+        (read,) = self.links.student.read([front])
+        caseless = [k for k in teachers if other is not None and other.first_K[k] == CASELESS]
+        if not caseless or not read:
+            return set()
+        found = list(self._partly("student", read[-1], tuple(caseless)))
+        return set(self._first["teacher"].first_K[found].tolist())
+
     def joining(self, before: int, students_E: np.ndarray) -> np.ndarray:
         """Which student tokens the student would have merged with its token `before`, bool [E]; none without merges."""
         joints, tokens = self.links.student.joints, self.links.student.table.tokens
@@ -103,13 +134,18 @@ class Cuts(Neighbours):
         """Tokens of a side that begin with one of the `others`, which are left out, and would be written behind `last`.
 
         What follows an `other` decides whether it contradicts the side's cuts. Its row does not tell, so both sides
-        leave out what begins with it.
+        leave out what begins with it. Of scripts without cases, digits and parts of characters: elsewhere it would cost
+        much and change nothing that is text.
         """
         joints, reader = self.tokens[side].reader.joints, self.tokens[side].reader
-        if joints is None or not others:
-            return ()
         other: Side = "teacher" if side == "student" else "student"
+        of_others = self.tokens[other].reader.joints
+        if joints is None or of_others is None:
+            return ()
         others_E = np.array(others, np.int64)
+        others_E = others_E[np.isin(of_others.first_K[others_E], UNDECIDED)]
+        if not len(others_E):
+            return ()
         found_E = self._first[other].beginning_with(others_E)
         found_E = found_E[members(self._first[other].first_K[found_E], others_E)]
         joins_E, apart_E = joints.known(last, found_E)

@@ -178,15 +178,21 @@ class Neighbours:
             if ids:
                 yield k, cut_behind(teacher.table, ids, len(part) + len(student.table.tokens[k]))
 
-    def _read_into(self, reaching: dict[int, int], part: bytes, last: int | None = None) -> dict[int, int]:
+    def _read_into(
+        self, reaching: dict[int, int], part: bytes, last: int | None = None, before: int | None = None
+    ) -> dict[int, int]:
         """Student tokens that the teacher, having read `part`, begins with one of some tokens → that token.
 
         Of very many, those that the student's own cuts show. last: the teacher's token that `part` is, if it is one.
+        before: the student's last token; what it would have merged with has no mass.
         """
         vocab = self.links
         most = MANY if last is None or vocab.teacher.joints is None else MOST
         found = self._going_on(frozenset(reaching), len(part), most)
         asked = self._to_ask("teacher", last, set(reaching.values()) if found is None else found)
+        if before is not None and vocab.student.joints is not None:
+            asked_E = np.array(asked, np.int64)
+            asked = asked_E[~vocab.student.joints.known(before, asked_E)[0]].tolist()
         read = vocab.teacher.read([part + vocab.student.table.tokens[k] for k in asked])
         return {k: ids[0] for k, ids in zip(asked, read, strict=True) if ids and ids[0] in reaching}
 
