@@ -11,6 +11,7 @@ import torch
 from typing_extensions import override
 
 from callbacks.distilled import distilled
+from simct_pl.errors import RecipeError
 from simct_pl.training.collectives import gather_scalars
 from simct_pl.training.module import DistillModule
 from simct_pl.training.text_kl import TextKL, text_kl_sums
@@ -45,9 +46,24 @@ class AlignmentStats(L.Callback):
     policy/entropy: of the student at unit starts, nats. policy/stop_probability, policy/teacher_stop_probability.
     policy/text_kl, policy/text_kl_error, policy/text_kl_coverage: of the whole batch, over all ranks; see TextKL.
     rollout/response_tokens, rollout/truncation_rate.
+    rollout/accuracy: the module's grader's mean over the training responses, at their own temperature.
+
+    Args:
+        grade_responses: log rollout/accuracy. A grader that runs code would slow every step.
     """
 
     only_reports = True
+
+    def __init__(self, grade_responses: bool = False) -> None:
+        self.grade_responses = grade_responses
+
+    @override
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if self.grade_responses and distilled(self, pl_module).grader is None:
+            raise RecipeError(
+                "grade_responses of AlignmentStats is true, and the module has no grader. Set model.init_args.grader, "
+                "or leave grade_responses out."
+            )
 
     @override
     def on_train_batch_end(
@@ -65,6 +81,8 @@ class AlignmentStats(L.Callback):
             "rollout/response_tokens": _mean([len(r.response_ids) for r in record.rollouts]),
             "rollout/truncation_rate": _mean([not r.stopped for r in record.rollouts]),
         }
+        if self.grade_responses:
+            metrics["rollout/accuracy"] = _accuracy(module, record)
         pl_module.log_dict(metrics, batch_size=len(record.rollouts), sync_dist=True)
 
 
@@ -141,5 +159,11 @@ def _non_canonical_share(module: DistillModule, record: StepRecord) -> float:
     return _mean(odd)
 
 
-def _mean(values: list[int] | list[bool]) -> float:
+def _accuracy(module: DistillModule, record: StepRecord) -> float:
+    assert module.grader is not None
+    texts = [alignment.text.decode(errors="replace") for alignment in record.alignments]
+    return _mean([module.grader(r.prompt, text) for r, text in zip(record.rollouts, texts, strict=True)])
+
+
+def _mean(values: list[int] | list[bool] | list[float]) -> float:
     return sum(values) / max(len(values), 1)

@@ -20,6 +20,7 @@ PANELS = (
     ("eval/loss", "held-out loss per response token"),
     ("loss/train", "loss per response token"),
     ("rollout/response_tokens", "response tokens"),
+    ("policy/text_kl", "text KL from the teacher (nats a byte)"),
     ("align/coverage", "coverage"),
     ("policy/entropy", "student entropy (nats)"),
 )

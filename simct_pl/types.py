@@ -116,6 +116,8 @@ class Prompt:
     index: position in the data set, from which sampling seeds derive.
     teacher_messages: what the teacher reads instead of messages, when its system prompt differs.
     response: a reference response (supervised fine-tuning, bits per byte).
+    unsupervised_spans: byte ranges [start, end) of the response that supervised fine-tuning reads and does not predict.
+        The stop counts as one byte behind the response.
     answer: what a grader compares with.
     """
 
@@ -124,6 +126,7 @@ class Prompt:
     response: str | None = None
     answer: str | None = None
     teacher_messages: tuple[Message, ...] | None = None
+    unsupervised_spans: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)

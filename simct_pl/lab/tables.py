@@ -22,7 +22,8 @@ NOTE = (
 RUN_NOTE = (
     f"Means over seeds and the last {LATE} training steps, seconds: the median step. Graded: student tokens that the "
     "objective compared. Loss: per response token, from units that are one token on both sides, and from all others. "
-    "Held-out answers and how many were cut at the limit: at the end. Text KL: log p_student - log p_teacher of the "
+    "Held-out answers and how many were cut at the limit: at the end. Sampled right: training responses, as the grader "
+    "sees them. Text KL: log p_student - log p_teacher of the "
     "training responses, nats a byte. Non-canonical: training responses that the student's own tokenizer would have "
     "spelt with other ids."
 )
@@ -80,6 +81,7 @@ def run_rows(results: SweepResults, compared: Comparison) -> list[Row]:
         "loss, other units": ("loss/span_units", results.late, "{:.4f}".format),
         "answer tokens": ("eval/response_tokens", lambda *key: float(results.last(*key).mean()), "{:.1f}".format),
         "answers cut": ("eval/truncation_rate", lambda *key: float(results.last(*key).mean()), _percent),
+        "sampled right": ("rollout/accuracy", results.late, _percent),
         "text KL": ("policy/text_kl", results.late, "{:.3f}".format),
         "non-canonical": ("align/non_canonical", results.late, _percent),
         "seconds a step": ("timing/step_seconds", results.median, "{:.2f}".format),

@@ -12,6 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from simct_pl.models.lm_head import LMHead
 
+NO_TARGET = -100  # of a row that is read and predicts nothing
+
 
 def chunked_cross_entropy(
     hidden_NH: Tensor, target_N: Tensor, head: LMHead, *, chunk_tokens: int = 1024, label_smoothing: float = 0.0
@@ -19,8 +21,9 @@ def chunked_cross_entropy(
     """Sum over rows of -log p(target), in nats, at least fp32.
 
     Args:
-        hidden_NH: any float dtype. target_N: int64. head: states → logits. chunk_tokens: rows that have logits at a
-            time. label_smoothing: share of each target that is spread over the vocabulary.
+        hidden_NH: any float dtype. target_N: int64; rows of NO_TARGET add nothing. head: states → logits.
+        chunk_tokens: rows that have logits at a time. label_smoothing: share of each target that is spread over the
+            vocabulary.
 
     Returns:
         a scalar; without rows a zero that still runs backward through states and head.
@@ -36,4 +39,6 @@ def chunked_cross_entropy(
 def _loss_sum(hidden_NH: Tensor, target_N: Tensor, head: LMHead, label_smoothing: float) -> Tensor:
     logits_NK = head(hidden_NH)
     logits_NK = logits_NK.to(torch.promote_types(logits_NK.dtype, torch.float32))
-    return F.cross_entropy(logits_NK, target_N, reduction="sum", label_smoothing=label_smoothing)
+    return F.cross_entropy(
+        logits_NK, target_N, reduction="sum", label_smoothing=label_smoothing, ignore_index=NO_TARGET
+    )

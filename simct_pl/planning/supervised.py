@@ -12,7 +12,6 @@ from itertools import islice
 
 import lightning as L
 
-from simct_pl.models.bits_per_byte import Reference
 from simct_pl.models.loading import check_model_path, load_config
 from simct_pl.planning.deployment import Deployment
 from simct_pl.planning.measure import ModelSource, SizedModel
@@ -21,7 +20,7 @@ from simct_pl.planning.plan import Plan, batch_size_of, trained_shape
 from simct_pl.planning.section import Section
 from simct_pl.planning.words import memory_section, number_of
 from simct_pl.warmup.sft import SFTModule
-from simct_pl.warmup.supervised import SupervisedModel
+from simct_pl.warmup.supervised import Example, SupervisedModel
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class ExampleLengths:
     mean_response: float
 
     @classmethod
-    def of(cls, examples: Sequence[Reference]) -> ExampleLengths:
+    def of(cls, examples: Sequence[Example]) -> ExampleLengths:
         responses = [len(example.response_ids) for example in examples]
         prompt = max(len(example.prompt_ids) for example in examples)
         return cls(prompt, max(responses), sum(responses) / len(responses))
@@ -72,7 +71,7 @@ def plan_supervised(
     sized = SizedModel(ModelSource(load_config("model", module.model_path)), step.param_dtype)
     check_shardable(sized, None, step)
     whole = SupervisedModel(sized.model, module.layout, module.chunk_tokens, module.label_smoothing)
-    examples = [Reference([0] * lengths.prompt, [0] * lengths.response)] * step.micro_batch
+    examples = [Example([0] * lengths.prompt, [0] * lengths.response, [0] * lengths.response)] * step.micro_batch
     why_not: list[str] = []
     work = told(
         lambda: sized.training(lambda: whole(examples), checkpointing=step.checkpointing, autocast=step.autocast),

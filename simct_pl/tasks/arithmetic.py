@@ -12,7 +12,7 @@ import hashlib
 import random
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from typing_extensions import override
 
@@ -49,10 +49,9 @@ class Problem:
         """The right chain."""
         return chain(list(self.terms))
 
-    def prompt(self, index: int, response: str | None = None) -> Prompt:
-        """One user message, with the right response unless another one is given."""
-        messages = ({"role": "user", "content": self.question},)
-        return Prompt(index, messages, self.response if response is None else response, str(self.total))
+    def prompt(self, index: int) -> Prompt:
+        """One user message, with the right response."""
+        return Prompt(index, ({"role": "user", "content": self.question},), self.response, str(self.total))
 
 
 def chain(terms: list[int], wrong: dict[int, int] | None = None) -> str:
@@ -71,14 +70,19 @@ def chain(terms: list[int], wrong: dict[int, int] | None = None) -> str:
     return ", ".join([*steps, f"total {running}"])
 
 
-def corrupted_chain(problem: Problem, rng: random.Random) -> str:
-    """A chain with one wrong number and a continuation that is right for the text before it.
+def corrupted(prompt: Prompt, problem: Problem, rng: random.Random) -> Prompt:
+    """The prompt with one wrong number in its response and a continuation that is right for the text before it.
 
-    Trained on such chains, a teacher reads a student's mistake as it stands instead of answering it with nonsense.
+    Trained on such chains, a teacher reads a student's mistake as it stands instead of answering it with nonsense. The
+    number itself is an unsupervised span: the teacher is not to make the mistake. So is the character behind it where
+    the right number would have gone on: that the number ends there is the mistake.
     """
     position = rng.randrange(3 * (len(problem.terms) - 1))
-    written = [int(number) for number in re.findall(r"\d+", problem.response)]
-    return chain(list(problem.terms), {position: _other_number(written[position], rng)})
+    right = re.findall(r"\d+", problem.response)[position]
+    wrong = str(_other_number(int(right), rng))
+    response = chain(list(problem.terms), {position: int(wrong)})
+    start, end = list(re.finditer(r"\d+", response))[position].span()
+    return replace(prompt, response=response, unsupervised_spans=((start, end + right.startswith(wrong)),))
 
 
 def _other_number(number: int, rng: random.Random) -> int:

@@ -17,7 +17,7 @@ from typing_extensions import override
 from simct_pl.checkpointing.position import ContinuedLoader, DataPosition
 from simct_pl.errors import RecipeError
 from simct_pl.seeding import run_seed
-from simct_pl.tasks.arithmetic import Problem, corrupted_chain, distinct_problems, draw_problem
+from simct_pl.tasks.arithmetic import Problem, corrupted, distinct_problems, draw_problem
 from simct_pl.types import Prompt, PromptBatch
 
 
@@ -43,8 +43,8 @@ class ArithmeticDataset(Dataset[Prompt]):
             problem = draw_problem(rng, self.num_terms, self.limit, held_out=False)
         else:
             problem = rng.choice(self.pool)
-        corrupt = rng.random() < self.corrupt_share
-        return problem.prompt(index, corrupted_chain(problem, rng) if corrupt else None)
+        prompt = problem.prompt(index)
+        return corrupted(prompt, problem, rng) if rng.random() < self.corrupt_share else prompt
 
 
 class ContinuedSampler(DistributedSampler[Prompt]):
@@ -72,7 +72,8 @@ class ArithmeticDataModule(L.LightningDataModule):
         val_skip: leave out so many held-out problems and take those behind them: learning rates can be chosen on
             problems that no result is measured on.
         num_problems: distinct problems to train on; null draws from all that are not held out.
-        corrupt_share: share of training responses with one wrong number that the rest follows from (robust teachers).
+        corrupt_share: share of training responses with one wrong number, read and not predicted, that the rest follows
+            from (robust teachers).
         num_terms, limit: how many numbers are added, each below limit.
         seed: of problems and corruptions; by default the run's seed_everything.
     """

@@ -1,27 +1,30 @@
-"""Two byte-level BPE tokenizers that cut the same arithmetic differently, and untrained model folders around them.
+"""Byte-level BPE tokenizers that cut the same arithmetic differently, and untrained model folders around them.
 
 The teacher reads characters, and "total" as one token. The student merges a space with the digit behind it, and reads
 " total" as two tokens. So ` 38, total 38` is
 
     teacher  `_` `3` `8` `,` `_` `total` `_` `3` `8`        student  `_3` `8` `,` `_to` `tal` `_3` `8`
 
-Both hold all 256 bytes, so either can write any text. They differ in chat template, turn-end token and BOS as real
-families do.
+All hold all 256 bytes, so each can write any text. The two differ in chat template, turn-end token and BOS as real
+families do. A second teacher reads numbers two digits at a time from the left (`138` as `13` `8`), as Llama-3 reads
+them three at a time.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
 
 DIGITS = "0123456789"
 SPACE = "Ġ"  # how the byte-level alphabet spells a space
 
 TEACHER_MERGES = [("t", "o"), ("to", "t"), ("tot", "a"), ("tota", "l")]
+TWO_DIGIT_MERGES = [*itertools.product(DIGITS, DIGITS), *TEACHER_MERGES]
 STUDENT_MERGES = [
     *[(SPACE, digit) for digit in DIGITS],
     ("t", "o"),
@@ -44,7 +47,10 @@ MAX_POSITIONS = 128
 
 @dataclass(frozen=True)
 class TinyModel:
-    """One side of the example: its tokenizer and the shape of its Llama-style network."""
+    """One side of the example: its tokenizer and the shape of its Llama-style network.
+
+    split_pattern: a regular expression; each match is merged within itself alone.
+    """
 
     merges: list[tuple[str, str]]
     template: str
@@ -54,6 +60,7 @@ class TinyModel:
     bos: str | None
     width: int
     mlp_width: int
+    split_pattern: str | None = None
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The tokenizer; its id order is bytes, merges, special tokens."""
@@ -61,6 +68,9 @@ class TinyModel:
         vocabulary = {token: i for i, token in enumerate([*alphabet, *("".join(pair) for pair in self.merges)])}
         backend = Tokenizer(models.BPE(vocab=vocabulary, merges=self.merges))
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        if self.split_pattern is not None:
+            split = pre_tokenizers.Split(Regex(self.split_pattern), "isolated")
+            backend.pre_tokenizer = pre_tokenizers.Sequence([split, backend.pre_tokenizer])
         backend.decoder = decoders.ByteLevel()
         backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in self.special_tokens])
         if self.bos is not None:  # a plain call adds BOS, as Llama's and Gemma's do
@@ -131,7 +141,14 @@ STUDENT = TinyModel(
 
 # A student that reads as its teacher does: the upper bound of what a student of another tokenizer can be taught.
 SAME_TOKENIZER_STUDENT = replace(TEACHER, width=STUDENT.width, mlp_width=STUDENT.mlp_width)
-MODELS = {"teacher": TEACHER, "student": STUDENT, "same_tokenizer_student": SAME_TOKENIZER_STUDENT}
+# A teacher with coarser tokens than that student: which digit ends a number is decided inside its tokens.
+TWO_DIGIT_TEACHER = replace(TEACHER, merges=TWO_DIGIT_MERGES, split_pattern=r"\d{1,2}")
+MODELS = {
+    "teacher": TEACHER,
+    "student": STUDENT,
+    "same_tokenizer_student": SAME_TOKENIZER_STUDENT,
+    "two_digit_teacher": TWO_DIGIT_TEACHER,
+}
 
 
 def main() -> None:

@@ -1,8 +1,9 @@
 """SFTModule: cross-entropy on reference responses, with the prompt in the model's own chat template and a trained stop.
 
 A batch of prompts with responses comes in; a model folder goes out at the end. The loss is a mean over the response
-tokens of the GLOBAL batch, stop included; prompt tokens are read, never predicted. As in DistillModule, one Lightning
-batch is one optimizer step, and micro-batches are cut inside: neither they nor the layout change the loss.
+tokens of the GLOBAL batch, stop included; prompt tokens and a prompt's unsupervised_spans are read, never predicted. As
+in DistillModule, one Lightning batch is one optimizer step, and micro-batches are cut inside: neither they nor the
+layout change the loss.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from typing_extensions import override
 from simct_pl.errors import PromptDataError, RecipeError
 from simct_pl.evaluation.grader import Grader
 from simct_pl.files.outputs import check_output
-from simct_pl.models.bits_per_byte import Reference
 from simct_pl.models.export import export_model
 from simct_pl.models.lm_head import verify_head
 from simct_pl.models.loading import DtypeName, check_model_path, context_length, load_causal_lm, untrained_causal_lm
@@ -38,7 +38,7 @@ from simct_pl.training.checks import check_precision, check_sharding
 from simct_pl.training.collectives import exchange_gradients, gather_scalars, pad_to_max_over_ranks
 from simct_pl.training.optim import GuardedStep, OptimizerConfig
 from simct_pl.types import Prompt, PromptBatch
-from simct_pl.warmup.supervised import SupervisedModel
+from simct_pl.warmup.supervised import Example, SupervisedModel, targets
 
 GUARD = "guarded_step"  # of our part in a checkpoint
 
@@ -51,8 +51,7 @@ class SFTModule(L.LightningModule):
         output: folder that the trained model is exported to when the fit ends; null exports nothing.
         from_scratch: initialise the weights instead of loading them; the folder then needs no weights.
         init_seed: of that initialisation.
-        label_smoothing: share of each target spread over the vocabulary; a teacher trained with some stays calm in
-            contexts that only a student would write.
+        label_smoothing: share of each target spread over the vocabulary; so much of what the model samples is noise.
         optimizer: learning rate, schedule, clipping.
         grader: scores greedy held-out responses; without one, validation reports the loss and bits per byte only.
         max_response_tokens: at which a held-out response is cut.
@@ -190,12 +189,12 @@ class SFTModule(L.LightningModule):
         sums = [self.supervised(part) for part in self.micro_batches(examples)]
         return torch.stack(sums).sum() / _num_targets(examples)
 
-    def micro_batches(self, examples: Sequence[Reference]) -> list[list[Reference]]:
+    def micro_batches(self, examples: Sequence[Example]) -> list[list[Example]]:
         """The examples of each forward."""
         lengths = [len(example.prompt_ids) + len(example.response_ids) for example in examples]
         return [[examples[i] for i in members] for members in self.layout.groups(lengths, self.micro_batch_tokens)]
 
-    def examples(self, prompts: Sequence[Prompt]) -> list[Reference]:
+    def examples(self, prompts: Sequence[Prompt]) -> list[Example]:
         """Prompts in the model's own template, with their responses and the stop that ends the turn.
 
         Raises:
@@ -211,7 +210,7 @@ class SFTModule(L.LightningModule):
         responses_ids = self.tokenizer.encode_batch([prompt.response or "" for prompt in prompts])
         stop = self.tokenizer.stop_ids[0]
         examples = [
-            Reference(self.tokenizer.render_prompt(prompt.messages), [*ids, stop])
+            Example(self.tokenizer.render_prompt(prompt.messages), [*ids, stop], targets(prompt, ids, self.tokenizer))
             for prompt, ids in zip(prompts, responses_ids, strict=True)
         ]
         for prompt, example in zip(prompts, examples, strict=True):
@@ -245,8 +244,7 @@ class SFTModule(L.LightningModule):
             for part in pad_to_max_over_ranks(self, self.micro_batches(self.examples(self._held_out)), idle=[]):
                 # Weighted by tokens, or bytes, so that means over parts and ranks are means over all of them.
                 loss = float(self.supervised(part)) / max(_num_targets(part), 1)
-                # Without the stop: it has no bytes, and models of other tokenizers are compared by this number.
-                bits = self.supervised.bits([Reference(e.prompt_ids, e.response_ids[:-1]) for e in part])
+                bits = self.supervised.bits([example.reference for example in part])
                 num_bytes = sum(len(self.tokenizer.table.join(e.response_ids[:-1])) for e in part)
                 self._mean("loss").update(loss, weight=_num_targets(part))
                 self._mean("bits_per_byte").update(bits / max(num_bytes, 1), weight=num_bytes)
@@ -284,6 +282,5 @@ class SFTModule(L.LightningModule):
             rank_zero_info(f"Exported the model to {folder}")
 
 
-def _num_targets(examples: Sequence[Reference]) -> int:
-    """Response tokens, stops included."""
-    return sum(len(example.response_ids) for example in examples)
+def _num_targets(examples: Sequence[Example]) -> int:
+    return sum(example.num_targets for example in examples)

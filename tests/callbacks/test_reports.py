@@ -33,7 +33,8 @@ from callbacks.learning_curve import draw_curves, limits
 from callbacks.policy_mismatch import logprob_gap
 from callbacks.sample_table import sample_rows
 from simct_pl import SimCTLoss
-from simct_pl.errors import CollapseError, ExportError
+from simct_pl.errors import CollapseError, ExportError, RecipeError
+from simct_pl.evaluation.grader import Grader
 from simct_pl.losses.base import Objective, UnitChunk, UnitLosses
 from simct_pl.tracking.run_info import RunInfo
 from simct_pl.types import LostReason, LostSpan, Prompt, PromptBatch, Rollout, StepRecord, UnitAlignment, UnitStats
@@ -284,6 +285,30 @@ def test_samples_come_every_so_many_steps_however_short_an_epoch_is(monkeypatch:
         run = SimpleNamespace(global_step=step, is_global_zero=True, loggers=[tracker])
         table.on_train_batch_end(run, module, None, batch, (step - 1) % 2)  # type: ignore[arg-type]
     assert tracker.steps == [1, 4, 7]
+
+
+def test_training_responses_are_graded_where_that_is_asked_for(tmp_path: Path) -> None:
+    class HasTotal(Grader):
+        def __call__(self, prompt: Prompt, response: str) -> float:
+            seen.append((prompt.messages[-1]["content"], response))
+            return float("total" in response)
+
+    seen: list[tuple[str, str]] = []
+    run = trainer(tmp_path, AlignmentStats(grade_responses=True), max_steps=1, limit_val_batches=0)
+    run.fit(distill_module(grader=HasTotal()), datamodule=data())
+    assert [question for question, _ in seen] == [
+        p.messages[-1]["content"] for p in next(iter(data().train_dataloader())).prompts
+    ]
+    assert all(response.startswith(question.split("+")[0]) for question, response in seen)
+    assert run.callback_metrics["rollout/accuracy"] == pytest.approx(
+        sum("total" in text for _, text in seen) / len(seen)
+    )
+
+
+def test_responses_without_a_grader_are_refused(tmp_path: Path) -> None:
+    run = trainer(tmp_path, AlignmentStats(grade_responses=True), max_steps=1, limit_val_batches=0)
+    with pytest.raises(RecipeError, match="grade_responses of AlignmentStats is true, and the module has no grader"):
+        run.fit(distill_module(), datamodule=data())
 
 
 def test_every_callback_together_in_a_fit(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from simct_pl.models.cross_entropy import chunked_cross_entropy
+from simct_pl.models.cross_entropy import NO_TARGET, chunked_cross_entropy
 from simct_pl.models.lm_head import LMHead
 
 
@@ -40,6 +40,20 @@ def test_value_and_gradients(chunk_tokens: int, softcap: float | None, smoothing
     wanted = (hidden_NH, projection.weight, projection.bias)
     found = chunked_cross_entropy(hidden_NH, target_N, head, chunk_tokens=chunk_tokens, label_smoothing=smoothing)
     expected = plain(hidden_NH, target_N, head, smoothing)
+    torch.testing.assert_close(found, expected)
+    for ours, theirs in zip(torch.autograd.grad(found, wanted), torch.autograd.grad(expected, wanted), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("chunk_tokens", [1, 4, 100])  # a chunk without any target, and some with both
+def test_a_row_without_a_target_adds_nothing(chunk_tokens: int, smoothing: float) -> None:
+    hidden_NH, target_N, projection = scene()
+    kept_N = torch.arange(11) % 3 != 1
+    named_N = torch.where(kept_N, target_N, NO_TARGET)
+    wanted, options = (hidden_NH, projection.weight), {"label_smoothing": smoothing}
+    found = chunked_cross_entropy(hidden_NH, named_N, LMHead(projection), chunk_tokens=chunk_tokens, **options)
+    expected = plain(hidden_NH[kept_N], target_N[kept_N], LMHead(projection), smoothing)
     torch.testing.assert_close(found, expected)
     for ours, theirs in zip(torch.autograd.grad(found, wanted), torch.autograd.grad(expected, wanted), strict=True):
         torch.testing.assert_close(ours, theirs)

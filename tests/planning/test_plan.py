@@ -188,7 +188,7 @@ def test_a_dry_run_loads_and_writes_nothing(
     monkeypatch.setattr("simct_pl.training.module.load_causal_lm", lambda *_: pytest.fail("weights were loaded"))
     assert run(["fit", "--recipe", "quickstart", "--dry_run"]) == 0
     printed = capsys.readouterr().out
-    for expected in ("llama", "64 prompts × 1 a step", "prefix=marginal", "Nothing was loaded"):
+    for expected in ("llama", "64 prompts × 1 a step", "TokenConditionalLoss", "Nothing was loaded"):
         assert expected in printed
     assert list(tmp_path.iterdir()) == []
 

@@ -13,7 +13,6 @@ from simct_pl.data.prompts import PromptDataModule
 from simct_pl.data.source import PromptSource
 from simct_pl.errors import PromptDataError, RecipeError
 from simct_pl.models import loading as models
-from simct_pl.models.bits_per_byte import Reference
 from simct_pl.models.loading import load_causal_lm
 from simct_pl.models.packing import Layout, PackedRow, PaddedRows
 from simct_pl.models.sharding import ShardedStrategy, Sharding
@@ -24,6 +23,7 @@ from simct_pl.planning.plan import Plan
 from simct_pl.planning.run import PlanningCLI, plan_run
 from simct_pl.planning.supervised import ExampleLengths, plan_supervised, read_lengths
 from simct_pl.warmup.sft import SFTModule
+from simct_pl.warmup.supervised import Example
 from tests.evaluation.samples import write_jsonl
 from tests.planning.test_deployment import settings
 from tests.tiny import ASSETS, data
@@ -65,7 +65,7 @@ def test_forward_loss_and_backward_hold_what_a_plan_says(layout: Layout, checkpo
     for parameter in module.model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     with LiveBytes() as alive:
-        loss = module.supervised([Reference([1] * 20, [2] * 80)] * plan.step.micro_batch)
+        loss = module.supervised([Example([1] * 20, [2] * 80, [2] * 80)] * plan.step.micro_batch)
         kept = alive.live
         loss.backward()
     assert plan.step.micro_batch == data().batch_size

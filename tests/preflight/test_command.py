@@ -24,7 +24,7 @@ from simct_pl.preflight.units import domain_reports
 @pytest.fixture(scope="module")
 def planned() -> PlannedRun:
     """The quickstart with the paper's candidates."""
-    arguments = ["fit", "--recipe", "quickstart", "--model.init_args.objective.init_args.prefix=keep"]
+    arguments = ["fit", "--recipe", "quickstart", "--recipe", "ablations/simct_paper"]
     return plan_run(open_recipes(arguments, PlanningCLI), None, num_prompts=32)
 
 

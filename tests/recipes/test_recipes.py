@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from inspect import signature
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
 import yaml
 
+import simct_pl
 from simct_pl.commands.trainer import run
 from simct_pl.config import lightning_cli
 from simct_pl.config.lightning_cli import SimctCLI
@@ -57,6 +60,21 @@ def test_every_recipe_makes_its_components(recipe: Path, monkeypatch: pytest.Mon
     assert isinstance(cli.datamodule, L.LightningDataModule)
     assert cli.run_name.split("+")[-1] == recipe.stem
     assert cli.trainer.max_steps > 0 or cli.trainer.max_epochs > 0
+
+
+def objective_of(path: Path) -> dict[str, Any]:
+    """What a recipe says of its objective; nothing where it names none."""
+    found = yaml.safe_load(path.read_text(encoding="utf-8")).get("model", {})
+    found = found.get("init_args", {}).get("objective", {}) if isinstance(found, dict) else {}
+    return {"class_path": found} if isinstance(found, str) else found
+
+
+@pytest.mark.parametrize("recipe", [path for path in RUNS if objective_of(path)], ids=lambda path: path.stem)
+def test_an_overlay_leaves_no_divergence_to_the_recipe_below(recipe: Path) -> None:
+    """Overlays are merged key by key: SimCT as published would become another method on a recipe with another one."""
+    objective = objective_of(recipe)
+    takes = signature(getattr(simct_pl, objective["class_path"].removeprefix("simct_pl."))).parameters
+    assert ("divergence" in objective.get("init_args", {})) == ("divergence" in takes)
 
 
 @pytest.mark.parametrize("recipe", EVERY, ids=lambda path: path.stem)

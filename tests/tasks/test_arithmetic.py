@@ -16,7 +16,7 @@ from simct_pl.tasks.arithmetic import (
     Problem,
     TotalGrader,
     chain,
-    corrupted_chain,
+    corrupted,
     distinct_problems,
     stated_total,
 )
@@ -53,9 +53,24 @@ def test_the_right_chain_has_no_wrong_number(numbers: tuple[int, ...]) -> None:
 
 @given(terms, st.integers(0, 1000))
 def test_a_corrupted_chain_has_one_wrong_number_and_goes_on_consistently(numbers: tuple[int, ...], seed: int) -> None:
-    wrong = locally_wrong(corrupted_chain(Problem(numbers), random.Random(seed)), numbers)
+    problem = Problem(numbers)
+    prompt = corrupted(problem.prompt(3), problem, random.Random(seed))
     # A wrong term to the right is the only one that later steps do not repeat.
-    assert len(wrong) == 1
+    assert len(locally_wrong(prompt.response, numbers)) == 1
+    assert replace(prompt, response=problem.response, unsupervised_spans=()) == problem.prompt(3)
+
+
+@given(terms, st.integers(0, 1000))
+def test_where_a_corrupted_chain_leaves_the_right_one_is_not_predicted(numbers: tuple[int, ...], seed: int) -> None:
+    problem = Problem(numbers)
+    prompt = corrupted(problem.prompt(0), problem, random.Random(seed))
+    ((start, end),) = prompt.unsupervised_spans
+    left = next(i for i, pair in enumerate(zip(problem.response, prompt.response, strict=False)) if len({*pair}) == 2)
+    assert start <= left < end
+    # The span is one whole number; with the character behind it only if that is where the right chain is left.
+    assert prompt.response[start - 1 : start] in ("", "+", " ")
+    assert re.fullmatch(r"\d+", prompt.response[start:end]) or (left == end - 1 and prompt.response[left] in "+=,")
+    assert not prompt.response[end].isdigit()
 
 
 def test_a_replaced_number_is_carried_on() -> None:

@@ -45,6 +45,7 @@ def test_the_asked_share_of_responses_has_a_wrong_number(share: float) -> None:
     prompts = train_prompts(ArithmeticDataModule(50, 20, corrupt_share=share))
     wrong = sum(not chain_is_correct(p.messages[0]["content"], p.response or "") for p in prompts)
     assert wrong / len(prompts) == pytest.approx(share, abs=0.05)
+    assert wrong == sum(len(prompt.unsupervised_spans) for prompt in prompts)
     assert all(problem_of(prompt).total == int(prompt.answer or -1) for prompt in prompts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,12 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from simct_pl.tasks.arithmetic import distinct_problems
-from simct_pl.tasks.tokenizers import STUDENT, TEACHER, TinyModel
+from simct_pl.tasks.tokenizers import STUDENT, TEACHER, TWO_DIGIT_TEACHER, TinyModel
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer
 
-SIDES = pytest.mark.parametrize("side", [TEACHER, STUDENT], ids=["teacher", "student"])
-TOKENIZERS = {id(side): ModelTokenizer(side.tokenizer()) for side in (TEACHER, STUDENT)}
+EVERY = {"teacher": TEACHER, "student": STUDENT, "two_digit_teacher": TWO_DIGIT_TEACHER}
+SIDES = pytest.mark.parametrize("side", EVERY.values(), ids=EVERY)
+TOKENIZERS = {id(side): ModelTokenizer(side.tokenizer()) for side in EVERY.values()}
 
 
 def tokens(side: TinyModel, text: str) -> list[str]:
@@ -27,6 +29,19 @@ def test_the_same_text_is_cut_differently() -> None:
     text = "1+37= 38, total 40"
     assert tokens(TEACHER, text) == ["1", "+", "3", "7", "=", "_", "3", "8", ",", "_", "total", "_", "4", "0"]
     assert tokens(STUDENT, text) == ["1", "+", "3", "7", "=", "_3", "8", ",", "_to", "tal", "_4", "0"]
+
+
+def test_two_digits_at_a_time_are_read_from_the_left() -> None:
+    found = tokens(TWO_DIGIT_TEACHER, "7+13= 20, 138+1000= 1138, total 94281")
+    numbers = ["7", "+", "13", "=", "_", "20", ",", "_", "13", "8", "+", "10", "00", "=", "_", "11", "38", ",", "_"]
+    assert found == [*numbers, "total", "_", "94", "28", "1"]
+
+
+@given(st.text(alphabet="0123456789+ =,total", max_size=30))
+def test_a_number_is_cut_by_its_own_digits_alone(text: str) -> None:
+    expected = [cut for number in re.findall(r"\d+", text) for cut in re.findall(r"\d\d?", number)]
+    found = tokens(TWO_DIGIT_TEACHER, text)
+    assert [token for token in found if any(map(str.isdigit, token))] == expected
 
 
 @SIDES
@@ -56,12 +71,12 @@ def test_each_side_has_its_own_template_and_stop() -> None:
     messages = [{"role": "system", "content": "Add."}, {"role": "user", "content": "1+2?"}]
     texts = {
         name: side.tokenizer().apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        for name, side in (("teacher", TEACHER), ("student", STUDENT))
+        for name, side in EVERY.items()
     }
     assert texts["teacher"] == "<|bos|><|system|>Add.<|end|><|user|>1+2?<|end|><|assistant|>"
     assert texts["student"] == "<system>Add.</turn><user>1+2?</turn><assistant>"
     spelled = [tokenizer.hf.convert_ids_to_tokens(list(tokenizer.stop_ids)) for tokenizer in TOKENIZERS.values()]
-    assert spelled == [["<|end|>"], ["</turn>"]]
+    assert spelled == [["<|end|>"], ["</turn>"], ["<|end|>"]]
 
 
 def test_only_the_teacher_has_a_bos_and_a_rendered_prompt_has_it_once() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
@@ -11,13 +12,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from simct_pl.errors import MissingFileError, PromptDataError, RecipeError
 from simct_pl.models.bits_per_byte import Reference
+from simct_pl.models.cross_entropy import NO_TARGET
 from simct_pl.models.packing import Layout, PackedRow, PaddedRows
 from simct_pl.tasks.arithmetic import Problem, TotalGrader
 from simct_pl.tasks.datamodule import ArithmeticDataModule
 from simct_pl.tasks.tokenizers import STUDENT, TEACHER
+from simct_pl.tokenization.model_tokenizer import ModelTokenizer
 from simct_pl.training.optim import OptimizerConfig
 from simct_pl.types import Prompt
 from simct_pl.warmup.sft import SFTModule
+from simct_pl.warmup.supervised import targets
+from tests.tokenization import small
 
 SILENT = {
     "accelerator": "cpu",
@@ -49,10 +54,15 @@ def reference_loss(sft: SFTModule, folder: Path, prompts: list[Prompt], smoothin
     for prompt in prompts:
         asked = tokenizer.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
         whole = [*prompt.messages, {"role": "assistant", "content": prompt.response}]
-        ids = tokenizer(tokenizer.apply_chat_template(whole, tokenize=False), add_special_tokens=False).input_ids
+        whole_text = tokenizer.apply_chat_template(whole, tokenize=False)
+        ids = tokenizer(whole_text, add_special_tokens=False).input_ids
         start = len(tokenizer(asked, add_special_tokens=False).input_ids)
+        read_only = {i for a, b in prompt.unsupervised_spans for i in range(len(asked) + a, len(asked) + b)}
+        places = tokenizer(whole_text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
         logp = model(torch.tensor([ids])).logits[0].log_softmax(-1)
         for position in range(start, len(ids)):
+            if read_only & set(range(*places[position])):
+                continue
             row = logp[position - 1]
             total -= (1 - smoothing) * row[ids[position]].item() + smoothing * row.mean().item()
             count += 1
@@ -67,6 +77,39 @@ def test_the_loss_is_the_cross_entropy_of_response_and_stop(folder: Path, smooth
             parameter.mul_(4)
         found = sft.loss(PROMPTS).item()
         assert found == pytest.approx(reference_loss(sft, folder, PROMPTS, smoothing), rel=1e-4)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("spans", [((0, 1),), ((3, 9), (11, 12)), ((14, 20),), ((29, 30),), ((4, 30),)])
+def test_what_a_prompt_names_as_unsupervised_is_read_and_not_predicted(
+    folder: Path, spans: tuple[tuple[int, int], ...], smoothing: float
+) -> None:
+    sft = module(folder, label_smoothing=smoothing)
+    prompts = [PROMPTS[0], replace(PROMPTS[1], unsupervised_spans=spans), PROMPTS[2]]
+    assert len(PROMPTS[1].response) == 29  # so that (29, 30) is the stop
+    with torch.no_grad():
+        for parameter in sft.parameters():
+            parameter.mul_(4)
+        found = sft.loss(prompts).item()
+        assert found == pytest.approx(reference_loss(sft, folder, prompts, smoothing), rel=1e-4)
+        assert found != pytest.approx(sft.loss(PROMPTS).item(), rel=1e-3)
+
+
+def test_spans_are_bytes_of_the_response_without_a_dummy_prefix() -> None:
+    tokenizer = ModelTokenizer(small.sentencepiece_bpe())
+    prompt = Prompt(0, (), response="é 38")
+    ids = tokenizer.encode(prompt.response)
+    assert tokenizer.table[ids[0]].startswith(b" ")
+    # The 3, behind the two bytes of é and a space.
+    named = targets(replace(prompt, unsupervised_spans=((3, 4),)), ids, tokenizer)
+    assert [tokenizer.table[i] for i, target in zip(ids, named, strict=False) if target == NO_TARGET] == [b"3"]
+
+
+@pytest.mark.parametrize("span", [(-1, 2), (3, 3), (4, 2), (5, 31)])
+def test_spans_outside_of_the_response_are_refused(folder: Path, span: tuple[int, int]) -> None:
+    prompt = replace(PROMPTS[1], unsupervised_spans=(span,))
+    with pytest.raises(PromptDataError, match=r"Prompt 1 has unsupervised_spans .*<= 30"):
+        module(folder).loss([prompt])
 
 
 @pytest.mark.parametrize("layout", [PackedRow(), PaddedRows()], ids=["packed", "padded"])
