@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import accumulate
 from typing import Literal
 
 from simct_pl.losses.token_paths.vocab_links import SortedTokens, VocabLinks
@@ -49,9 +50,6 @@ class Neighbours:
         """What may follow a teacher token that stays the token which it is."""
         return self._surviving("teacher", token)
 
-    def _student_survived(self, token: int) -> tuple[bytes, ...]:
-        return self._surviving("student", token)
-
     @lru_cache(MEMORY)  # noqa: B019 - lives as long as the pair
     def _surviving(self, side: Side, token: int) -> tuple[bytes, ...]:
         reader = self.tokens[side].reader
@@ -63,13 +61,6 @@ class Neighbours:
             for following, ids in zip(found, read, strict=True)
             if not following or (ids is not None and reader.table.tokens[ids[0]] == data)
         )
-
-    def _first_students(self, inner: Ids, skipped: int, own: int) -> set[int]:
-        """What the student would begin with where the path's tokens end before `own` does."""
-        teacher, length = self.links.teacher, len(self.links.student.table.tokens[own])
-        fronts = [self._text(teacher, inner[:count])[skipped:] for count in range(1, len(inner) + 1)]
-        found = (self._first_student(front) for front in fronts if len(front) < length)
-        return {token for token in found if token is not None}
 
     def _first_student(self, front: bytes) -> int | None:
         (ids,) = self.links.student.read([front])
@@ -87,15 +78,28 @@ class Neighbours:
                 found.append((front, token))
         return tuple(found)
 
-    def _contradicting(self, side: Side, earlier: tuple[Front, ...]) -> tuple[int, ...]:
-        """Tokens of the other side in front of which this one reads a token from an earlier start past the position."""
+    def _contradicting(self, side: Side, earlier: tuple[Front, ...], wrote: bytes | None = None) -> tuple[int, ...]:
+        """Tokens of the other side in front of which this one reads a token from an earlier start past the position.
+
+        wrote: the other side's tokens before it; of very many that begin alike, those that it could write there.
+        """
         own, other = self.tokens[side], self.tokens["teacher" if side == "student" else "student"]
         found: set[int] = set()
         for front, first in earlier:
             behind = {data[len(front) :] for _, data in own.beginning_with(front) if len(data) > len(front)}
-            asked = {k for data in behind for k, _ in other.beginning_with(data)}
+            asked = set[int]()
+            for data in behind:
+                beginning = [k for k, _ in other.beginning_with(data)]
+                if wrote is None or len(beginning) <= MANY or self._cuts(other.reader, wrote, data):
+                    asked.update(beginning)
             found.update(self._never_read(side, front, asked, first))
         return tuple(sorted(found))
+
+    def _cuts(self, reader: Reader, before: bytes, behind: bytes) -> bool:
+        """Whether a side ever cuts between some bytes and others, whatever follows."""
+        read = reader.read([before + behind + following.encode() for following in ("", *FOLLOWING)])
+        ends = (accumulate(reader.table.lengths_V[ids].tolist()) for ids in read if ids is not None)
+        return any(len(before) in own for own in ends)
 
     def _reaching(self, written: Ids, outside: int, part: bytes) -> dict[int, int] | None:
         """Teacher tokens that begin with `part` and go past it, and keep the student's cuts → what they begin there.
@@ -117,18 +121,6 @@ class Neighbours:
             for token, ids in zip(tokens, read, strict=True)
             if ids is not None and len(ids) > length and tuple(ids[:length]) == written
         }
-
-    def _teacher_reading(self, part: bytes, tokens: list[int]) -> Iterator[tuple[int, Ids]]:
-        """(student token, what the teacher reads where it stands behind `part`); white space: with what may follow."""
-        student, teacher = self.links.student, self.links.teacher
-        texts = [
-            (k, part + student.table.tokens[k] + following)
-            for k in tokens
-            for following in (self._student_survived(k) if student.table.tokens[k].isspace() else (b"",))
-        ]
-        for (k, _), ids in zip(texts, teacher.read([text for _, text in texts]), strict=True):
-            if ids:
-                yield k, cut_behind(teacher.table, ids, len(part) + len(student.table.tokens[k]))
 
     def _read_into(self, reaching: dict[int, int], part: bytes) -> dict[int, int]:
         """Student tokens that the teacher, having read `part`, begins with one of some tokens → that token.
