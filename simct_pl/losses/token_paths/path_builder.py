@@ -118,7 +118,7 @@ class PathBuilder:
         step, token = categories.steps[-1], ids[-1]
         label = step.listed.get(token, step.base)
         if label == CLASSES:
-            label = int(self.links.teacher_label_K[token])
+            label = int(self.links.teacher_label_K[token]) if step.shift is None else step.shift.teacher_label(token)
         merged = dict(categories.merged)
         ends = [merged.get(x, x) for x in (label, categories.own)]
         if DROPPED not in ends and ends[0] != ends[1]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from simct_pl.losses.token_paths.categories import CLASSES, Categories, Step
+from simct_pl.losses.token_paths.shifts import Shift
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class TokenPaths:
     merged_token_J, merged_from_J, merged_to_J: labels that are one at token J.
     kinds_token_D, kinds_mask_D, kinds_step_G, kinds_mask_G: kinds of tokens that are dropped, unless they are moved or
         listed (VocabLinks.student_keep_MK), at token D of the student and step G of the teacher.
+    shift_N, step_shift_P: which of `shifts` has the labels of ids in place of the classes, or -1.
     num_classes: labels of classes. num_labels: with those, at most, of a token.
     """
 
@@ -56,8 +58,11 @@ class TokenPaths:
     kinds_mask_D: Tensor
     kinds_step_G: Tensor
     kinds_mask_G: Tensor
+    shift_N: Tensor
+    step_shift_P: Tensor
     num_classes: int
     num_labels: int
+    shifts: tuple[Shift, ...] = ()
 
     def unused(self) -> Tensor:
         """Own labels that a token does not have, bool [N, num_labels - num_classes]."""
@@ -66,7 +71,7 @@ class TokenPaths:
 
     def to(self, device: torch.device, non_blocking: bool = True) -> TokenPaths:
         moved: dict[str, Any] = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in _TENSORS}
-        return TokenPaths(**moved, num_classes=self.num_classes, num_labels=self.num_labels)
+        return TokenPaths(**moved, num_classes=self.num_classes, num_labels=self.num_labels, shifts=self.shifts)
 
     def with_rows(self, rows_X: Tensor) -> TokenPaths:
         """With positions in rows_X, ascending, in place of the teacher's rows."""
@@ -81,10 +86,10 @@ class TokenPaths:
         parts: dict[str, Any] = {name: getattr(self, name)[ranges[name[-1]]] for name in _TENSORS}
         parts |= {name: parts[name] - start for name in _BY_TOKEN}
         parts |= {name: parts[name] - steps.start for name in _BY_STEP}
-        return TokenPaths(**parts, num_classes=self.num_classes, num_labels=self.num_labels)
+        return TokenPaths(**parts, num_classes=self.num_classes, num_labels=self.num_labels, shifts=self.shifts)
 
 
-_TENSORS = [field.name for field in fields(TokenPaths) if field.name not in ("num_classes", "num_labels")]
+_TENSORS = [field.name for field in fields(TokenPaths) if field.name not in ("num_classes", "num_labels", "shifts")]
 
 
 _BY_TOKEN = ("moved_token_E", "step_token_P", "merged_token_J", "based_token_B", "kinds_token_D")
@@ -102,6 +107,7 @@ class PathTable:
         self.num_own = self.num_tokens = self.num_steps = 0
         self._parts: dict[str, list[np.ndarray]] = {name: [] for name in _TENSORS}
         self._numbers: dict[str, list[int]] = {name: [] for name in _TENSORS}
+        self._shifts: dict[int, tuple[int, Shift]] = {}
 
     def add(
         self, categories: Categories, ids: Sequence[int], rows: Iterable[int], merged: list[tuple[int, int]]
@@ -110,6 +116,7 @@ class PathTable:
         token, self.num_tokens = self.num_tokens, self.num_tokens + 1
         self.num_own = max(self.num_own, categories.num_own_labels)
         self._row(base_N=categories.base, own_N=categories.own, num_own_N=categories.num_own_labels)
+        self._row(shift_N=self._shift(categories.shift))
         if categories.base != CLASSES:
             self._row(based_token_B=token)
         if categories.kinds:
@@ -123,6 +130,7 @@ class PathTable:
     def _step(self, step: Step, token: int, on: int, row: int) -> None:
         number, self.num_steps = self.num_steps, self.num_steps + 1
         self._row(step_token_P=token, step_row_P=row, step_id_P=on, step_base_P=step.base)
+        self._row(step_shift_P=self._shift(step.shift))
         if step.base == CLASSES:
             self._row(whole_step_F=number)
         if step.kinds:
@@ -132,6 +140,9 @@ class PathTable:
             is_other = listed_ids != on
             listed_ids, labels = listed_ids[is_other], labels[is_other]
         self._labels("listed_step_Q", "listed_id_Q", "listed_label_Q", number, (listed_ids, labels))
+
+    def _shift(self, shift: Shift | None) -> int:
+        return -1 if shift is None else self._shifts.setdefault(id(shift), (len(self._shifts), shift))[0]
 
     def _row(self, **values: int) -> None:
         for name, value in values.items():
@@ -148,4 +159,5 @@ class PathTable:
         for name in _TENSORS:
             parts = [*self._parts[name], np.array(self._numbers[name], np.int64)]
             tensors[name] = torch.from_numpy(np.concatenate(parts))
-        return TokenPaths(**tensors, num_classes=num_classes, num_labels=num_classes + self.num_own)
+        shifts = tuple(shift for _, shift in self._shifts.values())
+        return TokenPaths(**tensors, num_classes=num_classes, num_labels=num_classes + self.num_own, shifts=shifts)
