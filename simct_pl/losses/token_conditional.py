@@ -134,6 +134,9 @@ class _StudentMasses(torch.autograd.Function):
         in_classes_NK = p_NK[:, : len(label_K)].index_put((paths.moved_token_E, paths.moved_id_E), p_NK.new_zeros(()))
         in_classes_NK[paths.kinds_token_D] *= side.keep_MK[paths.kinds_mask_D]
         mass_NX = p_NK.new_zeros(len(p_NK), dropped + 1).index_add_(1, label_K, in_classes_NK)
+        for rows, shift_K in paths.shifted_students:
+            shifted_RX = mass_NX.new_zeros(len(rows), dropped + 1)
+            mass_NX[rows] = shifted_RX.index_add_(1, _place(shift_K, dropped), in_classes_NK[rows])
         based_B = paths.based_token_B
         whole_B = mass_NX.index_select(0, based_B).sum(-1)
         mass_NX.index_fill_(0, based_B, 0.0)
@@ -158,6 +161,8 @@ class _StudentMasses(torch.autograd.Function):
         of_class_NK = grad_NK[:, : len(side.label_K)]
         torch.index_select(grad_NX, 1, side.label_K, out=of_class_NK)
         of_class_NK[paths.kinds_token_D] *= side.keep_MK[paths.kinds_mask_D]
+        for rows, shift_K in paths.shifted_students:
+            of_class_NK[rows] = grad_NX[rows][:, _place(shift_K, paths.num_labels)]
         based_B = paths.based_token_B
         of_base_B = grad_NX[based_B, _place(paths.base_N[based_B], paths.num_labels)]
         of_class_NK[based_B] = of_base_B[:, None].expand(-1, len(side.label_K))
@@ -212,6 +217,9 @@ def _whole_rows(logits_XK: Tensor, paths: PathArrays, side: SideLabels, shift_P:
     mass_FK.index_put_((row_P[paths.listed_step_Q], paths.listed_id_Q), zero)
     mass_FK[row_P[paths.kinds_step_G]] *= side.keep_MK[paths.kinds_mask_G]
     mass_FX = mass_FK.new_zeros(len(whole_F), dropped + 1).index_add_(1, label_K, mass_FK[:-1])
+    for rows, shift_K in paths.shifted_teachers:
+        shifted_RX = mass_FX.new_zeros(len(rows), dropped + 1)
+        mass_FX[rows] = shifted_RX.index_add_(1, _place(shift_K, dropped), mass_FK[rows])
     return mass_FK.new_zeros(num_tokens, dropped + 1).index_copy_(0, paths.step_token_P[whole_F], mass_FX)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -30,7 +30,7 @@ FOLLOWING = ("r", "T", "2", " ", "\n", "#", ",")
 _PUNCTUATION = (".", ",", ")", ":", ">", '"', "=", "*")
 # Last bytes that complete a character: all where one byte is missing would be 64; a few tell how such tokens are cut.
 _CONTINUATIONS = tuple(range(0x80, 0xC0, 3))
-_BATCH = 20_000  # texts between two steps of the progress bar
+BATCH = 20_000  # texts between two steps of the progress bar
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +111,7 @@ class Readings:
     @cached_property
     def _edges(self) -> dict[int, tuple[int, int]]:
         firsts, starts = np.unique(self.first_E, return_index=True)
-        ends = np.append(starts[1:], len(self.first_E))
+        ends = np.append(starts, len(self.first_E))[1:]
         return dict(zip(firsts.tolist(), zip(starts.tolist(), ends.tolist(), strict=True), strict=True))
 
     def beginning_with(self, prefix: Sequence[int]) -> Iterator[tuple[int, tuple[int, ...]]]:
@@ -135,7 +135,7 @@ class PairReadings:
     def build(cls, student: Reader, teacher: Reader, *, cached: bool = True) -> PairReadings:
         """From the disk if this pair was read before; a minute or two for large vocabularies otherwise."""
         names = [f"{side}_{part}" for side in ("student", "teacher") for part in ("source_E", "offsets", "ids")]
-        key = _fingerprint(student, teacher)
+        key = pair_fingerprint(student, teacher)
         arrays = cache.load_arrays("readings", key, names) if cached else None
         if arrays is None:
             found = (
@@ -150,20 +150,32 @@ class PairReadings:
         return cls(Readings(*columns[:3]), Readings(*columns[3:]))
 
 
-def _fingerprint(student: Reader, teacher: Reader) -> str:
+def pair_fingerprint(student: Reader, teacher: Reader) -> str:
+    """Hash of both tokenizers and of the rules by which they are read."""
     sizes = len(student.table), len(teacher.table)
     parts = (FORMAT_VERSION, FOLLOWING, _PUNCTUATION, _CONTINUATIONS, student.fingerprint, teacher.fingerprint, sizes)
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 
-def read_tokens(source: Reader, reader: Reader, title: str) -> Readings:
-    """Every spelling of the source's tokens by the reader."""
-    texts = [(k, source.table.tokens[k], following) for k in source.text_ids for following in followings(source, k)]
+def read_tokens(
+    source: Reader,
+    reader: Reader,
+    title: str,
+    front: bytes = b"",
+    token_ids: Sequence[int] | None = None,
+    following: Callable[[Reader, int], list[bytes]] | None = None,
+) -> Readings:
+    """Every spelling of the source's tokens by the reader; of some of them behind `front`, which the spelling holds.
+
+    following: what a token is read with, by default `followings`.
+    """
+    asked, following = source.text_ids if token_ids is None else token_ids, following or followings
+    texts = [(k, source.table.tokens[k], after) for k in asked for after in following(source, k)]
     found: set[tuple[tuple[int, ...], int]] = set()
-    with progress(title, len(texts), shown=len(texts) > _BATCH) as bar:
-        for start in range(0, len(texts), _BATCH):
-            batch = texts[start : start + _BATCH]
-            found.update(_read_batch(source, reader, batch))
+    with progress(title, len(texts), shown=len(texts) > BATCH) as bar:
+        for start in range(0, len(texts), BATCH):
+            batch = texts[start : start + BATCH]
+            found.update(_read_batch(source, reader, batch, front))
             bar.advance(len(batch))
     spellings = sorted(found)
     offsets = np.cumsum([0, *(len(spelling) for spelling, _ in spellings)], dtype=np.int64)
@@ -172,7 +184,7 @@ def read_tokens(source: Reader, reader: Reader, title: str) -> Readings:
 
 
 def _read_batch(
-    source: Reader, reader: Reader, batch: list[tuple[int, bytes, bytes]]
+    source: Reader, reader: Reader, batch: list[tuple[int, bytes, bytes]], front: bytes
 ) -> Iterator[tuple[tuple[int, ...], int]]:
     with_following = [(k, token, token + following) for k, token, following in batch if following]
     own = source.read([text for _, _, text in with_following])
@@ -183,9 +195,9 @@ def _read_batch(
         if ids is not None and tokens[ids[0]] == token
     ]
     kept += [(k, token, token) for k, token, following in batch if not following]
-    for (k, token, _), ids in zip(kept, reader.read([text for _, _, text in kept]), strict=True):
+    for (k, token, _), ids in zip(kept, reader.read([front + text for _, _, text in kept]), strict=True):
         if ids is not None:
-            yield cut_behind(reader.table, ids, len(token)), k
+            yield cut_behind(reader.table, ids, len(front) + len(token)), k
 
 
 def cut_behind(table: TokenBytes, ids: Sequence[int], length: int) -> tuple[int, ...]:

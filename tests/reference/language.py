@@ -83,7 +83,15 @@ SPACES = texts(
     {"r": 0.5, "#": 0.3, "x": 0.2},
     {"\n\n": 0.4, "\n": 0.6},
 )
-_SUM, _WORD, _SPACE = "0123456789+=.", "unhapthedoigry ", "a r#x\n"
+INDENTED = texts(
+    {"a": 0.6, "#": 0.4},
+    {"  ": 0.4, "    ": 0.6},
+    {"return": 0.3, "ret": 0.1, "re": 0.1, "if": 0.2, "then": 0.2, "in": 0.1},
+    {"#": 0.5, " if": 0.3, " then": 0.2},
+)
+_SUM, _WORD, _SPACE, _CODE = "0123456789+=.", "unhapthedoigry ", "a r#x\n", "a returnifh#"
+_SPACED = vocabulary(_CODE, "   ", " r", " re", " ret", " return", " i", " if", " th", " then", "in")
+_UNSPACED = vocabulary(_CODE, "  ", "    ", "re", "return", "if", "the", "in")
 LANGUAGES = {
     "digits from pairs": Language(vocabulary(_SUM), vocabulary(_SUM, *PAIRS), SUMS),
     "pairs from digits": Language(vocabulary(_SUM, *PAIRS), vocabulary(_SUM), SUMS),
@@ -96,4 +104,6 @@ LANGUAGES = {
     "white space": Language(
         vocabulary(_SPACE, "  ", "    ", " r", " x"), vocabulary(_SPACE, "   ", "      ", "\n\n"), SPACES
     ),
+    "words behind spaces": Language(_UNSPACED, _SPACED, INDENTED),
+    "words with a space": Language(_SPACED, _UNSPACED, INDENTED),
 }

@@ -17,15 +17,19 @@ from simct_pl.losses.token_paths.asking import Asker
 from simct_pl.losses.token_paths.categories import CLASSES, DROPPED, Categories, Crossings, Step
 from simct_pl.losses.token_paths.lists import EMPTY, Growing, ListStore
 from simct_pl.losses.token_paths.neighbours import Front, Ids
+from simct_pl.losses.token_paths.shifts import ShiftStore
 from simct_pl.losses.token_paths.vocab_links import STOP
 
 MOST_ENTRIES = 50_000_000  # of lists, and
 MOST_QUESTIONS = 1_000_000  # that are kept; beyond, everything is asked anew
 
 # Columns of Answers.questions …
-BASE, OWN, NUM_OWN, KINDS, LIST_ALONG, LIST_BEFORE, IS_BACK, FIRST_STEP, NUM_STEPS, FIRST_MERGED, NUM_MERGED = range(11)
+BASE, OWN, NUM_OWN, KINDS, LIST_ALONG, LIST_BEFORE, IS_BACK = range(7)
+FIRST_STEP, NUM_STEPS, FIRST_MERGED, NUM_MERGED, SHIFT = range(7, 12)
 # … and of Answers.steps.
-STEP_BASE, STEP_KINDS, STEP_LIST = range(3)
+STEP_BASE, STEP_KINDS, STEP_LIST, STEP_SHIFT = range(4)
+
+StepRow = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class _Half:
 
     categories: Categories
     list_number: int
-    steps: tuple[tuple[int, int, int], ...]
+    steps: tuple[StepRow, ...]
     ids: np.ndarray
     others: np.ndarray
 
@@ -84,8 +88,8 @@ class Answers:
 
     def clear(self) -> None:
         """Forget everything; paths that were made before keep their lists."""
-        self.lists = ListStore()
-        self.questions, self.steps, self.merged = Growing(11), Growing(3), Growing(2)
+        self.lists, self.shifts = ListStore(), ShiftStore()
+        self.questions, self.steps, self.merged = Growing(12), Growing(4), Growing(2)
         self._listed: dict[int, dict[int, int]] = {EMPTY: {}}
         self._number: dict[int, int] = {}
         self._halves: dict[Along | Before, _Half] = {}
@@ -189,22 +193,25 @@ class Answers:
         key: int,
         found: Categories,
         lists: tuple[int, int],
-        steps: Sequence[tuple[int, int, int]],
+        steps: Sequence[StepRow],
         is_back: bool,
     ) -> None:
         merged = np.array(found.merged, np.int64).reshape(-1, 2)
         of_token = (found.base, found.own, found.num_own_labels, found.kinds, *lists, int(is_back))
         places = (self.steps.size, len(steps), self.merged.size, len(merged))
         self._number[key] = self.questions.size
-        self.questions.extend(np.array([(*of_token, *places)]))
+        self.questions.extend(np.array([(*of_token, *places, self.shifts.number(found.shift))]))
         self.steps.extend(np.array(steps))
         self.merged.extend(merged)
 
-    def _kept_steps(self, steps: Sequence[Step]) -> tuple[tuple[int, int, int], ...]:
-        """base, kinds and the number of the list of each step."""
+    def _kept_steps(self, steps: Sequence[Step]) -> tuple[StepRow, ...]:
+        """base, kinds and the numbers of the list and the shift of each step."""
         numbers = [self.lists.add(step.listed) for step in steps]
         self._listed |= {number: step.listed for number, step in zip(numbers, steps, strict=True)}
-        return tuple((step.base, step.kinds, number) for step, number in zip(steps, numbers, strict=True))
+        return tuple(
+            (step.base, step.kinds, number, self.shifts.number(step.shift))
+            for step, number in zip(steps, numbers, strict=True)
+        )
 
 
 _PLAIN = Categories(CLASSES, {}, [Step(CLASSES)], DROPPED, [], 0)

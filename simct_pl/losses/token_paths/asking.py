@@ -6,6 +6,7 @@ In: VocabLinks and ids. Out: Categories and Crossings.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 
 from simct_pl.losses.token_paths.categories import (
@@ -19,8 +20,8 @@ from simct_pl.losses.token_paths.categories import (
     exits,
     listed,
 )
-from simct_pl.losses.token_paths.cuts import Cuts
 from simct_pl.losses.token_paths.neighbours import MANY, Front, Ids
+from simct_pl.losses.token_paths.shifts import Shift, Shifter
 from simct_pl.losses.token_paths.vocab_links import VocabLinks
 
 _MEMORY = 4096  # answers; they are large
@@ -29,7 +30,7 @@ NodeOf = Callable[[int], Node]
 Left = dict[int, set[int]]  # depth → teacher tokens that leave the path there
 
 
-class Asker(Cuts):
+class Asker(Shifter):
     """Three questions about a position, by their keys."""
 
     def __init__(self, links: VocabLinks) -> None:
@@ -153,51 +154,75 @@ class Asker(Cuts):
         """written, outside: see _before, with `covering`, which goes past the position, for `last`. inner: the
         teacher's tokens from it on that end within `own`.
         """
-        vocab, teacher = self.links, self.links.teacher
-        part = self._text(vocab.student, written)[outside:]
-        links = Links(vocab.num_labels)
-        reaching = self._reaching(written, outside, part)
-        if reaching is not None:
-            reaching.setdefault(covering, own)
-        if reaching is None or self._going_on(frozenset(reaching), len(part)) is None:
-            # Behind a space, say, lies half a vocabulary: one category, which says nothing.
-            everything = links.label(("v", own))
-            return Categories(everything, {}, [Step(everything)], everything, [], 1)
-        whole = vocab.teacher_bytes.id_of.get(part)
-        if whole is not None and not self._may_end(written, whole):
-            whole = None
-        base: Node = DROPPED if whole is None else ("base",)
-        begun = {own, *reaching.values(), *self._first_students(inner, len(part), own)}
-        along = begun | self._read_into(reaching, part).keys()
+        shift = self.shift(written, outside, earlier)
+        links = Links(self.links.num_labels, shift.num_own)
         left: Left = {depth: set() for depth in range(len(inner) + 1)}
-        for token, ids in self._teacher_reading(part, sorted(along)):
-            if ids[0] in reaching:
-                if (exit_ := exits(links, ("v", token), ids, inner, 0)) is not None:
-                    left[exit_[0]].add(exit_[1])
-            elif ids[0] == whole or token not in begun:
-                links.join(("v", token), base)
-        for token, behind in reaching.items():
-            if not inner or token != inner[0]:
-                left[0].add(token)
-                links.join(("at", 0, token), ("v", behind))
-        if inner:
-            path = self._text(teacher, inner)[len(part) :]
-            self._along_path(links, lambda k: ("v", k) if k in along else base, own, path, inner, left, along)
-        found = self._categories_inside(links, base, whole, own, left, along)
-        found.moved.update((token, DROPPED) for token in self._contradicting("teacher", earlier, None) if token != own)
-        return found
+        along = {own} if shift.student_label(own) == DROPPED else set()
 
-    def _categories_inside(
-        self, links: Links, base: Node, whole: int | None, own: int, left: Left, along: set[int]
-    ) -> Categories:
-        base_label = links.label(base)
-        first = Step(DROPPED, listed(links, 0, left[0], DROPPED))
-        if whole is not None:
-            first.listed[whole] = base_label
-        steps = [first]
+        def node(token: int) -> Node:
+            if token not in along and (label := shift.student_label(token)) != DROPPED:
+                return label
+            along.add(token)  # what a teacher token begins with is not dropped
+            return "v", token
+
+        is_linked = shift.teacher_label(covering) != DROPPED
+        if inner or not is_linked:
+            self._along_covering(links, shift, covering, inner, own, left, along)
+        if inner and is_linked:
+            self._without_covering(links, shift, covering, left, along)
+        if inner:
+            text = self._text(self.links.student, written)
+            path = self._text(self.links.teacher, inner)[len(text) - outside :]
+            self._along_path(links, node, own, path, inner, left, along)
+        own_label = links.label(node(own))
+        first = {token: links.label(("at", 0, token)) for token in left[0]}
+        first = {token: label for token, label in first.items() if label != shift.teacher_label(token)}
+        if not inner and not is_linked:
+            first[covering] = own_label
+        steps = [Step(CLASSES, first, shift=shift)]
         for depth in range(1, len(left)):
             label = links.label(("default", depth))
             steps.append(Step(label, listed(links, depth, left[depth], label)))
         moved = {token: links.label(("v", token)) for token in sorted(along)}
-        moved = {token: label for token, label in moved.items() if label != base_label}
-        return Categories(base_label, moved, steps, links.label(("v", own)), links.merged, links.num_own)
+        moved = {token: label for token, label in moved.items() if label != shift.student_label(token)}
+        found = Categories(CLASSES, moved, steps, own_label, links.merged, links.num_own, shift=shift)
+        return found if shift.is_large else _listed(found, shift)
+
+    def _along_covering(
+        self, links: Links, shift: Shift, covering: int, inner: Ids, own: int, left: Left, along: set[int]
+    ) -> None:
+        """Link the student tokens that the teacher reads into the covering token with where they leave its path."""
+        for token, rest in shift.readings.beginning_with((covering,)):
+            if token != own and token in shift.contradicting:
+                continue
+            along.add(token)
+            if not inner:
+                links.join(("v", token), ("v", own))
+            elif (exit_ := exits(links, ("v", token), rest, inner, 1)) is not None:
+                left[exit_[0]].add(exit_[1])
+
+    def _without_covering(self, links: Links, shift: Shift, covering: int, left: Left, along: set[int]) -> None:
+        """Link what else is one category with the tokens along the path: the covering token's, but for itself."""
+        label = shift.teacher_label(covering)
+        edges = shift.edges(label).tolist()
+        if len(edges) > MANY:  # told apart no further
+            for student in {student for student, token in edges if token != covering and student in along}:
+                links.join(("v", student), label)
+            return
+        along.update(student for student, _ in edges)
+        for student, token in edges:
+            if token != covering:
+                left[0].add(token)
+                links.join(("v", student), ("at", 0, token))
+        if label == shift.base and (whole := shift.whole) is not None:
+            left[0].add(whole)
+            links.join(("at", 0, whole), label)
+
+
+def _listed(found: Categories, shift: Shift) -> Categories:
+    """The same without the shift's vectors."""
+    students = dict(zip(shift.student_ids.tolist(), shift.student_labels.tolist(), strict=True)) | found.moved
+    moved = {token: label for token, label in students.items() if label != shift.base}
+    teachers = dict(zip(shift.teacher_ids.tolist(), shift.teacher_labels.tolist(), strict=True))
+    first = Step(DROPPED, teachers | found.steps[0].listed)
+    return replace(found, base=shift.base, moved=moved, steps=[first, *found.steps[1:]], shift=None)

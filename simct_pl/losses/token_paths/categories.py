@@ -14,8 +14,12 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from simct_pl.losses.token_paths.shifts import Shift
 
 DROPPED = -1  # no category: the token contradicts what is cut already
 CLASSES = -2  # every id has the label of its class
@@ -26,12 +30,14 @@ Node = Hashable
 @dataclass
 class Step:
     """One row of the teacher. base: the label of all ids that are not listed, but for those that begin with a character
-    of the kinds, a bit mask, which are dropped. listed: id → label.
+    of the kinds, a bit mask, which are dropped. listed: id → label. shift: where base is CLASSES, the labels in place
+    of the classes.
     """
 
     base: int
     listed: dict[int, int] = field(default_factory=dict)
     kinds: int = 0
+    shift: Shift | None = None
 
     @cached_property
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
@@ -44,7 +50,7 @@ class Categories:
     """base: the label of all student tokens that are not in moved, id → label. kinds: as for a Step, of student tokens.
     steps: rows of the teacher, in order.
 
-    own: the label of the realised token. merged: labels that are one here, (from, to).
+    own: the label of the realised token. merged: labels that are one here, (from, to). shift: as for a Step.
     """
 
     base: int
@@ -54,6 +60,7 @@ class Categories:
     merged: list[tuple[int, int]]
     num_own_labels: int
     kinds: int = 0
+    shift: Shift | None = None
 
     @cached_property
     def moved_arrays(self) -> tuple[np.ndarray, np.ndarray]:
@@ -100,11 +107,12 @@ class Crossings:
 class Links:
     """Connected components of a position's tokens, named by labels.
 
-    A node is an int, the label of a class or DROPPED, or anything else hashable.
+    A node is an int, the label of a class or DROPPED, or anything else hashable. num_own: labels from num_classes on
+    that are taken.
     """
 
-    def __init__(self, num_classes: int) -> None:
-        self.num_classes, self.num_own = num_classes, 0
+    def __init__(self, num_classes: int, num_own: int = 0) -> None:
+        self.num_classes, self.num_own = num_classes, num_own
         self._parent: dict[Node, Node] = {DROPPED: DROPPED}
         self._labels: dict[Node, int] = {}
         self.merged: list[tuple[int, int]] = []
@@ -123,7 +131,9 @@ class Links:
         if not self._labels:
             self._name()
         root = self.find(node)
-        if root not in self._labels:
+        if root not in self._labels and isinstance(root, int):
+            self._labels[root] = root
+        elif root not in self._labels:
             self._labels[root] = self.num_classes + self.num_own
             self.num_own += 1
         return self._labels[root]

@@ -8,11 +8,13 @@ join. What merges do not tell is asked.
 from __future__ import annotations
 
 from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 
 from simct_pl.losses.token_paths.neighbours import MANY, Front, Neighbours, Side
 from simct_pl.tokenization.merges import CASELESS, DIGIT, members
+from simct_pl.tokenization.readings import FOLLOWING, Reader
 
 UNDECIDED = (CASELESS, DIGIT, -1)  # kinds of which what follows often decides
 COMMON = 32  # tokens that were made first
@@ -21,18 +23,30 @@ COMMON = 32  # tokens that were made first
 class Cuts(Neighbours):
     """Of one pair."""
 
-    def _contradicting(self, side: Side, earlier: tuple[Front, ...], last: int | None) -> tuple[int, ...]:
+    def _contradicting(
+        self, side: Side, earlier: tuple[Front, ...], last: int | None, wrote: bytes | None = None
+    ) -> tuple[int, ...]:
         """Tokens of the other side in front of which this one reads a token from an earlier start past the position.
 
-        last: the side's own token that ends at the position, if one does.
+        last: the side's own token that ends at the position, if one does. wrote: the other side's tokens before it; of
+        very many that begin alike, those that it could write there.
         """
         own, other = self.tokens[side], self.tokens["teacher" if side == "student" else "student"]
         found: set[int] = set()
         for front, first in earlier:
             behind = {data[len(front) :] for _, data in own.beginning_with(front) if len(data) > len(front)}
-            asked = {k for data in behind for k, _ in other.beginning_with(data)}
+            asked = set[int]()
+            for data in behind:
+                if wrote is None or other.count(data) <= MANY or self._cuts(other.reader, wrote, data):
+                    asked.update(k for k, _ in other.beginning_with(data))
             found.update(self._never_read(side, front, set(self._to_ask(side, last, asked)), first))
         return tuple(sorted(found))
+
+    def _cuts(self, reader: Reader, before: bytes, behind: bytes) -> bool:
+        """Whether a side ever cuts between some bytes and others, whatever follows."""
+        read = reader.read([before + behind + following.encode() for following in ("", *FOLLOWING)])
+        ends = (accumulate(reader.table.lengths_V[ids].tolist()) for ids in read if ids is not None)
+        return any(len(before) in own for own in ends)
 
     def _joined(self, before: int, part: bytes, last: int) -> tuple[int, ...]:
         """Student tokens behind the teacher's token `last`, which is `part`, in front of which it would have been cut

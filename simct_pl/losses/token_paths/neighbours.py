@@ -5,7 +5,7 @@ In: VocabLinks, ids and bytes. Out: ids. simct_pl.losses.token_paths.asking make
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -14,7 +14,7 @@ import numpy as np
 
 from simct_pl.losses.token_paths.vocab_links import SortedTokens, VocabLinks
 from simct_pl.tokenization.bytes import as_text
-from simct_pl.tokenization.readings import FOLLOWING, KINDS, Reader, Readings, cut_behind, followings, kind
+from simct_pl.tokenization.readings import FOLLOWING, KINDS, Reader, Readings, followings, kind
 
 MEMORY = 200_000  # answers that are kept
 MOST = 50_000  # where merges tell about nearly all of them
@@ -107,9 +107,6 @@ class Neighbours:
         """What may follow a teacher token that stays the token which it is."""
         return self._surviving("teacher", token)
 
-    def _student_survived(self, token: int) -> tuple[bytes, ...]:
-        return self._surviving("student", token)
-
     @lru_cache(MEMORY)  # noqa: B019 - lives as long as the pair
     def _surviving(self, side: Side, token: int) -> tuple[bytes, ...]:
         reader = self.tokens[side].reader
@@ -121,13 +118,6 @@ class Neighbours:
             for following, ids in zip(found, read, strict=True)
             if not following or (ids is not None and reader.table.tokens[ids[0]] == data)
         )
-
-    def _first_students(self, inner: Ids, skipped: int, own: int) -> set[int]:
-        """What the student would begin with where the path's tokens end before `own` does."""
-        teacher, length = self.links.teacher, len(self.links.student.table.tokens[own])
-        fronts = [self._text(teacher, inner[:count])[skipped:] for count in range(1, len(inner) + 1)]
-        found = (self._first_student(front) for front in fronts if len(front) < length)
-        return {token for token in found if token is not None}
 
     def _first_student(self, front: bytes) -> int | None:
         (ids,) = self.links.student.read([front])
@@ -165,18 +155,6 @@ class Neighbours:
             for token, ids in zip(tokens, read, strict=True)
             if ids is not None and len(ids) > length and tuple(ids[:length]) == written
         }
-
-    def _teacher_reading(self, part: bytes, tokens: list[int]) -> Iterator[tuple[int, Ids]]:
-        """(student token, what the teacher reads where it stands behind `part`); white space: with what may follow."""
-        student, teacher = self.links.student, self.links.teacher
-        texts = [
-            (k, part + student.table.tokens[k] + following)
-            for k in tokens
-            for following in (self._student_survived(k) if student.table.tokens[k].isspace() else (b"",))
-        ]
-        for (k, _), ids in zip(texts, teacher.read([text for _, text in texts]), strict=True):
-            if ids:
-                yield k, cut_behind(teacher.table, ids, len(part) + len(student.table.tokens[k]))
 
     def _read_into(
         self, reaching: dict[int, int], part: bytes, last: int | None = None, before: int | None = None

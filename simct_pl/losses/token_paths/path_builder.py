@@ -7,6 +7,7 @@ response before it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -97,14 +98,18 @@ class PathBuilder:
             "step_base_P": steps_P[:, columns.STEP_BASE],
             "step_kinds_P": steps_P[:, columns.STEP_KINDS],
             "step_list_P": steps_P[:, columns.STEP_LIST],
+            "shift_N": asked_N[:, columns.SHIFT],
+            "step_shift_P": steps_P[:, columns.STEP_SHIFT],
             "merged_token_J": merged_J3[:, 0],
             "merged_from_J": merged_J3[:, 1],
             "merged_to_J": merged_J3[:, 2],
         }
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+        tensors: dict[str, Any] = {
+            name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()
+        }
         num_own = int(asked_N[:, columns.NUM_OWN].max(initial=0))
-        num_classes = self.links.num_labels
-        return TokenPaths(**tensors, lists=answers.lists, num_classes=num_classes, num_labels=num_classes + num_own)
+        sizes: dict[str, Any] = {"num_classes": self.links.num_labels, "num_labels": self.links.num_labels + num_own}
+        return TokenPaths(**tensors, lists=answers.lists, shifts=answers.shifts, **sizes)
 
     def _merged(self, places: Places, asked_N: np.ndarray, steps_P: np.ndarray, on_P: np.ndarray) -> np.ndarray:
         """(token, from, to) of labels that are one, by token, int64 [J, 3].
@@ -116,6 +121,8 @@ class PathBuilder:
         steps_N, on_N = steps_P[last_N], places.teacher.ids[on_P[last_N]]
         label_N = self.answers.labels(steps_N[:, columns.STEP_LIST].tolist(), on_N.tolist(), _NOT_LISTED)
         label_N = np.where(label_N == _NOT_LISTED, steps_N[:, columns.STEP_BASE], label_N)
+        for i in np.flatnonzero((label_N == CLASSES) & (steps_N[:, columns.STEP_SHIFT] >= 0)).tolist():
+            label_N[i] = self.answers.shifts.teacher_label(int(steps_N[i, columns.STEP_SHIFT]), int(on_N[i]))
         label_N = np.where(label_N == CLASSES, self.links.teacher_label_K[on_N], label_N)
         count_N, own_N = asked_N[:, columns.NUM_MERGED], asked_N[:, columns.OWN]
         goes_past_N = places.teacher.end[on_P[last_N]] > places.student.end

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from simct_pl.losses.token_paths.categories import CLASSES
 from simct_pl.losses.token_paths.lists import ListStore
+from simct_pl.losses.token_paths.neighbours import Side
+from simct_pl.losses.token_paths.shifts import ShiftStore
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class TokenPaths:
     step_token_P, step_row_P, step_id_P: the teacher's rows along the path of each token, and the id that goes on.
     step_base_P, step_kinds_P, step_list_P: as for the student's ids.
     merged_token_J, merged_from_J, merged_to_J: labels that are one at token J.
+    shift_N, step_shift_P: which of `shifts` has the labels of ids in place of the classes, or -1.
     lists: what the lists hold. num_classes: labels of classes. num_labels: with those, at most, of a token.
     """
 
@@ -44,7 +47,10 @@ class TokenPaths:
     merged_token_J: Tensor
     merged_from_J: Tensor
     merged_to_J: Tensor
+    shift_N: Tensor
+    step_shift_P: Tensor
     lists: ListStore
+    shifts: ShiftStore
     num_classes: int
     num_labels: int
 
@@ -67,19 +73,31 @@ class TokenPaths:
         length_R = offsets[list_R + 1] - start_R
         num_moved_lists = 2 * len(self.base_N)
         sizes = int(length_R[:num_moved_lists].sum()), int(length_R[num_moved_lists:].sum())
-        arrays = {name: getattr(self, name) for name in _TENSORS if name not in ("moved_list_N2", "step_list_P")} | {
+        whole_step_F = (self.step_base_P == CLASSES).nonzero().flatten()
+        shifted = _groups(self.shift_N), _groups(self.step_shift_P[whole_step_F])
+        arrays = {name: getattr(self, name) for name in _TENSORS if name not in _HOST_ONLY} | {
             "start_R": start_R,
             "length_R": length_R,
             "based_token_B": (self.base_N != CLASSES).nonzero().flatten(),
-            "whole_step_F": (self.step_base_P == CLASSES).nonzero().flatten(),
+            "whole_step_F": whole_step_F,
             "kinds_token_D": self.kinds_N.nonzero().flatten(),
             "kinds_step_G": self.step_kinds_P.nonzero().flatten(),
         }
+        arrays |= {f"shifted {side} {number}": rows for side in (0, 1) for number, rows in shifted[side].items()}
         whole = torch.cat([*arrays.values()])
         sent = whole.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else whole.to(device)
         found = dict(zip(arrays, sent.split([len(one) for one in arrays.values()]), strict=True))
         found["entries_I2"] = self.lists.entries(device)
-        return PathArrays.of(found, sizes, num_moved_lists, self.num_classes, self.num_labels)
+        students, teachers = (
+            [
+                (found[f"shifted {place} {number}"], self.shifts.labels(number, side, device))
+                for number in shifted[place]
+            ]
+            for place, side in enumerate(_SIDES)
+        )
+        numbers: dict[str, Any] = {"num_classes": self.num_classes, "num_labels": self.num_labels}
+        numbers |= {"shifted_students": students, "shifted_teachers": teachers}
+        return PathArrays.of(found, sizes, num_moved_lists, numbers)
 
 
 @dataclass(frozen=True)
@@ -91,6 +109,7 @@ class PathArrays:
         one of them.
     based_token_B: tokens whose base is not CLASSES. whole_step_F: steps whose base is CLASSES, at most one a token.
     kinds_token_D, kinds_mask_D, kinds_step_G, kinds_mask_G: where kinds of ids are dropped, and which.
+    shifted_students, shifted_teachers: (places in N, places in F, and the label of each id there) of each shift.
     """
 
     base_N: Tensor
@@ -117,15 +136,18 @@ class PathArrays:
     kinds_mask_G: Tensor
     num_classes: int
     num_labels: int
+    shifted_students: list[tuple[Tensor, Tensor]]
+    shifted_teachers: list[tuple[Tensor, Tensor]]
 
     @classmethod
     def of(
-        cls, found: dict[str, Tensor], sizes: tuple[int, int], num_moved_lists: int, num_classes: int, num_labels: int
+        cls, found: dict[str, Tensor], sizes: tuple[int, int], num_moved_lists: int, others: dict[str, Any]
     ) -> PathArrays:
         """found: arrays of TokenPaths; the entries of all lists; where each of its own, first the student's, then the
-        steps', begins in them and how long it is. sizes: entries of both, all told.
+        steps', begins in them and how long it is. sizes: entries of both, all told. others: fields that stay as
+        they are.
         """
-        kept = {f.name: found[f.name] for f in fields(cls) if f.name in found}
+        kept: dict[str, Any] = {f.name: found[f.name] for f in fields(cls) if f.name in found}
         written = []
         for size, of in zip(sizes, (slice(num_moved_lists), slice(num_moved_lists, None)), strict=True):
             row_I, place_I = _write_out(found["start_R"][of], found["length_R"][of], size)
@@ -141,8 +163,7 @@ class PathArrays:
             listed_label_Q=listed_label_Q,
             kinds_mask_D=found["kinds_N"][found["kinds_token_D"]],
             kinds_mask_G=found["step_kinds_P"][found["kinds_step_G"]],
-            num_classes=num_classes,
-            num_labels=num_labels,
+            **others,
         )
 
     def unused(self) -> Tensor:
@@ -151,13 +172,23 @@ class PathArrays:
         return own >= self.num_own_N[:, None]
 
 
-_TENSORS = [field.name for field in fields(TokenPaths) if field.name not in ("lists", "num_classes", "num_labels")]
+_TENSORS = [
+    field.name for field in fields(TokenPaths) if field.name not in ("lists", "shifts", "num_classes", "num_labels")
+]
+_HOST_ONLY = ("moved_list_N2", "step_list_P", "shift_N", "step_shift_P")
+_SIDES: tuple[Side, Side] = ("student", "teacher")
 _BY_TOKEN = ("step_token_P", "merged_token_J")
 
 
 def _axis(name: str) -> str:
     """N, P or J."""
     return name.rstrip("2")[-1]
+
+
+def _groups(shift_N: Tensor) -> dict[int, Tensor]:
+    """Shift → places that have it."""
+    numbers = shift_N.unique().tolist() if len(shift_N) else []
+    return {number: (shift_N == number).nonzero().flatten() for number in numbers if number >= 0}
 
 
 def _range(index: Tensor, start: int, end: int) -> slice:

@@ -1,0 +1,256 @@
+"""Classes of both vocabularies where the position lies inside a teacher token.
+
+In: what the student wrote since the teacher's token began. Out: Shift. There the student's next tokens are to be
+compared with teacher tokens that begin with the bytes written already: `eturn` with ` return` behind a space and an r.
+They are linked as in `vocab_links`, only that the teacher reads each student token behind those bytes, and the student
+reads each teacher token from its own cuts on. Half a vocabulary may go on from one character, so that the answers are
+vectors that many positions share; what the teacher reads behind some bytes is kept on disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+
+from simct_pl.losses.token_paths.categories import DROPPED
+from simct_pl.losses.token_paths.cuts import Cuts
+from simct_pl.losses.token_paths.neighbours import MANY, Front, Ids, Side
+from simct_pl.losses.token_paths.vocab_links import STOP, VocabLinks
+from simct_pl.tokenization import cache
+from simct_pl.tokenization.readings import BATCH, Reader, Readings, followings, pair_fingerprint, read_tokens
+
+KEPT = 1024  # shifts
+_NAMES = ("source_E", "offsets", "ids")
+
+
+@dataclass(frozen=True, eq=False)
+class Shift:
+    """Labels of both vocabularies behind some bytes, which part of a teacher token is.
+
+    readings: how the teacher reads student tokens behind those bytes, which the spellings begin with. base: the label
+    of student tokens that are not in student_ids: those in front of which the teacher cuts as the student did.
+    student_ids, student_labels, teacher_ids, teacher_labels: int64, by id; other teacher tokens are DROPPED.
+    edges_E3: int64, (label, student id, teacher id) of each link, in order. Labels are names within a row: they count
+    from STOP + 1, and are the position's own where they go past VocabLinks.num_labels; num_own: how many do.
+    """
+
+    sizes: tuple[int, int]
+    readings: Readings
+    base: int
+    whole: int | None
+    contradicting: frozenset[int]
+    student_ids: np.ndarray
+    student_labels: np.ndarray
+    teacher_ids: np.ndarray
+    teacher_labels: np.ndarray
+    edges_E3: np.ndarray
+    num_own: int
+
+    @classmethod
+    def build(
+        cls,
+        links: VocabLinks,
+        readings: Readings,
+        begun_E2: np.ndarray,
+        length: int,
+        whole: int | None,
+        contradicting: tuple[int, ...],
+    ) -> Shift:
+        """begun_E2: (student id, teacher id), what the student begins with behind so many bytes of a teacher token.
+
+        whole: the teacher token that ends there. contradicting: student tokens in front of which the teacher would have
+        cut otherwise before.
+        """
+        out = np.array(contradicting, np.int64)
+        begun_E2 = begun_E2[~np.isin(begun_E2[:, 0], out)]
+        ends = np.array([] if whole is None else [whole], np.int64)
+        source_E, first_E = readings.source_E, readings.first_E
+        is_linked_E = np.isin(first_E, np.append(begun_E2[:, 1], ends)) & ~np.isin(source_E, out)
+        edges_E2 = np.concatenate([begun_E2, np.stack([source_E[is_linked_E], first_E[is_linked_E]], 1)])
+        edges_E2 = np.unique(edges_E2, axis=0)
+        students, student_place = np.unique(edges_E2[:, 0], return_inverse=True)
+        teachers, teacher_place = np.unique(np.append(edges_E2[:, 1], ends), return_inverse=True)
+        total = len(students) + len(teachers)
+        pairs = student_place, len(students) + teacher_place[: len(edges_E2)]
+        graph = coo_array((np.ones(len(edges_E2), bool), pairs), shape=(total, total))
+        num_components, component = connected_components(graph, directed=False)
+        labels = STOP + 1 + component.astype(np.int64)
+        # A token before `whole` in the teacher's eyes: the rest of it would take a row off the path.
+        is_short_E = links.teacher.table.lengths_V[first_E] < length
+        out = np.union1d(out, np.setdiff1d(source_E[is_short_E], students))
+        student_ids = np.append(students, out)
+        student_labels = np.append(labels[: len(students)], np.full(len(out), DROPPED))
+        order = np.argsort(student_ids)
+        edges_E3 = np.column_stack([labels[student_place], edges_E2])
+        return cls(
+            (len(links.student.table), len(links.teacher.table)),
+            readings,
+            DROPPED if whole is None else int(labels[len(students) + np.searchsorted(teachers, whole)]),
+            whole,
+            frozenset(contradicting),
+            student_ids[order],
+            student_labels[order],
+            teachers,
+            labels[len(students) :],
+            edges_E3[np.argsort(edges_E3[:, 0], kind="stable")],
+            max(STOP + 1 + num_components - links.num_labels, 0),
+        )
+
+    @cached_property
+    def student_label_K(self) -> np.ndarray:
+        """int64, the label of each student id, or DROPPED."""
+        label_K = np.full(self.sizes[0], self.base, np.int64)
+        label_K[self.student_ids] = self.student_labels
+        return label_K
+
+    @cached_property
+    def teacher_label_K(self) -> np.ndarray:
+        """The same of the teacher."""
+        label_K = np.full(self.sizes[1], DROPPED, np.int64)
+        label_K[self.teacher_ids] = self.teacher_labels
+        return label_K
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it is better shared as vectors than listed at each position."""
+        return max(len(self.student_ids), len(self.teacher_ids)) > MANY
+
+    @cached_property
+    def key(self) -> tuple[object, ...]:
+        """Equal where everything is."""
+        arrays = self.student_ids, self.student_labels, self.teacher_ids, self.teacher_labels, self.edges_E3
+        digests = [hashlib.blake2b(part.tobytes(), digest_size=16).digest() for part in arrays]
+        return id(self.readings), self.base, self.whole, self.contradicting, *digests
+
+    def student_label(self, token: int) -> int:
+        return _label(self.student_ids, self.student_labels, token, self.base)
+
+    def teacher_label(self, token: int) -> int:
+        return _label(self.teacher_ids, self.teacher_labels, token, DROPPED)
+
+    def edges(self, label: int) -> np.ndarray:
+        """(student id, teacher id) of a label's links, int64 [E, 2]."""
+        first, last = np.searchsorted(self.edges_E3[:, 0], [label, label + 1])
+        return self.edges_E3[first:last, 1:]
+
+
+def _label(ids: np.ndarray, labels: np.ndarray, token: int, otherwise: int) -> int:
+    place = int(np.searchsorted(ids, token))
+    return int(labels[place]) if place < len(ids) and ids[place] == token else otherwise
+
+
+class ShiftStore:
+    """Shifts by number, and their labels on the device that reads them; -1 is none."""
+
+    def __init__(self) -> None:
+        self._shifts: list[Shift] = []
+        self._numbers: dict[int, int] = {}
+        self._labels: dict[tuple[int, str, torch.device], Tensor] = {}
+
+    def number(self, shift: Shift | None) -> int:
+        if shift is None:
+            return -1
+        if id(shift) not in self._numbers:
+            self._numbers[id(shift)] = len(self._shifts)
+            self._shifts.append(shift)
+        return self._numbers[id(shift)]
+
+    def teacher_label(self, number: int, token: int) -> int:
+        return self._shifts[number].teacher_label(token)
+
+    def labels(self, number: int, side: Side, device: torch.device) -> Tensor:
+        """The label of each id of a side, int64 [K]; DROPPED where it has none."""
+        key = number, side, device
+        if key not in self._labels:
+            shift = self._shifts[number]
+            label_K = shift.student_label_K if side == "student" else shift.teacher_label_K
+            self._labels[key] = torch.from_numpy(label_K).to(device)
+        return self._labels[key]
+
+
+class Shifter(Cuts):
+    """The shifts of a pair, made when they are first needed."""
+
+    def __init__(self, links: VocabLinks) -> None:
+        super().__init__(links)
+        self.shift = lru_cache(KEPT)(self._shift)
+        self._behind_part = lru_cache(KEPT)(self._students_behind)
+        self._in_front = lru_cache(KEPT)(self._teachers_behind)
+        self._equal: dict[tuple[object, ...], Shift] = {}
+
+    def _shift(self, written: Ids, outside: int, earlier: tuple[Front, ...]) -> Shift:
+        """written: the student's tokens that end at the position, from the one that covers the start of the teacher's
+        token. outside: bytes of them before that start. earlier: see `overreaching`.
+        """
+        vocab = self.links
+        text = self._text(vocab.student, written)
+        part = text[outside:]
+        whole = vocab.teacher_bytes.id_of.get(part)
+        if whole is not None and not self._may_end(written, whole):
+            whole = None
+        begun = self._begun(written, outside, part)
+        contradicting = self._contradicting("teacher", earlier, None, text)
+        shift = Shift.build(vocab, self._behind_part(part), begun, len(part), whole, contradicting)
+        if len(self._equal) > KEPT:
+            self._equal.clear()
+        return self._equal.setdefault(shift.key, shift)
+
+    def _begun(self, written: Ids, outside: int, part: bytes) -> np.ndarray:
+        """(student token, teacher token) for each teacher token that goes past the position and keeps the student's
+        cuts: what the student begins with behind them.
+        """
+        vocab = self.links
+        front = self._text(vocab.student, written)[:outside]
+        readings = vocab.readings.teacher if outside == 0 else self._in_front(front, part)
+        found = [(rest[0], token) for token, rest in readings.beginning_with(written) if rest]
+        return np.array(found, np.int64).reshape(-1, 2)
+
+    def _teachers_behind(self, front: bytes, part: bytes) -> Readings:
+        """How the student reads the teacher's tokens that begin with `part` behind some bytes."""
+        vocab = self.links
+        longer = [k for k, data in vocab.teacher_bytes.beginning_with(part) if len(data) > len(part)]
+        return self._read(vocab.teacher, vocab.student, front, longer)
+
+    def _students_behind(self, part: bytes) -> Readings:
+        """How the teacher reads student tokens behind a part of its own: those that go along with one of its tokens."""
+        vocab = self.links
+        longer = [data for _, data in vocab.teacher_bytes.beginning_with(part)]
+        tails = [data[len(part) :] for data in longer if len(data) > len(part)]
+        beginning = {tail[:length] for tail in tails for length in range(1, len(tail))}
+        asked = {token for data in beginning if (token := vocab.student_bytes.id_of.get(data)) is not None}
+        last = None
+        for tail in tails:  # in order: those that begin with another come behind it
+            if last is None or not tail.startswith(last):
+                last = tail
+                asked.update(k for k, _ in vocab.student_bytes.beginning_with(tail))
+        return self._read(vocab.student, vocab.teacher, part, sorted(asked))
+
+    def _read(self, source: Reader, reader: Reader, front: bytes, token_ids: list[int]) -> Readings:
+        """From the disk, if there are many and they were read before."""
+
+        def read() -> Readings:
+            side = "student" if source is self.links.student else "teacher"
+            title = f"{len(token_ids)} tokens of the {side} behind {front.decode(errors='replace')!r}"
+            return read_tokens(source, reader, title, front, token_ids, _white_space_followed)
+
+        if len(token_ids) < BATCH:
+            return read()
+        key = hashlib.blake2b(repr((pair_fingerprint(source, reader), front, token_ids[0])).encode(), digest_size=16)
+        arrays = cache.load_arrays("readings-behind", key.hexdigest(), _NAMES)
+        if arrays is None:
+            found = read()
+            arrays = {"source_E": found.source_E, "offsets": found.offsets, "ids": found.ids}
+            cache.save_arrays("readings-behind", key.hexdigest(), arrays)
+        return Readings(*(arrays[name] for name in _NAMES))
+
+
+def _white_space_followed(source: Reader, token_id: int) -> list[bytes]:
+    """What follows decides how white space is cut, and hardly anything else; all would take minutes."""
+    return followings(source, token_id) if source.table.tokens[token_id][-1:].isspace() else [b""]
