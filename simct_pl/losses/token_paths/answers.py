@@ -65,6 +65,7 @@ class Inside:
     inner: Ids
     own: int
     earlier: tuple[Front, ...]
+    previous: int | None
     ends_early: bool
 
 
@@ -113,6 +114,7 @@ class Answers:
         """A question that was not asked yet."""
         if isinstance(question, Inside):
             found = self.asker.inside(*(getattr(question, name) for name in _INSIDE))
+            found = self._written(found, question.written[-1])
             self._whole(key, _shortened(found, question.ends_early), is_back=False)
             return
         along, before = question
@@ -157,7 +159,7 @@ class Answers:
         """Without the teacher tokens along the path that mean student tokens which would have merged with `before`."""
         ids, labels = found.moved_arrays
         own = labels >= self.links.num_labels
-        if not own.any() or not any(step.listed for step in found.steps[1:]):
+        if not own.any() or not any(step.listed for step in found.steps):
             return found
         unwritten = {*labels[own].tolist()} - {*labels[own & ~self.asker.joining(before, ids)].tolist(), found.own}
         if not unwritten:
@@ -216,7 +218,7 @@ class Answers:
 
 _PLAIN = Categories(CLASSES, {}, [Step(CLASSES)], DROPPED, [], 0)
 _BEFORE = ("written", "outside", "last", "earlier", "own_earlier")
-_INSIDE = ("written", "outside", "covering", "inner", "own", "earlier")
+_INSIDE = ("written", "outside", "covering", "inner", "own", "earlier", "previous")
 
 
 def _meet(ids: np.ndarray, others: np.ndarray) -> bool:

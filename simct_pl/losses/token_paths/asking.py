@@ -149,10 +149,17 @@ class Asker(Shifter):
         return Crossings(reaching, moved, excluded, contradicting, *kinds)
 
     def _inside(
-        self, written: Ids, outside: int, covering: int, inner: Ids, own: int, earlier: tuple[Front, ...]
+        self,
+        written: Ids,
+        outside: int,
+        covering: int,
+        inner: Ids,
+        own: int,
+        earlier: tuple[Front, ...],
+        previous: int | None,
     ) -> Categories:
         """written, outside: see _before, with `covering`, which goes past the position, for `last`. inner: the
-        teacher's tokens from it on that end within `own`.
+        teacher's tokens from it on that end within `own`. previous: its token before `covering`.
         """
         shift = self.shift(written, outside, earlier)
         links = Links(self.links.num_labels, shift.num_own)
@@ -185,6 +192,9 @@ class Asker(Shifter):
             steps.append(Step(label, listed(links, depth, left[depth], label)))
         moved = {token: links.label(("v", token)) for token in sorted(along)}
         moved = {token: label for token, label in moved.items() if label != shift.student_label(token)}
+        joints = self.links.teacher.joints
+        if previous is not None and joints is not None:
+            moved |= {k: DROPPED for k in shift.read_behind(previous, joints) if k != own}
         found = Categories(CLASSES, moved, steps, own_label, links.merged, links.num_own, shift=shift)
         return found if shift.is_large else _listed(found, shift)
 

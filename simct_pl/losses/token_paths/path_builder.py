@@ -59,7 +59,8 @@ class PathBuilder:
         if places.is_inside[i]:
             part = self._text(written)[outside:]
             covering, earlier = int(teacher.ids[at]), self._overreaching("teacher", teacher, at, part)
-            return Inside(written, outside, covering, inner, own, earlier, ends_early)
+            previous = int(teacher.ids[at - 1]) if at > teacher.first[at] else None
+            return Inside(written, outside, covering, inner, own, earlier, previous, ends_early)
         along = Along(own, inner, ends_early, bool(places.is_stop[i]))
         if origin == at or self.links.same_tokenizer:
             return along, None

@@ -95,11 +95,12 @@ class Places:
         """A hash of all that the question of each student token depends on, uint64 [N]."""
         token = np.arange(len(self.at))
         flags = self.is_inside * 1 + self.ends_early * 2 + self.is_stop * 4 + (self.origin == self.at) * 8
+        begins = np.maximum(self.origin - self.is_inside, self.teacher.first[self.at])
         parts = [
             self.student.hashes.of(self.first, token + 1),
-            self.teacher.hashes.of(self.origin, self.after),
+            self.teacher.hashes.of(begins, self.after),
             token + 1 - self.first,
-            self.after - self.origin,
+            self.after - begins,
             self.at - self.origin,
             self.outside,
             flags,

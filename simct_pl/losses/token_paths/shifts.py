@@ -24,6 +24,7 @@ from simct_pl.losses.token_paths.cuts import Cuts
 from simct_pl.losses.token_paths.neighbours import MANY, Front, Ids, Side
 from simct_pl.losses.token_paths.vocab_links import STOP, VocabLinks
 from simct_pl.tokenization import cache
+from simct_pl.tokenization.merges import Joints, members
 from simct_pl.tokenization.readings import BATCH, Reader, Readings, followings, pair_fingerprint, read_tokens
 
 KEPT = 1024  # shifts
@@ -129,6 +130,14 @@ class Shift:
         digests = [hashlib.blake2b(part.tobytes(), digest_size=16).digest() for part in arrays]
         return id(self.readings), self.base, self.whole, self.contradicting, *digests
 
+    def read_behind(self, previous: int, joints: Joints) -> list[int]:
+        """Student tokens that the teacher reads into a token which it would have merged with its token `previous`."""
+        first_E = self.readings.first_E
+        joined_E = members(first_E, joints.joining(previous))
+        joined_E[joined_E] = joints.known(previous, first_E[joined_E])[0]
+        found: list[int] = np.setdiff1d(self.readings.source_E[joined_E], self.readings.source_E[~joined_E]).tolist()
+        return found
+
     def student_label(self, token: int) -> int:
         return _label(self.student_ids, self.student_labels, token, self.base)
 
@@ -210,7 +219,9 @@ class Shifter(Cuts):
         front = self._text(vocab.student, written)[:outside]
         readings = vocab.readings.teacher if outside == 0 else self._in_front(front, part)
         found = [(rest[0], token) for token, rest in readings.beginning_with(written) if rest]
-        return np.array(found, np.int64).reshape(-1, 2)
+        found_E2 = np.array(found, np.int64).reshape(-1, 2)
+        begun, place = np.unique(found_E2[:, 0], return_inverse=True)
+        return found_E2[~self.joining(written[-1], begun)[place]]  # the others change the student's last cut
 
     def _teachers_behind(self, front: bytes, part: bytes) -> Readings:
         """How the student reads the teacher's tokens that begin with `part` behind some bytes."""
