@@ -104,9 +104,7 @@ class PathBuilder:
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
         num_own = int(asked_N[:, columns.NUM_OWN].max(initial=0))
         num_classes = self.links.num_labels
-        return TokenPaths(
-            **tensors, lists=answers.lists, num_classes=num_classes, num_labels=num_classes + num_own
-        )
+        return TokenPaths(**tensors, lists=answers.lists, num_classes=num_classes, num_labels=num_classes + num_own)
 
     def _merged(self, places: Places, asked_N: np.ndarray, steps_P: np.ndarray, on_P: np.ndarray) -> np.ndarray:
         """(token, from, to) of labels that are one, by token, int64 [J, 3].

@@ -73,13 +73,21 @@ class TokenPaths:
             "based_token_B": (self.base_N != CLASSES).nonzero().flatten(),
             "whole_step_F": (self.step_base_P == CLASSES).nonzero().flatten(),
             "kinds_token_D": self.kinds_N.nonzero().flatten(),
-            "kinds_step_G": self.step_kinds_P.nonzero().flatten(),
+            "kinds_step_G": ((self.step_kinds_P != 0) & (self.step_base_P == CLASSES)).nonzero().flatten(),
         }
+        whole_row_F = self.step_row_P[arrays["whole_step_F"]]
         whole = torch.cat([*arrays.values()])
         sent = whole.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else whole.to(device)
         found = dict(zip(arrays, sent.split([len(one) for one in arrays.values()]), strict=True))
         found["entries_I2"] = self.lists.entries(device)
-        return PathArrays.of(found, sizes, num_moved_lists, self.num_classes, self.num_labels)
+        return PathArrays.of(
+            found,
+            sizes,
+            num_moved_lists,
+            whole_rows_differ=bool((whole_row_F.diff() > 0).all()),
+            num_classes=self.num_classes,
+            num_labels=self.num_classes + int(self.num_own_N.max()) if len(self.num_own_N) else self.num_classes,
+        )
 
 
 @dataclass(frozen=True)
@@ -90,7 +98,9 @@ class PathArrays:
     listed_step_Q, listed_id_Q, listed_label_Q: teacher ids with another label, at step Q; the id that goes on may be
         one of them.
     based_token_B: tokens whose base is not CLASSES. whole_step_F: steps whose base is CLASSES, at most one a token.
-    kinds_token_D, kinds_mask_D, kinds_step_G, kinds_mask_G: where kinds of ids are dropped, and which.
+    whole_rows_differ: no two of these steps read one row.
+    kinds_token_D, kinds_mask_D, kinds_step_G, kinds_mask_G: where kinds of ids are dropped, and which; of steps, those
+        whose base is CLASSES.
     """
 
     base_N: Tensor
@@ -115,15 +125,15 @@ class PathArrays:
     kinds_mask_D: Tensor
     kinds_step_G: Tensor
     kinds_mask_G: Tensor
+    whole_rows_differ: bool
     num_classes: int
     num_labels: int
 
     @classmethod
-    def of(
-        cls, found: dict[str, Tensor], sizes: tuple[int, int], num_moved_lists: int, num_classes: int, num_labels: int
-    ) -> PathArrays:
+    def of(cls, found: dict[str, Tensor], sizes: tuple[int, int], num_moved_lists: int, **known: Any) -> PathArrays:
         """found: arrays of TokenPaths; the entries of all lists; where each of its own, first the student's, then the
-        steps', begins in them and how long it is. sizes: entries of both, all told.
+        steps', begins in them and how long it is. sizes: entries of both, all told. known: the fields that are
+        no arrays.
         """
         kept = {f.name: found[f.name] for f in fields(cls) if f.name in found}
         written = []
@@ -141,8 +151,7 @@ class PathArrays:
             listed_label_Q=listed_label_Q,
             kinds_mask_D=found["kinds_N"][found["kinds_token_D"]],
             kinds_mask_G=found["step_kinds_P"][found["kinds_step_G"]],
-            num_classes=num_classes,
-            num_labels=num_labels,
+            **known,
         )
 
     def unused(self) -> Tensor:
@@ -166,8 +175,6 @@ def _range(index: Tensor, start: int, end: int) -> slice:
 
 def _write_out(start_R: Tensor, length_R: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """(the range, the place) of every place in some ranges, int64 [size]; size: their lengths' sum."""
-    row_I = torch.repeat_interleave(
-        torch.arange(len(length_R), device=length_R.device), length_R, output_size=size
-    )
+    row_I = torch.repeat_interleave(torch.arange(len(length_R), device=length_R.device), length_R, output_size=size)
     shift_R = start_R - length_R.cumsum(0) + length_R
     return row_I, torch.arange(size, device=length_R.device) + shift_R[row_I]
