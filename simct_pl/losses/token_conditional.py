@@ -62,7 +62,11 @@ class TokenConditionalLoss(Objective):
     def use(self, links: VocabLinks) -> None:
         """Take the links of a pair; `prepare` hands over those of its pair."""
         self.path_builder = PathBuilder(Asker(links))
-        self._sides = SideLabels.of(links)
+        self.use_labels(*SideLabels.of(links))
+
+    def use_labels(self, student: SideLabels, teacher: SideLabels) -> None:
+        """Take the classes of both sides' ids alone, for paths that somebody else makes."""
+        self._sides = student, teacher
 
     def __call__(self, chunk: UnitChunk) -> UnitLosses:
         paths, path_logits_XK, rows_M = chunk.paths, chunk.path_logits_XK, chunk.path_rows_M
@@ -92,6 +96,7 @@ class TokenConditionalLoss(Objective):
             (total_N / whole.sum_N).clamp_min(tiny).log()[first_U],
             (teacher_logmass_N - teacher.front_N).clamp_max(0.0)[first_U],
         )
+        assert whole.entropy_N is not None
         row_stats = RowStats(whole.logz_N, whole.entropy_N, teacher.logz_X[rows_M])
         return UnitLosses(loss_U, torch.ones_like(loss_U, dtype=torch.bool), *masses, row_stats)
 

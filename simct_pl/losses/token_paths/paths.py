@@ -135,7 +135,7 @@ class PathArrays:
         steps', begins in them and how long it is. sizes: entries of both, all told. known: the fields that are
         no arrays.
         """
-        kept = {f.name: found[f.name] for f in fields(cls) if f.name in found}
+        kept: dict[str, Any] = {f.name: found[f.name] for f in fields(cls) if f.name in found}
         written = []
         for size, of in zip(sizes, (slice(num_moved_lists), slice(num_moved_lists, None)), strict=True):
             row_I, place_I = _write_out(found["start_R"][of], found["length_R"][of], size)
