@@ -103,7 +103,8 @@ def logit_gradient(
     """
     num_ids, width = len(label_K), exp_NK.shape[1]
     token_J = paths.merged_token_J
-    grad_NC.index_put_((token_J, paths.merged_from_J), grad_NC[token_J, paths.merged_to_J])
+    if len(token_J):
+        grad_NC.index_put_((token_J, paths.merged_from_J), grad_NC[token_J, paths.merged_to_J])
     grad_E = exp_E * grad_NC[paths.moved_token_E, paths.moved_label_E.clamp_min(0)]
     based_B = paths.based_token_B
     base_B = paths.base_N[based_B]
@@ -131,20 +132,22 @@ class TeacherMasses:
     def of(cls, logits_XK: Tensor, paths: PathArrays, label_K: Tensor, keep_MK: Tensor) -> TeacherMasses:
         """label_K: the class of each id. keep_MK: see SideLabels."""
         rows, num_tokens = Exponentials.of(logits_XK), len(paths.base_N)
-        step_X, token_P = paths.step_row_P, paths.step_token_P
+        step_X, token_P, listed_Q = paths.step_row_P, paths.step_token_P, paths.listed_step_Q
         on_P = logits_XK[step_X, paths.step_id_P] - rows.logz_N[step_X]
         end_N = on_P.new_zeros(num_tokens).index_add(0, token_P, on_P)
-        reach_P = _reached(on_P, token_P, end_N)
-        listed_Q = paths.listed_step_Q
-        place_Q = step_X[listed_Q] * logits_XK.shape[1] + paths.listed_id_Q
-        p_Q = rows.exp_NK.view(-1).index_select(0, place_Q) / rows.sum_N[step_X[listed_Q]]
-        p_Q = p_Q * (paths.listed_id_Q != paths.step_id_P[listed_Q])  # what goes on does not leave the path
-        reached_P = reach_P.exp()
-        mass_NC = _whole_rows(rows, paths, label_K, keep_MK, reached_P)
-        add_at(mass_NC, token_P[listed_Q], paths.listed_label_Q, p_Q * reached_P[listed_Q])
-        left_P = (-torch.expm1(on_P)).index_add(0, listed_Q, -p_Q).clamp_min(0)
-        add_at(mass_NC, token_P, paths.step_base_P, left_P * reached_P)
-        add_at(mass_NC, torch.arange(num_tokens, device=mass_NC.device), paths.own_N, end_N.exp())
+        reached_P = _reached(on_P, token_P, end_N).exp()
+        factor_P = reached_P / rows.sum_N[step_X]
+        place_Q = (step_X * logits_XK.shape[1])[listed_Q] + paths.listed_id_Q
+        leaves_Q = paths.listed_id_Q != paths.step_id_P[listed_Q]  # what goes on does not leave the path
+        mass_Q = rows.exp_NK.view(-1).index_select(0, place_Q) * factor_P[listed_Q] * leaves_Q
+        left_P = (-torch.expm1(on_P) * reached_P).index_add(0, listed_Q, -mass_Q).clamp_min(0)
+        mass_NC = _whole_rows(rows, paths, label_K, keep_MK, factor_P)
+        add_at(
+            mass_NC,
+            torch.cat([token_P[listed_Q], token_P, torch.arange(num_tokens, device=mass_NC.device)]),
+            torch.cat([paths.listed_label_Q, paths.step_base_P, paths.own_N]),
+            torch.cat([mass_Q, left_P, end_N.exp()]),
+        )
         merge_labels(mass_NC, paths)
         is_front_P = (paths.step_base_P == DROPPED) & (paths.base_N[token_P] == CLASSES)
         front_N = torch.zeros_like(end_N).index_add(0, token_P, on_P * is_front_P)
@@ -157,7 +160,7 @@ def _reached(on_P: Tensor, token_P: Tensor, end_N: Tensor) -> Tensor:
     return (on_P.double().cumsum(0) - on_P - before_N[token_P]).to(on_P.dtype)
 
 
-def _whole_rows(rows: Exponentials, paths: PathArrays, label_K: Tensor, keep_MK: Tensor, reached_P: Tensor) -> Tensor:
+def _whole_rows(rows: Exponentials, paths: PathArrays, label_K: Tensor, keep_MK: Tensor, factor_P: Tensor) -> Tensor:
     """Masses of the steps at which every id has the label of its class, but for those that are listed or go on."""
     exp_XK, whole_F, num_tokens = rows.exp_NK, paths.whole_step_F, len(paths.base_N)
     if not len(whole_F):
@@ -166,21 +169,20 @@ def _whole_rows(rows: Exponentials, paths: PathArrays, label_K: Tensor, keep_MK:
     token_F, row_F = token_P[whole_F], step_X[whole_F]
     # A row of each token's own: that of its whole step, or else another one, which counts nothing.
     row_N = step_X.new_zeros(num_tokens).index_copy_(0, token_P, step_X).index_copy_(0, token_F, row_F)
-    factor_N = exp_XK.new_zeros(num_tokens).index_copy_(0, token_F, reached_P[whole_F] / rows.sum_N[row_F])
+    factor_N = exp_XK.new_zeros(num_tokens).index_copy_(0, token_F, factor_P[whole_F])
     place_P = step_X
     if not paths.whole_rows_differ:
         exp_XK, place_P = exp_XK.index_select(0, row_N), token_P
         row_N = torch.arange(num_tokens, device=row_N.device)
-    width, num_ids = exp_XK.shape[1], len(label_K)
-    flat_P = place_P * width + paths.step_id_P
-    flat_Q = place_P[paths.listed_step_Q] * width + paths.listed_id_Q
+    listed_Q = paths.listed_step_Q
+    start_P = place_P * exp_XK.shape[1]
+    place_I = torch.cat([start_P + paths.step_id_P, start_P[listed_Q] + paths.listed_id_Q])
     # A row may be read by another token's step as well, which lists what it likes: that goes where a zero goes anyway.
     is_whole_P = paths.step_base_P == CLASSES
-    emptied_P = torch.where(is_whole_P, flat_P, flat_P[whole_F[:1]])
-    emptied_Q = torch.where(is_whole_P[paths.listed_step_Q], flat_Q, flat_P[whole_F[:1]])
-    exp_XK.view(-1).index_fill_(0, emptied_P, 0.0).index_fill_(0, emptied_Q, 0.0)
+    is_whole_I = torch.cat([is_whole_P, is_whole_P[listed_Q]])
+    exp_XK.view(-1).index_fill_(0, torch.where(is_whole_I, place_I, place_I[whole_F[:1]]), 0.0)
     _drop_kinds(exp_XK, place_P[paths.kinds_step_G], keep_MK, paths.kinds_mask_G)
-    mass_XC = exp_XK.new_zeros(len(exp_XK), paths.num_labels).index_add_(1, label_K, exp_XK[:, :num_ids])
+    mass_XC = exp_XK.new_zeros(len(exp_XK), paths.num_labels).index_add_(1, label_K, exp_XK[:, : len(label_K)])
     return mass_XC.index_select(0, row_N).mul_(factor_N[:, None])
 
 
@@ -199,6 +201,8 @@ def add_at(mass_NC: Tensor, token_I: Tensor, label_I: Tensor, mass_I: Tensor) ->
 def merge_labels(mass_NC: Tensor, paths: PathArrays) -> None:
     """Give the mass of labels that are merged to the label that they are merged with."""
     token_J, from_J = paths.merged_token_J, paths.merged_from_J
+    if not len(token_J):
+        return
     moved_J = mass_NC[token_J, from_J]
     mass_NC.index_put_((token_J, from_J), mass_NC.new_zeros(()))
     add_at(mass_NC, token_J, paths.merged_to_J, moved_J)
