@@ -52,7 +52,7 @@ test: lint $(TEST_PACKAGES) $(VLLM)  ## lint, types and all tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 bench: $(BENCH_PACKAGES)  ## measure everything in docs/performance.md and the tables of agreement and layouts again, about an hour
-	for name in alignment loss step scaling layouts agreement; do $(BIN)/python -m benchmarks.$$name --write true || exit 1; done
+	for name in alignment paths loss step scaling layouts agreement; do $(BIN)/python -m benchmarks.$$name --write true || exit 1; done
 
 lint: install  ## ruff, formatting, types
 	$(BIN)/ruff check .

@@ -26,6 +26,8 @@ GIB = 2**30
 BRIEF_SECONDS = 5  # what takes less is measured thrice
 ROUNDS = 4
 PRODUCTS = "head products alone"
+MARGINAL = "simct_pl, mass-preserving (`marginal`)"
+NARROW = 8  # states so narrow that the products cost next to nothing
 CHUNKED = ("simct_pl", "recomputed", PRODUCTS)  # forms whose memory does not grow with the response
 UNBOUNDED = 1_000_000  # tokens; beyond this the line's slope is noise
 
@@ -79,13 +81,16 @@ def measure(form: str, pair: Pair, num_tokens: int, chunk_tokens: int, dtype: st
     return Cell(seconds, peak.extra)
 
 
-def times_products(pair: Pair, chunk_tokens: int, dtype: str, threads: int, num_tokens: int = 512) -> dict[str, float]:
-    """Seconds of each chunked form as a multiple of those of the head products alone; run it in a fresh process.
+def times(
+    unit: str, pair: Pair, chunk_tokens: int, dtype: str, threads: int, width: int | None = None, num_tokens: int = 512
+) -> dict[str, float]:
+    """Seconds of each chunked form as a multiple of those of one form; run it in a fresh process.
 
-    In turns, and the best of each: on a machine with other guests, two runs a minute apart compare badly.
+    In turns, and the best of each: on a machine with other guests, two runs a minute apart compare badly. width: of
+    both sides' states, in place of the pair's.
     """
     torch.set_num_threads(threads)
-    sizes = pair.student_vocab, pair.teacher_vocab, pair.student_width, pair.teacher_width
+    sizes = pair.student_vocab, pair.teacher_vocab, width or pair.student_width, width or pair.teacher_width
     problem = make_problem(num_tokens, *sizes, getattr(torch, dtype))
     best = {form: math.inf for form in FORMS if form.startswith(CHUNKED)}
     for _ in range(ROUNDS):
@@ -93,7 +98,7 @@ def times_products(pair: Pair, chunk_tokens: int, dtype: str, threads: int, num_
             problem.student_head.projection.weight.grad = problem.student_hidden_NH.grad = None
             seconds = best_seconds(lambda form=form: FORMS[form](problem, chunk_tokens).backward(), 1, warmup=0)
             best[form] = min(best[form], seconds)
-    return {form: seconds / best[PRODUCTS] for form, seconds in best.items()}
+    return {form: seconds / best[unit] for form, seconds in best.items()}
 
 
 def main(
@@ -130,7 +135,14 @@ def main(
                         progress.console.print(
                             f"{pair.name}, {form}, {num_tokens}: {cell.seconds:.2f} s, {cell.extra_bytes / GIB:.2f} GiB"
                         )
-    ratios = {pair.name: in_fresh_process(times_products, pair, chunk_tokens, dtype, threads) for pair in PAIRS}
+    given = chunk_tokens, dtype, threads
+    ratios = {
+        pair.name: [
+            in_fresh_process(times, PRODUCTS, pair, *given),
+            in_fresh_process(times, MARGINAL, pair, *given, NARROW),
+        ]
+        for pair in PAIRS
+    }
     body = _body(cells, ratios, lengths, chunk_tokens, dtype, memory_gib)
     publish("loss", "python -m benchmarks.loss", body, write=write)
 
@@ -151,25 +163,26 @@ def _worth_running(
 
 def _body(
     cells: dict[tuple[str, str, int], Cell],
-    ratios: dict[str, dict[str, float]],
+    ratios: dict[str, list[dict[str, float]]],
     lengths: tuple[int, ...],
     chunk_tokens: int,
     dtype: str,
     memory_gib: float,
 ) -> str:
     headers = [f"vocabularies, form ({dtype}, chunks of {chunk_tokens})"]
-    headers += [f"s at {n:,}" for n in lengths] + ["× products, 512, in turns"] + [f"GiB at {n:,}" for n in lengths]
+    headers += [f"s at {n:,}" for n in lengths] + ["× products, 512, in turns", f"× marginal, states of {NARROW}"]
+    headers += [f"GiB at {n:,}" for n in lengths]
     headers.append(f"fits in {memory_gib:g} GiB")
     rows = []
     for pair in PAIRS:
         for form in FORMS:
             found = {n: cells[pair.name, form, n] for n in lengths if (pair.name, form, n) in cells}
-            ratio = ratios[pair.name].get(form)
+            multiples = [multiple.get(form) for multiple in ratios[pair.name]]
             rows.append(
                 [
                     f"{pair.name} {form}",
                     *(f"{found[n].seconds:.2f}" if n in found else "–" for n in lengths),
-                    "–" if ratio is None else f"{ratio:.2f}",
+                    *("–" if multiple is None else f"{multiple:.2f}" for multiple in multiples),
                     *(f"{found[n].extra_bytes / GIB:.2f}" if n in found else "–" for n in lengths),
                     _longest(found, memory_gib),
                 ]

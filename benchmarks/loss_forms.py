@@ -6,6 +6,7 @@ Written here from the papers' descriptions, except for TRL's, which is called fr
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from benchmarks.synthetic import Problem
 from simct_pl.losses.base import Objective, UnitChunk
 from simct_pl.losses.inputs.unit_rows import unit_bounds
 from simct_pl.losses.simct import SimCTLoss
+from simct_pl.losses.token_conditional import TokenConditionalLoss
 from simct_pl.training.chunked_loss import chunked_loss
 
 Form = Callable[[Problem, int], Tensor]
@@ -56,6 +58,14 @@ def chunked(problem: Problem, chunk_tokens: int, *, objective: Objective) -> Ten
         chunk_tokens=chunk_tokens,
     )
     return loss
+
+
+def conditional(problem: Problem, chunk_tokens: int) -> Tensor:
+    """simct_pl's chunks under the objective that asks one question a student token."""
+    objective = TokenConditionalLoss()
+    objective.use_labels(*problem.labels)
+    with_paths = replace(problem, rows=replace(problem.rows, paths=problem.paths))
+    return chunked(with_paths, chunk_tokens, objective=objective)
 
 
 def recomputed(problem: Problem, chunk_tokens: int, *, objective: Objective) -> Tensor:
@@ -166,6 +176,7 @@ def _all_logits(problem: Problem) -> tuple[Tensor, Tensor]:
 FORMS: dict[str, Form] = {
     "head products alone": products,
     "simct_pl, mass-preserving (`marginal`)": partial(chunked, objective=MARGINAL),
+    "simct_pl, one question a token": conditional,
     "simct_pl, as published (`keep`)": partial(chunked, objective=PAPER),
     "recomputed chunks (`marginal`)": partial(recomputed, objective=MARGINAL),
     "dense (`marginal`)": partial(dense, objective=MARGINAL),

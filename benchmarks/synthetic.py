@@ -8,8 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.synthetic_paths import make_labels, make_paths
 from simct_pl.losses.inputs.unit_rows import UnitRows
 from simct_pl.losses.inputs.vocab_tables import PairTables, SideTables
+from simct_pl.losses.token_paths.masses import SideLabels
+from simct_pl.losses.token_paths.paths import TokenPaths
 from simct_pl.models.lm_head import LMHead
 
 # Student and teacher tokens of a unit, and how often it is seen; English text over a SentencePiece student and a
@@ -20,7 +23,7 @@ UNIT_SHARES = (0.86, 0.06, 0.04, 0.03, 0.01)
 
 @dataclass(frozen=True)
 class Problem:
-    """What the chunked loss gets, at random."""
+    """What the chunked loss gets, at random. paths, labels: for the objective that follows the teacher's path."""
 
     student_hidden_NH: Tensor
     teacher_hidden_MH: Tensor
@@ -28,6 +31,8 @@ class Problem:
     student_head: LMHead
     teacher_head: LMHead
     tables: PairTables
+    paths: TokenPaths
+    labels: tuple[SideLabels, SideLabels]
 
 
 def make_problem(
@@ -47,6 +52,7 @@ def make_problem(
         _side_tables(generator, student_vocab, num_shared), _side_tables(generator, teacher_vocab, num_shared), 0
     )
     rows = _unit_rows(generator, num_student_tokens, tables, student_vocab, teacher_vocab)
+    labels = make_labels(student_vocab, teacher_vocab, seed)
     heads = []
     for vocab, width in ((student_vocab, student_width), (teacher_vocab, teacher_width)):
         projection = nn.Linear(width, vocab, bias=False, dtype=dtype)
@@ -58,6 +64,8 @@ def make_problem(
         rows,
         *heads,
         tables,
+        make_paths(rows, labels, seed),
+        labels,
     )
 
 

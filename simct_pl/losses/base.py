@@ -31,7 +31,8 @@ class UnitChunk:
     """Logits of a few whole units. student_logits_NK, teacher_logits_MK: row i predicts rows.*_ids[i].
 
     What an objective derives from them through `student` and `teacher` is computed once, also for the statistics.
-    path_logits_XK, paths: with rows.paths, the teacher's rows that paths.step_row_P counts, and those paths.
+    path_logits_XK, paths, path_rows_M: with rows.paths, the teacher's rows that paths.step_row_P counts, those paths,
+        and where teacher_logits_MK lie among the rows.
     """
 
     student_logits_NK: Tensor
@@ -40,6 +41,7 @@ class UnitChunk:
     tables: PairTables
     path_logits_XK: Tensor | None = None
     paths: PathArrays | None = None
+    path_rows_M: slice | Tensor | None = None
 
     @classmethod
     def read(
@@ -51,12 +53,12 @@ class UnitChunk:
             return cls(student_logits_NK, read_logits_XK, rows.to(device), tables)
         place_M = torch.searchsorted(read_rows_X, rows.teacher_rows_M)
         first, count = int(place_M[0]) if len(place_M) else 0, len(place_M)
-        if count == 0 or int(place_M[-1]) - first == count - 1:  # no gap: a view
-            teacher_MK = read_logits_XK[first : first + count]
-        else:
-            teacher_MK = read_logits_XK.index_select(0, place_M.to(device))
+        rows_M: slice | Tensor = slice(first, first + count)
+        if count and int(place_M[-1]) - first != count - 1:  # with a gap it is no view
+            rows_M = place_M.to(device, non_blocking=True)
         paths = rows.paths.with_rows(read_rows_X).on(device)
-        return cls(student_logits_NK, teacher_MK, rows.to(device), tables, read_logits_XK.detach(), paths)
+        read_XK = read_logits_XK.detach()
+        return cls(student_logits_NK, read_logits_XK[rows_M], rows.to(device), tables, read_XK, paths, rows_M)
 
     @cached_property
     def student(self) -> ModelLogProbs:
@@ -75,15 +77,27 @@ class UnitChunk:
 
 
 @dataclass(frozen=True)
+class RowStats:
+    """Of whole rows of logits, without gradients: their log-sum-exp, and the entropy of the softmax in nats."""
+
+    student_logz_N: Tensor
+    student_entropy_N: Tensor
+    teacher_logz_M: Tensor
+
+
+@dataclass(frozen=True)
 class UnitLosses:
     """Per unit: the loss (0 where not supervised), whether it was supervised, and the log candidate mass of both
     sides.
+
+    row_stats: what an objective that does not read the chunk's log-probabilities has found out, for the statistics.
     """
 
     loss_U: Tensor
     supervised_U: Tensor
     student_logmass_U: Tensor
     teacher_logmass_U: Tensor
+    row_stats: RowStats | None = None
 
     @classmethod
     def over_everything(cls, loss_U: Tensor, supervised_U: Tensor) -> UnitLosses:

@@ -93,8 +93,9 @@ class XTokenPKL(ProjectingObjective):
         student_logq_UR, teacher_logq_UR = (log.log_softmax(-1) for log in logs)
         loss_U = self._divergence(student_logq_UR, teacher_logq_UR)
         # Of the candidates, before they were made to add up to 1.
-        masses = [log.detach().logsumexp(-1) for log in logs]
-        return UnitLosses(loss_U, torch.ones_like(loss_U, dtype=torch.bool), *masses)
+        student_logmass_U, teacher_logmass_U = (log.detach().logsumexp(-1) for log in logs)
+        supervised_U = torch.ones_like(loss_U, dtype=torch.bool)
+        return UnitLosses(loss_U, supervised_U, student_logmass_U, teacher_logmass_U)
 
     def describe(self) -> dict[str, object]:
         return {"objective": type(self).__name__, "divergence": self.divergence, "decay": self.decay}

@@ -8,23 +8,30 @@ import torch
 from torch import Tensor
 
 from simct_pl.losses.base import UnitChunk, UnitLosses
-from simct_pl.losses.inputs.logprobs import ModelLogProbs
+from simct_pl.losses.inputs.logprobs import ModelLogProbs, at_least_fp32
 from simct_pl.types import UnitStats
 
 
 @torch.no_grad()
 def unit_stats(chunk: UnitChunk, losses: UnitLosses) -> UnitStats:
     """Of a few units whose losses have just been computed."""
+    student, teacher, known = chunk.student, chunk.teacher, losses.row_stats
+    if known is None:
+        entropy_U = _entropy(student.first_logp_UK.detach())
+        logz_N = logz_M = None
+    else:
+        entropy_U = known.student_entropy_N[student.first_U]
+        logz_N, logz_M = known.student_logz_N, known.teacher_logz_M
     return UnitStats(
         loss_U=losses.loss_U.detach(),
         supervised_U=losses.supervised_U,
         student_logmass_U=losses.student_logmass_U,
         teacher_logmass_U=losses.teacher_logmass_U,
-        student_entropy_U=_entropy(chunk.student.first_logp_UK.detach()),
-        student_stop_U=_stop_probability(chunk.student, chunk.tables.stop_column),
-        teacher_stop_U=_stop_probability(chunk.teacher, chunk.tables.stop_column),
-        teacher_logprobs_U=chunk.teacher.unit_logp_U,
-        token_logprobs_N=chunk.student.token_logp_N.detach(),
+        student_entropy_U=entropy_U,
+        student_stop_U=_stop_probability(student, logz_N, chunk.tables.stop_column),
+        teacher_stop_U=_stop_probability(teacher, logz_M, chunk.tables.stop_column),
+        teacher_logprobs_U=teacher.sum_by_unit(_token_logprobs(teacher, logz_M)),
+        token_logprobs_N=_token_logprobs(student, logz_N),
     )
 
 
@@ -54,11 +61,20 @@ def _entropy(logp_UK: Tensor) -> Tensor:
     return -torch.linalg.vecdot(logp_UK.exp(), logp_UK.clamp_min(torch.finfo(logp_UK.dtype).min))
 
 
-def _stop_probability(side: ModelLogProbs, stop_column: int | None) -> Tensor:
+def _token_logprobs(side: ModelLogProbs, logz_N: Tensor | None) -> Tensor:
+    """Of each realised token. logz_N: log-sum-exp of its row, where it is known."""
+    if logz_N is None:
+        return side.token_logp_N.detach()
+    return side.logits_NK.detach().gather(-1, side.ids_N[:, None]).squeeze(-1) - logz_N
+
+
+def _stop_probability(side: ModelLogProbs, logz_N: Tensor | None, stop_column: int | None) -> Tensor:
     """Probability of ending the response at each unit's first token, [U]; 0 when the pair has no stop."""
-    first_logp_UK = side.first_logp_UK.detach()
     if stop_column is None:
-        return first_logp_UK.new_zeros(len(first_logp_UK))
+        return torch.zeros_like(side.first_U, dtype=at_least_fp32(side.logits_NK[:0]).dtype)
     # The column's own id and the further stops: any of them ends the response.
     stop_ids = torch.cat([side.tables.ids_V[stop_column, None], side.tables.stops.ids_E])
-    return first_logp_UK[:, stop_ids].exp().sum(-1)
+    if logz_N is None:
+        return side.first_logp_UK.detach()[:, stop_ids].exp().sum(-1)
+    first_U = side.first_U
+    return (side.logits_NK.detach()[first_U[:, None], stop_ids] - logz_N[first_U, None]).exp().sum(-1)

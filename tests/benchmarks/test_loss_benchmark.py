@@ -57,7 +57,7 @@ def test_a_length_in_memory_is_read_off_the_line() -> None:
 
 def test_the_chunked_forms_are_compared_with_the_products() -> None:
     pair = loss.Pair("tiny", 200, 300, 8, 12)
-    found = loss.times_products(pair, chunk_tokens=16, dtype="float32", threads=1, num_tokens=60)
+    found = loss.times(loss.PRODUCTS, pair, chunk_tokens=16, dtype="float32", threads=1, num_tokens=60)
     assert found[loss.PRODUCTS] == 1
     assert found.keys() == {form for form in loss.FORMS if "simct_pl" in form or "recomputed" in form} | {loss.PRODUCTS}
     assert all(ratio > 0 for ratio in found.values())

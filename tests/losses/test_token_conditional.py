@@ -17,8 +17,8 @@ from simct_pl.errors import RecipeError
 from simct_pl.losses.base import UnitChunk
 from simct_pl.losses.inputs.unit_rows import UnitRows, build_unit_rows
 from simct_pl.losses.inputs.vocab_tables import PairTables
-from simct_pl.losses.token_conditional import SideLabels, student_masses, teacher_masses
 from simct_pl.losses.token_paths import asking, shifts
+from simct_pl.losses.token_paths.masses import Exponentials, SideLabels, StudentMasses, TeacherMasses
 from simct_pl.losses.token_paths.vocab_links import VocabLinks
 from simct_pl.types import UnitAlignment
 from tests.reference.bridge import alignment_of, reader_of, shared_vocab_of
@@ -114,8 +114,10 @@ def test_what_both_sides_say_is_the_texts_own_conditional_probability(name: str,
         assert paths is not None
         assert chunk.path_logits_XK is not None
         masses = (
-            student_masses(chunk.student_logits_NK, paths, labels[0]),
-            teacher_masses(chunk.path_logits_XK, paths, labels[1])[0],
+            StudentMasses.of(
+                Exponentials.of(chunk.student_logits_NK).exp_NK, paths, labels[0].label_K, labels[0].keep_MK
+            ).mass_NC,
+            TeacherMasses.of(chunk.path_logits_XK, paths, labels[1].label_K, labels[1].keep_MK).mass_NC,
         )
         for i in range(len(student_ids)):
             true = true_conditional(language, student_ids, teacher_ids, i, label_of(rows, links, i))

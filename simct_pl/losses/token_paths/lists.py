@@ -71,12 +71,14 @@ class ListStore:
         """(id, label) of every entry, int32 [entries, 2], or more rows; what was added since is copied there."""
         if device.type == "cpu":
             return torch.from_numpy(self._entries.rows)
+        rows = self._entries.rows  # once: another thread may add lists meanwhile
         known, copied = self._copies.get(device, (torch.empty(0, 2, dtype=torch.int32, device=device), 0))
-        if len(known) < self.num_entries:
-            grown = torch.empty(2 * self.num_entries, 2, dtype=torch.int32, device=device)
+        if len(known) < len(rows):
+            grown = torch.empty(2 * len(rows), 2, dtype=torch.int32, device=device)
             grown[:copied] = known[:copied]
             known = grown
-        if copied < self.num_entries:
-            known[copied : self.num_entries] = torch.from_numpy(self._entries.rows[copied:]).to(device)
-            self._copies[device] = known, self.num_entries
+        if copied < len(rows):
+            new = torch.from_numpy(rows[copied:])
+            known[copied : len(rows)] = new.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else new
+            self._copies[device] = known, len(rows)
         return known

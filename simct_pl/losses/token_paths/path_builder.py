@@ -42,7 +42,10 @@ class PathBuilder:
     def _ask(self, places: Places) -> np.ndarray:
         """The question of each student token, as a row of Answers.questions, int64 [N]."""
         keys = places.keys(self.links).tolist()
-        missing = [i for i, number in enumerate(self.answers.numbers(keys)) if number < 0]
+        number_N = np.array(self.answers.numbers(keys), np.int64)
+        missing = np.flatnonzero(number_N < 0).tolist()
+        if not missing:
+            return number_N
         new = {keys[i]: i for i in missing}
         with progress("asks the tokenizers about new tokens", len(new), shown=len(new) > _MANY_QUESTIONS) as bar:
             for key, i in new.items():
@@ -119,22 +122,23 @@ class PathBuilder:
         if it left the path there is one with the path's end.
         """
         last_N = np.cumsum(asked_N[:, columns.NUM_STEPS]) - 1
-        steps_N, on_N = steps_P[last_N], places.teacher.ids[on_P[last_N]]
-        label_N = self.answers.labels(steps_N[:, columns.STEP_LIST].tolist(), on_N.tolist(), _NOT_LISTED)
-        label_N = np.where(label_N == _NOT_LISTED, steps_N[:, columns.STEP_BASE], label_N)
-        for i in np.flatnonzero((label_N == CLASSES) & (steps_N[:, columns.STEP_SHIFT] >= 0)).tolist():
-            label_N[i] = self.answers.shifts.teacher_label(int(steps_N[i, columns.STEP_SHIFT]), int(on_N[i]))
-        label_N = np.where(label_N == CLASSES, self.links.teacher_label_K[on_N], label_N)
-        count_N, own_N = asked_N[:, columns.NUM_MERGED], asked_N[:, columns.OWN]
-        goes_past_N = places.teacher.end[on_P[last_N]] > places.student.end
-        differs_N = goes_past_N & (label_N != own_N) & (label_N != DROPPED) & (own_N != DROPPED)
+        token_K = np.flatnonzero(places.teacher.end[on_P[last_N]] > places.student.end)
+        last_K = last_N[token_K]
+        steps_K, on_K = steps_P[last_K], places.teacher.ids[on_P[last_K]]
+        label_K = self.answers.labels(steps_K[:, columns.STEP_LIST].tolist(), on_K.tolist(), _NOT_LISTED)
+        label_K = np.where(label_K == _NOT_LISTED, steps_K[:, columns.STEP_BASE], label_K)
+        for i in np.flatnonzero((label_K == CLASSES) & (steps_K[:, columns.STEP_SHIFT] >= 0)).tolist():
+            label_K[i] = self.answers.shifts.teacher_label(int(steps_K[i, columns.STEP_SHIFT]), int(on_K[i]))
+        label_K = np.where(label_K == CLASSES, self.links.teacher_label_K[on_K], label_K)
+        own_K = asked_N[token_K, columns.OWN]
+        differs_K = (label_K != own_K) & (label_K != DROPPED) & (own_K != DROPPED)
+        count_N = asked_N[:, columns.NUM_MERGED]
         token_J = np.repeat(np.arange(len(count_N)), count_N)
         pair_J2 = self.answers.merged.rows[asked_N[token_J, columns.FIRST_MERGED] + _within(count_N)]
         found_J3 = np.column_stack([token_J, pair_J2])
-        if not differs_N.any():
+        if not differs_K.any():
             return found_J3
-        ends_K3 = np.column_stack([np.arange(len(own_N)), label_N, own_N])[differs_N]
-        return _joined(found_J3, ends_K3)
+        return _joined(found_J3, np.column_stack([token_K, label_K, own_K])[differs_K])
 
 
 def _joined(found_J3: np.ndarray, ends_K3: np.ndarray) -> np.ndarray:

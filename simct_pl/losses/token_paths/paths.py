@@ -81,7 +81,7 @@ class TokenPaths:
             "based_token_B": (self.base_N != CLASSES).nonzero().flatten(),
             "whole_step_F": whole_step_F,
             "kinds_token_D": self.kinds_N.nonzero().flatten(),
-            "kinds_step_G": self.step_kinds_P.nonzero().flatten(),
+            "kinds_step_G": ((self.step_kinds_P != 0) & (self.step_base_P == CLASSES)).nonzero().flatten(),
         }
         arrays |= {f"shifted {side} {number}": rows for side in (0, 1) for number, rows in shifted[side].items()}
         whole = torch.cat([*arrays.values()])
@@ -95,9 +95,16 @@ class TokenPaths:
             ]
             for place, side in enumerate(_SIDES)
         )
-        numbers: dict[str, Any] = {"num_classes": self.num_classes, "num_labels": self.num_labels}
-        numbers |= {"shifted_students": students, "shifted_teachers": teachers}
-        return PathArrays.of(found, sizes, num_moved_lists, numbers)
+        return PathArrays.of(
+            found,
+            sizes,
+            num_moved_lists,
+            whole_rows_differ=bool((self.step_row_P[whole_step_F].diff() > 0).all()),
+            num_classes=self.num_classes,
+            num_labels=self.num_classes + (int(self.num_own_N.max()) if len(self.num_own_N) else 0),
+            shifted_students=students,
+            shifted_teachers=teachers,
+        )
 
 
 @dataclass(frozen=True)
@@ -108,7 +115,9 @@ class PathArrays:
     listed_step_Q, listed_id_Q, listed_label_Q: teacher ids with another label, at step Q; the id that goes on may be
         one of them.
     based_token_B: tokens whose base is not CLASSES. whole_step_F: steps whose base is CLASSES, at most one a token.
-    kinds_token_D, kinds_mask_D, kinds_step_G, kinds_mask_G: where kinds of ids are dropped, and which.
+    whole_rows_differ: no two of these steps read one row.
+    kinds_token_D, kinds_mask_D, kinds_step_G, kinds_mask_G: where kinds of ids are dropped, and which; of steps, those
+        whose base is CLASSES.
     shifted_students, shifted_teachers: (places in N, places in F, and the label of each id there) of each shift.
     """
 
@@ -134,18 +143,17 @@ class PathArrays:
     kinds_mask_D: Tensor
     kinds_step_G: Tensor
     kinds_mask_G: Tensor
+    whole_rows_differ: bool
     num_classes: int
     num_labels: int
     shifted_students: list[tuple[Tensor, Tensor]]
     shifted_teachers: list[tuple[Tensor, Tensor]]
 
     @classmethod
-    def of(
-        cls, found: dict[str, Tensor], sizes: tuple[int, int], num_moved_lists: int, others: dict[str, Any]
-    ) -> PathArrays:
+    def of(cls, found: dict[str, Tensor], sizes: tuple[int, int], num_moved_lists: int, **known: Any) -> PathArrays:
         """found: arrays of TokenPaths; the entries of all lists; where each of its own, first the student's, then the
-        steps', begins in them and how long it is. sizes: entries of both, all told. others: fields that stay as
-        they are.
+        steps', begins in them and how long it is. sizes: entries of both, all told. known: the fields that are
+        no arrays.
         """
         kept: dict[str, Any] = {f.name: found[f.name] for f in fields(cls) if f.name in found}
         written = []
@@ -163,7 +171,7 @@ class PathArrays:
             listed_label_Q=listed_label_Q,
             kinds_mask_D=found["kinds_N"][found["kinds_token_D"]],
             kinds_mask_G=found["step_kinds_P"][found["kinds_step_G"]],
-            **others,
+            **known,
         )
 
     def unused(self) -> Tensor:

@@ -1,0 +1,223 @@
+"""Both models' probability of each category of a student token, by sums over whole rows of their logits.
+
+A row of logits is passed over as few times as it can be. Its exponentials are not divided by their sum, what must not
+be counted is set to zero in them where it stands, and factors come in later, where there is a number a category.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from simct_pl.losses.token_paths.categories import CLASSES, DROPPED
+from simct_pl.losses.token_paths.paths import PathArrays
+from simct_pl.losses.token_paths.vocab_links import VocabLinks
+
+
+@dataclass(frozen=True)
+class SideLabels:
+    """One side's ids. label_K: int64, the class of each. keep_MK: see VocabLinks.student_keep_MK."""
+
+    label_K: Tensor
+    keep_MK: Tensor
+
+    @classmethod
+    def of(cls, links: VocabLinks) -> tuple[SideLabels, SideLabels]:
+        return (
+            cls(torch.from_numpy(links.student_label_K), torch.from_numpy(links.student_keep_MK)),
+            cls(torch.from_numpy(links.teacher_label_K), torch.from_numpy(links.teacher_keep_MK)),
+        )
+
+    def to(self, device: torch.device) -> SideLabels:
+        return SideLabels(self.label_K.to(device), self.keep_MK.to(device))
+
+
+@dataclass(frozen=True)
+class Exponentials:
+    """A softmax in its parts, at least fp32. exp_NK: exp(logit - largest logit of the row). sum_N: its sum. logz_N:
+    log-sum-exp of the logits. entropy_N: of the softmax, in nats, if it was asked for.
+    """
+
+    exp_NK: Tensor
+    sum_N: Tensor
+    logz_N: Tensor
+    entropy_N: Tensor | None = None
+
+    @classmethod
+    def of(cls, logits_NK: Tensor, *, entropy: bool = False) -> Exponentials:
+        largest_N = logits_NK.amax(-1)
+        below_NK = logits_NK - largest_N[:, None]
+        if not entropy:
+            exp_NK = below_NK.exp_()
+            sum_N = exp_NK.sum(-1)
+            return cls(exp_NK, sum_N, largest_N + sum_N.log())
+        # An id that a model rules out (-inf) adds nothing.
+        exp_NK = below_NK.clamp_min_(torch.finfo(below_NK.dtype).min).exp()
+        sum_N = exp_NK.sum(-1)
+        log_sum_N = sum_N.log()
+        entropy_N = log_sum_N - torch.linalg.vecdot(exp_NK, below_NK) / sum_N
+        return cls(exp_NK, sum_N, largest_N + log_sum_N, entropy_N)
+
+
+@dataclass(frozen=True)
+class StudentMasses:
+    """mass_NC: of each label, in the scale of Exponentials.exp_NK, of which ids that are moved or dropped are left 0.
+    place_E: where moved ids stand in exp_NK, flat. exp_E: what stood there, 0 for those that are dropped.
+    """
+
+    mass_NC: Tensor
+    place_E: Tensor
+    exp_E: Tensor
+
+    @classmethod
+    def of(cls, exp_NK: Tensor, paths: PathArrays, label_K: Tensor, keep_MK: Tensor) -> StudentMasses:
+        """exp_NK is written to. label_K: the class of each id. keep_MK: see SideLabels."""
+        num_rows, width = exp_NK.shape
+        num_ids = len(label_K)
+        place_E = paths.moved_token_E * width + paths.moved_id_E
+        exp_E = exp_NK.view(-1).index_select(0, place_E) * (paths.moved_label_E >= 0)
+        exp_NK.view(-1).index_fill_(0, place_E, 0.0)
+        exp_NK[:, num_ids:].zero_()  # a model's rows may outnumber its tokenizer's ids
+        _drop_kinds(exp_NK, paths.kinds_token_D, keep_MK, paths.kinds_mask_D)
+        mass_NC = exp_NK.new_zeros(num_rows, paths.num_labels)
+        mass_NC.index_add_(1, label_K, exp_NK[:, :num_ids])
+        for row_R, shift_K in paths.shifted_students:
+            exp_NK[row_R, :num_ids] *= shift_K >= 0
+            mass_NC.index_copy_(0, row_R, _by_shift(exp_NK[row_R, :num_ids], shift_K, paths))
+        based_B = paths.based_token_B
+        whole_B = mass_NC.index_select(0, based_B).sum(-1)
+        mass_NC.index_fill_(0, based_B, 0.0)
+        add_at(mass_NC, based_B, paths.base_N[based_B], whole_B)
+        add_at(mass_NC, paths.moved_token_E, paths.moved_label_E, exp_E)
+        merge_labels(mass_NC, paths)
+        return cls(mass_NC, place_E, exp_E)
+
+
+def logit_gradient(
+    grad_NC: Tensor, exp_NK: Tensor, place_E: Tensor, exp_E: Tensor, paths: PathArrays, label_K: Tensor
+) -> Tensor:
+    """Gradient of the student's logits, given that of its masses, which is written to; the rest as in StudentMasses.
+
+    d logit = exp * (g - sum q g), g the gradient of each id's category; the sum is 0, because what is compared does not
+    depend on the scale of the masses.
+    """
+    num_ids, width = len(label_K), exp_NK.shape[1]
+    token_J = paths.merged_token_J
+    if len(token_J):
+        grad_NC.index_put_((token_J, paths.merged_from_J), grad_NC[token_J, paths.merged_to_J])
+    grad_E = exp_E * grad_NC[paths.moved_token_E, paths.moved_label_E.clamp_min(0)]
+    based_B = paths.based_token_B
+    base_B = paths.base_N[based_B]
+    of_base_B = grad_NC[based_B, base_B.clamp_min(0)] * (base_B >= 0)
+    grad_NC.index_copy_(0, based_B, of_base_B[:, None].expand(-1, grad_NC.shape[1]))
+    # Ids beyond the tokenizer's have an exponential of 0 by now: any label will do.
+    padded_K = label_K if num_ids == width else F.pad(label_K, (0, width - num_ids))
+    grad_NK = grad_NC.index_select(1, padded_K)
+    for row_R, shift_K in paths.shifted_students:
+        grad_NK[row_R, :num_ids] = grad_NC[row_R].index_select(1, shift_K.clamp_min(0))
+    grad_NK.mul_(exp_NK)
+    grad_NK.view(-1).index_copy_(0, place_E, grad_E)
+    return grad_NK
+
+
+@dataclass(frozen=True)
+class TeacherMasses:
+    """mass_NC: probability of each category along the teacher's path from each student token's T0. front_N: log of the
+    part of it that is the token before the position; it is the same in all but a few categories. logz_X: log-sum-exp of
+    each row.
+    """
+
+    mass_NC: Tensor
+    front_N: Tensor
+    logz_X: Tensor
+
+    @classmethod
+    def of(cls, logits_XK: Tensor, paths: PathArrays, label_K: Tensor, keep_MK: Tensor) -> TeacherMasses:
+        """label_K: the class of each id. keep_MK: see SideLabels."""
+        rows, num_tokens = Exponentials.of(logits_XK), len(paths.base_N)
+        step_X, token_P, listed_Q = paths.step_row_P, paths.step_token_P, paths.listed_step_Q
+        on_P = logits_XK[step_X, paths.step_id_P] - rows.logz_N[step_X]
+        end_N = on_P.new_zeros(num_tokens).index_add(0, token_P, on_P)
+        reached_P = _reached(on_P, token_P, end_N).exp()
+        factor_P = reached_P / rows.sum_N[step_X]
+        place_Q = (step_X * logits_XK.shape[1])[listed_Q] + paths.listed_id_Q
+        leaves_Q = paths.listed_id_Q != paths.step_id_P[listed_Q]  # what goes on does not leave the path
+        mass_Q = rows.exp_NK.view(-1).index_select(0, place_Q) * factor_P[listed_Q] * leaves_Q
+        left_P = (-torch.expm1(on_P) * reached_P).index_add(0, listed_Q, -mass_Q).clamp_min(0)
+        mass_NC = _whole_rows(rows, paths, label_K, keep_MK, factor_P)
+        add_at(
+            mass_NC,
+            torch.cat([token_P[listed_Q], token_P, torch.arange(num_tokens, device=mass_NC.device)]),
+            torch.cat([paths.listed_label_Q, paths.step_base_P, paths.own_N]),
+            torch.cat([mass_Q, left_P, end_N.exp()]),
+        )
+        merge_labels(mass_NC, paths)
+        is_front_P = (paths.step_base_P == DROPPED) & (paths.base_N[token_P] == CLASSES)
+        front_N = torch.zeros_like(end_N).index_add(0, token_P, on_P * is_front_P)
+        return cls(mass_NC, front_N, rows.logz_N)
+
+
+def _reached(on_P: Tensor, token_P: Tensor, end_N: Tensor) -> Tensor:
+    """Log-probability of the path's tokens before each step."""
+    before_N = end_N.double().cumsum(0) - end_N
+    return (on_P.double().cumsum(0) - on_P - before_N[token_P]).to(on_P.dtype)
+
+
+def _whole_rows(rows: Exponentials, paths: PathArrays, label_K: Tensor, keep_MK: Tensor, factor_P: Tensor) -> Tensor:
+    """Masses of the steps at which every id has the label of its class, but for those that are listed or go on."""
+    exp_XK, whole_F, num_tokens = rows.exp_NK, paths.whole_step_F, len(paths.base_N)
+    if not len(whole_F):
+        return exp_XK.new_zeros(num_tokens, paths.num_labels)
+    step_X, token_P = paths.step_row_P, paths.step_token_P
+    token_F, row_F = token_P[whole_F], step_X[whole_F]
+    # A row of each token's own: that of its whole step, or else another one, which counts nothing.
+    row_N = step_X.new_zeros(num_tokens).index_copy_(0, token_P, step_X).index_copy_(0, token_F, row_F)
+    factor_N = exp_XK.new_zeros(num_tokens).index_copy_(0, token_F, factor_P[whole_F])
+    place_P = step_X
+    if not paths.whole_rows_differ:
+        exp_XK, place_P = exp_XK.index_select(0, row_N), token_P
+        row_N = torch.arange(num_tokens, device=row_N.device)
+    listed_Q = paths.listed_step_Q
+    start_P = place_P * exp_XK.shape[1]
+    place_I = torch.cat([start_P + paths.step_id_P, start_P[listed_Q] + paths.listed_id_Q])
+    # A row may be read by another token's step as well, which lists what it likes: that goes where a zero goes anyway.
+    is_whole_P = paths.step_base_P == CLASSES
+    is_whole_I = torch.cat([is_whole_P, is_whole_P[listed_Q]])
+    exp_XK.view(-1).index_fill_(0, torch.where(is_whole_I, place_I, place_I[whole_F[:1]]), 0.0)
+    _drop_kinds(exp_XK, place_P[paths.kinds_step_G], keep_MK, paths.kinds_mask_G)
+    mass_XC = exp_XK.new_zeros(len(exp_XK), paths.num_labels).index_add_(1, label_K, exp_XK[:, : len(label_K)])
+    of_F = row_F if paths.whole_rows_differ else token_F
+    for place_R, shift_K in paths.shifted_teachers:
+        row_R = of_F[place_R]
+        mass_XC.index_copy_(0, row_R, _by_shift(exp_XK[row_R, : len(label_K)] * (shift_K >= 0), shift_K, paths))
+    return mass_XC.index_select(0, row_N).mul_(factor_N[:, None])
+
+
+def _by_shift(exp_RK: Tensor, shift_K: Tensor, paths: PathArrays) -> Tensor:
+    """Sums by the labels of a Shift, [R, num_labels]; what has none is 0 already."""
+    return exp_RK.new_zeros(len(exp_RK), paths.num_labels).index_add_(1, shift_K.clamp_min(0), exp_RK)
+
+
+def _drop_kinds(exp_NK: Tensor, row_D: Tensor, keep_MK: Tensor, mask_D: Tensor) -> None:
+    """Set ids that begin with a character of some kinds to 0, in some rows."""
+    if len(row_D):
+        exp_NK[row_D, : keep_MK.shape[1]] *= keep_MK[mask_D]
+
+
+def add_at(mass_NC: Tensor, token_I: Tensor, label_I: Tensor, mass_I: Tensor) -> None:
+    """Add to some labels of some tokens; what is no label adds nothing."""
+    place_I = token_I * mass_NC.shape[1] + label_I.clamp_min(0)
+    mass_NC.view(-1).index_add_(0, place_I, mass_I * (label_I >= 0))
+
+
+def merge_labels(mass_NC: Tensor, paths: PathArrays) -> None:
+    """Give the mass of labels that are merged to the label that they are merged with."""
+    token_J, from_J = paths.merged_token_J, paths.merged_from_J
+    if not len(token_J):
+        return
+    moved_J = mass_NC[token_J, from_J]
+    mass_NC.index_put_((token_J, from_J), mass_NC.new_zeros(()))
+    add_at(mass_NC, token_J, paths.merged_to_J, moved_J)
