@@ -139,6 +139,10 @@ class Asker(Shifter):
         moved = {k: reaching[token] for k, token in read_into.items() if k != reaching[token]}
         excluded = self._excluded(written[-1], part, last) + self._contradicting("student", own_earlier, written[-1])
         contradicting = self._contradicting("teacher", earlier, last)
+        if outside == 0 and (partly := self.partly_kept(written) & reaching.keys()):
+            contradicting += tuple(k for k, token in read_into.items() if token in partly)
+            reaching = {token: behind for token, behind in reaching.items() if token not in partly}
+            moved = {k: behind for k, behind in moved.items() if read_into[k] not in partly}
         joined = {k for k in self._joined(written[-1], part, last) if k not in read_into}
         contradicting = tuple(sorted(joined.union(contradicting)))
         contradicting, excluded = (
@@ -192,9 +196,8 @@ class Asker(Shifter):
             steps.append(Step(label, listed(links, depth, left[depth], label)))
         moved = {token: links.label(("v", token)) for token in sorted(along)}
         moved = {token: label for token, label in moved.items() if label != shift.student_label(token)}
-        joints = self.links.teacher.joints
-        if previous is not None and joints is not None:
-            moved |= {k: DROPPED for k in shift.read_behind(previous, joints) if k != own}
+        if previous is not None:
+            moved |= {k: DROPPED for k in self.read_behind(previous, shift) if k != own}
         found = Categories(CLASSES, moved, steps, own_label, links.merged, links.num_own, shift=shift)
         return found if shift.is_large else _listed(found, shift)
 

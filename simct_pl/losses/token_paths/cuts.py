@@ -12,7 +12,8 @@ from itertools import accumulate
 
 import numpy as np
 
-from simct_pl.losses.token_paths.neighbours import MANY, Front, Neighbours, Side
+from simct_pl.losses.token_paths.neighbours import MANY, Front, Ids, Neighbours, Side
+from simct_pl.tokenization.bytes import as_text
 from simct_pl.tokenization.merges import CASELESS, DIGIT, members
 from simct_pl.tokenization.readings import FOLLOWING, Reader
 
@@ -167,6 +168,26 @@ class Cuts(Neighbours):
         read = reader.read([tokens[last] + tokens[k] for k in unknown])
         kept = [k for k, ids in zip(unknown, read, strict=True) if ids is not None and ids[0] == last]
         return tuple(sorted({*found_E[apart_E].tolist(), *kept}))
+
+    def partly_kept(self, written: Ids) -> set[int]:
+        """Teacher tokens that begin as the student's tokens `written` and end inside a character, of which the rest
+        decides whether the student's cuts are kept: neither side can tell them from their rows.
+        """
+        readings, teacher = self.links.readings.teacher, self.links.teacher
+        kept = {token for token, rest in readings.beginning_with(written) if rest}
+        parts = sorted(token for token in kept if as_text(teacher.table.tokens[token]) is None)
+        return {token for token in parts if any(ids[: len(written)] != written for ids in self._spellings(token))}
+
+    def _spellings(self, token: int) -> list[Ids]:
+        """How the student reads a teacher token, whatever follows."""
+        readings, (order, starts) = self.links.readings.teacher, self._by_source
+        return [readings.spellings[entry] for entry in order[starts[token] : starts[token + 1]].tolist()]
+
+    @cached_property
+    def _by_source(self) -> tuple[np.ndarray, np.ndarray]:
+        source_E = self.links.readings.teacher.source_E
+        order = np.argsort(source_E, kind="stable")
+        return order, np.searchsorted(source_E[order], np.arange(len(self.links.teacher.table) + 1))
 
     def _never_read(self, side: Side, front: bytes, asked: set[int], first: int) -> tuple[int, ...]:
         """Tokens of the other side that contradict a side's cuts behind `front`, whatever follows them.

@@ -24,7 +24,7 @@ from simct_pl.losses.token_paths.cuts import Cuts
 from simct_pl.losses.token_paths.neighbours import MANY, Front, Ids, Side
 from simct_pl.losses.token_paths.vocab_links import STOP, VocabLinks
 from simct_pl.tokenization import cache
-from simct_pl.tokenization.merges import Joints, members
+from simct_pl.tokenization.merges import members
 from simct_pl.tokenization.readings import BATCH, Reader, Readings, followings, pair_fingerprint, read_tokens
 
 KEPT = 1024  # shifts
@@ -130,14 +130,6 @@ class Shift:
         digests = [hashlib.blake2b(part.tobytes(), digest_size=16).digest() for part in arrays]
         return id(self.readings), self.base, self.whole, self.contradicting, *digests
 
-    def read_behind(self, previous: int, joints: Joints) -> list[int]:
-        """Student tokens that the teacher reads into a token which it would have merged with its token `previous`."""
-        first_E = self.readings.first_E
-        joined_E = members(first_E, joints.joining(previous))
-        joined_E[joined_E] = joints.known(previous, first_E[joined_E])[0]
-        found: list[int] = np.setdiff1d(self.readings.source_E[joined_E], self.readings.source_E[~joined_E]).tolist()
-        return found
-
     def student_label(self, token: int) -> int:
         return _label(self.student_ids, self.student_labels, token, self.base)
 
@@ -204,12 +196,32 @@ class Shifter(Cuts):
         whole = vocab.teacher_bytes.id_of.get(part)
         if whole is not None and not self._may_end(written, whole):
             whole = None
-        begun = self._begun(written, outside, part)
+        begun_E2, behind = self._begun(written, outside, part), self._behind_part(part)
         contradicting = self._contradicting("teacher", earlier, None, text)
-        shift = Shift.build(vocab, self._behind_part(part), begun, len(part), whole, contradicting)
+        if outside == 0 and (partly := self.partly_kept(written)):
+            begun_E2 = begun_E2[~np.isin(begun_E2[:, 1], sorted(partly))]
+            into = behind.source_E[np.isin(behind.first_E, sorted(partly))].tolist()
+            contradicting = tuple(sorted({*contradicting, *into}))
+        shift = Shift.build(vocab, behind, begun_E2, len(part), whole, contradicting)
         if len(self._equal) > KEPT:
             self._equal.clear()
         return self._equal.setdefault(shift.key, shift)
+
+    def read_behind(self, previous: int, shift: Shift) -> list[int]:
+        """Student tokens that the teacher reads into a token which it would have merged with its token `previous`."""
+        joints, first_E = self.links.teacher.joints, shift.readings.first_E
+        if joints is None:
+            return []
+        firsts = np.unique(first_E[members(first_E, joints.joining(previous))])
+        joins, apart = joints.known(previous, firsts)
+        unknown = np.flatnonzero(~joins & ~apart)[:MANY]
+        tokens = self.links.teacher.table.tokens
+        read = self.links.teacher.read([tokens[previous] + tokens[k] for k in firsts[unknown].tolist()])
+        joins[unknown] = [ids is not None and ids[0] != previous for ids in read]
+        is_joined_E = members(first_E, firsts[joins])
+        source_E = shift.readings.source_E
+        found: list[int] = np.setdiff1d(source_E[is_joined_E], source_E[~is_joined_E]).tolist()
+        return found
 
     def _begun(self, written: Ids, outside: int, part: bytes) -> np.ndarray:
         """(student token, teacher token) for each teacher token that goes past the position and keeps the student's
