@@ -205,14 +205,21 @@ class Asker(Shifter):
         self, links: Links, shift: Shift, covering: int, inner: Ids, own: int, left: Left, along: set[int]
     ) -> None:
         """Link the student tokens that the teacher reads into the covering token with where they leave its path."""
+        out: set[tuple[int, int]] = set()
         for token, rest in shift.readings.beginning_with((covering,)):
             if token != own and token in shift.contradicting:
+                if (exit_ := exits(Links(0), token, rest, inner, 1)) is not None:
+                    out.add(exit_)
                 continue
             along.add(token)
             if not inner:
                 links.join(("v", token), ("v", own))
             elif (exit_ := exits(links, ("v", token), rest, inner, 1)) is not None:
                 left[exit_[0]].add(exit_[1])
+        for depth, token in out:  # what means student tokens that are left out alone
+            if token not in left[depth]:
+                left[depth].add(token)
+                links.join(("at", depth, token), DROPPED)
 
     def _without_covering(self, links: Links, shift: Shift, covering: int, left: Left, along: set[int]) -> None:
         """Link what else is one category with the tokens along the path: the covering token's, but for itself."""

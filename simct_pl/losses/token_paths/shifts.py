@@ -24,7 +24,7 @@ from simct_pl.losses.token_paths.cuts import Cuts
 from simct_pl.losses.token_paths.neighbours import MANY, Front, Ids, Side
 from simct_pl.losses.token_paths.vocab_links import STOP, VocabLinks
 from simct_pl.tokenization import cache
-from simct_pl.tokenization.merges import members
+from simct_pl.tokenization.merges import CASELESS, members
 from simct_pl.tokenization.readings import BATCH, Reader, Readings, followings, pair_fingerprint, read_tokens
 
 KEPT = 1024  # shifts
@@ -202,6 +202,8 @@ class Shifter(Cuts):
             begun_E2 = begun_E2[~np.isin(begun_E2[:, 1], sorted(partly))]
             into = behind.source_E[np.isin(behind.first_E, sorted(partly))].tolist()
             contradicting = tuple(sorted({*contradicting, *into}))
+        if whole is not None:
+            begun_E2 = np.concatenate([begun_E2, self._also_whole(whole, begun_E2[:, 0])])
         shift = Shift.build(vocab, behind, begun_E2, len(part), whole, contradicting)
         if len(self._equal) > KEPT:
             self._equal.clear()
@@ -234,6 +236,18 @@ class Shifter(Cuts):
         found_E2 = np.array(found, np.int64).reshape(-1, 2)
         begun, place = np.unique(found_E2[:, 0], return_inverse=True)
         return found_E2[~self.joining(written[-1], begun)[place]]  # the others change the student's last cut
+
+    def _also_whole(self, whole: int, students_E: np.ndarray) -> np.ndarray:
+        """(student token, `whole`) for those that begin a longer teacher token behind `whole`, though alone they are
+        read into one that begins with it. Of scripts without cases, as in _partly.
+        """
+        joints = self.links.student.joints
+        if joints is None or not len(students_E):
+            return np.zeros((0, 2), np.int64)
+        students = np.unique(students_E[joints.first_K[students_E] == CASELESS])
+        apart = self._partly("teacher", whole, tuple(students.tolist()))
+        found = np.unique(self._first["student"].first_K[list(apart)]) if apart else np.zeros(0, np.int64)
+        return np.column_stack([found, np.full(len(found), whole)])
 
     def _teachers_behind(self, front: bytes, part: bytes) -> Readings:
         """How the student reads the teacher's tokens that begin with `part` behind some bytes."""
