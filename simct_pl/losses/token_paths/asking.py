@@ -27,6 +27,7 @@ from simct_pl.losses.token_paths.vocab_links import VocabLinks
 _MEMORY = 4096  # answers; they are large
 
 NodeOf = Callable[[int], Node]
+ASKED = 300  # teacher tokens at a depth; of more, those that few begin alike with are told apart
 Left = dict[int, set[int]]  # depth → teacher tokens that leave the path there
 
 
@@ -92,19 +93,20 @@ class Asker(Shifter):
         """Teacher tokens that leave the path behind some bytes: those that spellings show, and longer ones."""
         vocab, tokens = self.links, self.links.student.table.tokens
         students = {k for k in along if len(tokens[k]) > len(front) and tokens[k].startswith(front)}
-        asked = set(left[depth])
-        for student in sorted(students):
-            behind = tokens[student][len(front) :]
-            longer = vocab.teacher_bytes.beginning_with(behind)
-            if len(longer) > MANY:  # a space more, say: half a vocabulary; told apart no further
+        (read,) = vocab.student.read([front])
+        last = read[-1] if read else None
+        asked = set(self._to_ask("student", last, left[depth]))
+        for token in left[depth] - asked:
+            links.join(("at", depth, token), ("default", depth))
+        behind = {student: tokens[student][len(front) :] for student in students}
+        found = {data: vocab.teacher_bytes.beginning_with(data) for data in set(behind.values())}
+        for student in sorted(students, key=lambda k: (len(found[behind[k]]), k)):
+            data = behind[student]
+            longer = {*self._to_ask("student", last, [k for k, other in found[data] if len(other) > len(data)])}
+            if len(asked | longer) > ASKED:  # told apart no further; a space more, say, is half a vocabulary
                 links.join(("v", student), ("default", depth))
             else:
-                asked |= {k for k, data in longer if len(data) > len(behind)}
-        (read,) = vocab.student.read([front])
-        to_ask = set(self._to_ask("student", read[-1] if read else None, asked))
-        for token in left[depth] - to_ask:
-            links.join(("at", depth, token), ("default", depth))
-        asked = to_ask
+                asked |= longer
         for token, begun in self._students_reading(front, sorted(asked), left[depth]):
             if token in left[depth] or begun in students:
                 left[depth].add(token)
@@ -186,18 +188,15 @@ class Asker(Shifter):
             path = self._text(self.links.teacher, inner)[len(text) - outside :]
             self._along_path(links, node, own, path, inner, left, along)
         own_label = links.label(node(own))
-        first = {token: links.label(("at", 0, token)) for token in left[0]}
-        first = {token: label for token, label in first.items() if label != shift.teacher_label(token)}
+        first = {k: x for k, x in listed(links, 0, left[0], DROPPED).items() if x != shift.teacher_label(k)}
         if not inner and not is_linked:
             first[covering] = own_label
-        steps = [Step(CLASSES, first, shift=shift)]
-        for depth in range(1, len(left)):
-            label = links.label(("default", depth))
-            steps.append(Step(label, listed(links, depth, left[depth], label)))
-        moved = {token: links.label(("v", token)) for token in sorted(along)}
-        moved = {token: label for token, label in moved.items() if label != shift.student_label(token)}
-        if previous is not None:
-            moved |= {k: DROPPED for k in self.read_behind(previous, shift) if k != own}
+        bases = [links.label(("default", depth)) for depth in range(1, len(left))]
+        later = [Step(base, listed(links, depth, left[depth], base)) for depth, base in enumerate(bases, 1)]
+        steps = [Step(CLASSES, first, shift=shift), *later]
+        labels = {token: links.label(("v", token)) for token in sorted(along)}
+        moved = {token: label for token, label in labels.items() if label != shift.student_label(token)}
+        moved |= {k: DROPPED for k in self.read_behind(previous, shift) if k != own}
         found = Categories(CLASSES, moved, steps, own_label, links.merged, links.num_own, shift=shift)
         return found if shift.is_large else _listed(found, shift)
 
@@ -234,9 +233,9 @@ class Asker(Shifter):
             if token != covering:
                 left[0].add(token)
                 links.join(("v", student), ("at", 0, token))
-        if label == shift.base and (whole := shift.whole) is not None:
-            left[0].add(whole)
-            links.join(("at", 0, whole), label)
+        if shift.whole is not None and label == shift.base:
+            left[0].add(shift.whole)
+            links.join(("at", 0, shift.whole), label)
 
 
 def _listed(found: Categories, shift: Shift) -> Categories:

@@ -14,14 +14,12 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from simct_pl.losses.token_paths.shifts import Shift
+from simct_pl.losses.token_paths.shifts import Shift
+from simct_pl.losses.token_paths.vocab_links import DROPPED as DROPPED
 
-DROPPED = -1  # no category: the token contradicts what is cut already
 CLASSES = -2  # every id has the label of its class
 
 Node = Hashable

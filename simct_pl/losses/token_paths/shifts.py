@@ -19,10 +19,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from simct_pl.losses.token_paths.categories import DROPPED
 from simct_pl.losses.token_paths.cuts import Cuts
 from simct_pl.losses.token_paths.neighbours import MANY, Front, Ids, Side
-from simct_pl.losses.token_paths.vocab_links import STOP, VocabLinks
+from simct_pl.losses.token_paths.vocab_links import DROPPED, STOP, VocabLinks
 from simct_pl.tokenization import cache
 from simct_pl.tokenization.merges import CASELESS, members
 from simct_pl.tokenization.readings import BATCH, Reader, Readings, followings, pair_fingerprint, read_tokens
@@ -69,39 +68,37 @@ class Shift:
         whole: the teacher token that ends there. contradicting: student tokens in front of which the teacher would have
         cut otherwise before.
         """
-        out = np.array(contradicting, np.int64)
-        begun_E2 = begun_E2[~np.isin(begun_E2[:, 0], out)]
-        ends = np.array([] if whole is None else [whole], np.int64)
+        is_out_K = np.zeros(len(links.student.table), bool)
+        is_out_K[list(contradicting)] = True
+        begun_E2 = begun_E2[~is_out_K[begun_E2[:, 0]]]
+        is_kept_K = np.zeros(len(links.teacher.table), bool)
+        is_kept_K[begun_E2[:, 1]] = True
+        is_kept_K[[] if whole is None else [whole]] = True
         source_E, first_E = readings.source_E, readings.first_E
-        is_linked_E = np.isin(first_E, np.append(begun_E2[:, 1], ends)) & ~np.isin(source_E, out)
-        edges_E2 = np.concatenate([begun_E2, np.stack([source_E[is_linked_E], first_E[is_linked_E]], 1)])
-        edges_E2 = np.unique(edges_E2, axis=0)
-        students, student_place = np.unique(edges_E2[:, 0], return_inverse=True)
-        teachers, teacher_place = np.unique(np.append(edges_E2[:, 1], ends), return_inverse=True)
-        total = len(students) + len(teachers)
-        pairs = student_place, len(students) + teacher_place[: len(edges_E2)]
-        graph = coo_array((np.ones(len(edges_E2), bool), pairs), shape=(total, total))
-        num_components, component = connected_components(graph, directed=False)
-        labels = STOP + 1 + component.astype(np.int64)
+        is_linked_E = is_kept_K[first_E] & ~is_out_K[source_E]
+        edges_E2 = np.concatenate([begun_E2, np.stack([source_E, first_E], 1)[is_linked_E]])
+        edges_E2 = np.column_stack(np.divmod(np.unique(edges_E2 @ [len(is_kept_K), 1]), len(is_kept_K)))
+        students, teachers = np.unique(edges_E2[:, 0]), np.flatnonzero(is_kept_K)
+        student_labels, teacher_labels = _components(edges_E2, students, teachers)
         # A token before `whole` in the teacher's eyes: the rest of it would take a row off the path.
-        is_short_E = links.teacher.table.lengths_V[first_E] < length
-        out = np.union1d(out, np.setdiff1d(source_E[is_short_E], students))
-        student_ids = np.append(students, out)
-        student_labels = np.append(labels[: len(students)], np.full(len(out), DROPPED))
+        is_out_K[source_E[links.teacher.table.lengths_V[first_E] < length]] = True
+        is_out_K[students] = False
+        out = np.flatnonzero(is_out_K)
+        edges_E3 = np.column_stack([student_labels[np.searchsorted(students, edges_E2[:, 0])], edges_E2])
+        student_ids, student_labels = np.append(students, out), np.append(student_labels, np.full(len(out), DROPPED))
         order = np.argsort(student_ids)
-        edges_E3 = np.column_stack([labels[student_place], edges_E2])
         return cls(
-            (len(links.student.table), len(links.teacher.table)),
+            (len(is_out_K), len(is_kept_K)),
             readings,
-            DROPPED if whole is None else int(labels[len(students) + np.searchsorted(teachers, whole)]),
+            DROPPED if whole is None else _label(teachers, teacher_labels, whole, DROPPED),
             whole,
             frozenset(contradicting),
             student_ids[order],
             student_labels[order],
             teachers,
-            labels[len(students) :],
+            teacher_labels,
             edges_E3[np.argsort(edges_E3[:, 0], kind="stable")],
-            max(STOP + 1 + num_components - links.num_labels, 0),
+            max(int(teacher_labels.max(initial=0)) + 1 - links.num_labels, 0),
         )
 
     @cached_property
@@ -140,6 +137,15 @@ class Shift:
         """(student id, teacher id) of a label's links, int64 [E, 2]."""
         first, last = np.searchsorted(self.edges_E3[:, 0], [label, label + 1])
         return self.edges_E3[first:last, 1:]
+
+
+def _components(edges_E2: np.ndarray, students: np.ndarray, teachers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Labels of the students and of the teachers, which hold all ids of the edges, in order."""
+    total = len(students) + len(teachers)
+    pairs = np.searchsorted(students, edges_E2[:, 0]), len(students) + np.searchsorted(teachers, edges_E2[:, 1])
+    graph = coo_array((np.ones(len(edges_E2), bool), pairs), shape=(total, total))
+    labels = STOP + 1 + connected_components(graph, directed=False)[1].astype(np.int64)
+    return labels[: len(students)], labels[len(students) :]
 
 
 def _label(ids: np.ndarray, labels: np.ndarray, token: int, otherwise: int) -> int:
@@ -209,10 +215,10 @@ class Shifter(Cuts):
             self._equal.clear()
         return self._equal.setdefault(shift.key, shift)
 
-    def read_behind(self, previous: int, shift: Shift) -> list[int]:
+    def read_behind(self, previous: int | None, shift: Shift) -> list[int]:
         """Student tokens that the teacher reads into a token which it would have merged with its token `previous`."""
         joints, first_E = self.links.teacher.joints, shift.readings.first_E
-        if joints is None:
+        if joints is None or previous is None:
             return []
         firsts = np.unique(first_E[members(first_E, joints.joining(previous))])
         joins, apart = joints.known(previous, firsts)

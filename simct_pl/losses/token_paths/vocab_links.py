@@ -22,6 +22,7 @@ from simct_pl.tokenization.pair import TokenizerPair
 from simct_pl.tokenization.readings import KINDS, PairReadings, Reader, Readings, kind
 
 REST, STOP = 0, 1
+DROPPED = -1  # no category: the token contradicts what is cut already
 SMALL = 2000  # ids; a pair below is linked in less than a second, and cut-down ones come by the dozen
 
 
