@@ -27,6 +27,7 @@ NEVER = np.iinfo(np.int32).max  # rank of a merge that does not happen
 _MEMORY = 4096
 # Kinds of characters at a cut, as far as pre-tokenizers tell them apart; prefixed: another character and then a letter.
 CHARACTERS = ("lower", "upper", "letter", "digit", "newline", "space", "other", "prefixed")
+WHITE_SPACE = CHARACTERS.index("newline"), CHARACTERS.index("space")
 CASELESS, DIGIT = CHARACTERS.index("letter"), CHARACTERS.index("digit")
 _LEFT, _BEHIND = 30, 5  # tokens on both sides of a cut that are tried, for each pair of kinds
 _ENOUGH = 40  # trials that a pair of kinds has to pass
@@ -177,16 +178,19 @@ class Joints:
 
     def known(self, last: int, tokens_E: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(tokens that join `last` when they stand behind it, tokens that do not), bool [E] each; in neither: it has to
-        be tried. White space may join by what follows it. Ids of -1 are in neither.
+        be tried. What follows decides about white space. Ids of -1 are in neither.
         """
         if self.last_K[last] < 0:
             nothing = np.zeros(len(tokens_E), bool)
             return nothing, nothing
         join_E = members(tokens_E, self.joining(last))
         kind_E = np.where(tokens_E < 0, -1, self.first_K[tokens_E])
-        trusted = np.append(self.joins_trusted[self.last_K[last]], False)  # the kind -1 is the last place
-        trusted[[CHARACTERS.index("newline"), CHARACTERS.index("space")]] = False
+        # The kind -1 is the last place.
+        trusted = np.append(self.joins_trusted[self.last_K[last]], False)
         apart = np.append(self.apart_trusted[self.last_K[last]], False)
+        trusted[list(WHITE_SPACE)] = False
+        if self.last_K[last] in WHITE_SPACE:
+            apart[list(WHITE_SPACE)] = False
         return join_E & trusted[kind_E], ~join_E & apart[kind_E]
 
 

@@ -197,7 +197,8 @@ class Asker(Shifter):
         labels = {token: links.label(("v", token)) for token in sorted(along)}
         moved = {token: label for token, label in labels.items() if label != shift.student_label(token)}
         moved |= {k: DROPPED for k in self.read_behind(previous, shift) if k != own}
-        found = Categories(CLASSES, moved, steps, own_label, links.merged, links.num_own, shift=shift)
+        merged = [*links.merged, *([(shift.base, DROPPED)] if self.joins_whole(previous, shift) else [])]
+        found = Categories(CLASSES, moved, steps, own_label, merged, links.num_own, shift=shift)
         return found if shift.is_large else _listed(found, shift)
 
     def _along_covering(

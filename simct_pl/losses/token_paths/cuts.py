@@ -15,7 +15,7 @@ import numpy as np
 from simct_pl.losses.token_paths.neighbours import MANY, Front, Ids, Neighbours, Side
 from simct_pl.tokenization.bytes import as_text
 from simct_pl.tokenization.merges import CASELESS, DIGIT, members
-from simct_pl.tokenization.readings import FOLLOWING, Reader
+from simct_pl.tokenization.readings import FOLLOWING, Reader, kind
 
 UNDECIDED = (CASELESS, DIGIT, -1)  # kinds of which what follows often decides
 COMMON = 32  # tokens that were made first
@@ -170,12 +170,14 @@ class Cuts(Neighbours):
         return tuple(sorted({*found_E[apart_E].tolist(), *kept}))
 
     def partly_kept(self, written: Ids) -> set[int]:
-        """Teacher tokens that begin as the student's tokens `written` and end inside a character, of which the rest
-        decides whether the student's cuts are kept: neither side can tell them from their rows.
+        """Teacher tokens that begin as the student's tokens `written`, of which what follows decides whether the
+        student's cuts are kept, so that no row tells: those that end inside a character or with punctuation. White
+        space is left as it is: it would say nothing at all.
         """
         readings, teacher = self.links.readings.teacher, self.links.teacher
         kept = {token for token, rest in readings.beginning_with(written) if rest}
-        parts = sorted(token for token in kept if as_text(teacher.table.tokens[token]) is None)
+        texts = {token: as_text(teacher.table.tokens[token]) for token in sorted(kept)}
+        parts = [token for token, text in texts.items() if text is None or kind(text[-1]) == "other"]
         return {token for token in parts if any(ids[: len(written)] != written for ids in self._spellings(token))}
 
     def _spellings(self, token: int) -> list[Ids]:

@@ -107,7 +107,8 @@ def logit_gradient(
     num_ids, width = len(label_K), exp_NK.shape[1]
     token_J = paths.merged_token_J
     if len(token_J):
-        grad_NC.index_put_((token_J, paths.merged_from_J), grad_NC[token_J, paths.merged_to_J])
+        of_merged_J = grad_NC[token_J, paths.merged_to_J.clamp_min(0)] * (paths.merged_to_J >= 0)
+        grad_NC.index_put_((token_J, paths.merged_from_J), of_merged_J)
     grad_E = exp_E * grad_NC[paths.moved_token_E, paths.moved_label_E.clamp_min(0)]
     based_B = paths.based_token_B
     base_B = paths.base_N[based_B]

@@ -150,7 +150,7 @@ def _joined(found_J3: np.ndarray, ends_K3: np.ndarray) -> np.ndarray:
         pairs = by_token.get(token, [])
         known = dict(pairs)
         one, other = known.get(one, one), known.get(other, other)
-        if one != other:
+        if one != other and DROPPED not in (one, other):
             pairs = [(a, other if b == one else b) for a, b in pairs]
             by_token[token] = [*pairs, (one, other)]
     rows = [(token, *pair) for token in sorted(by_token) for pair in by_token[token]]

@@ -231,6 +231,17 @@ class Shifter(Cuts):
         found: list[int] = np.setdiff1d(source_E[is_joined_E], source_E[~is_joined_E]).tolist()
         return found
 
+    def joins_whole(self, previous: int | None, shift: Shift) -> bool:
+        """Whether the teacher would have merged its token `previous` with the one that ends at the position."""
+        joints, tokens = self.links.teacher.joints, self.links.teacher.table.tokens
+        if joints is None or previous is None or shift.whole is None:
+            return False
+        joins, apart = joints.known(previous, np.array([shift.whole]))
+        if joins[0] or apart[0]:
+            return bool(joins[0])
+        texts = [tokens[previous] + tokens[shift.whole] + after for after in self._survived(shift.whole)]
+        return not any(ids is None or ids[0] == previous for ids in self.links.teacher.read(texts))
+
     def _begun(self, written: Ids, outside: int, part: bytes) -> np.ndarray:
         """(student token, teacher token) for each teacher token that goes past the position and keeps the student's
         cuts: what the student begins with behind them.
