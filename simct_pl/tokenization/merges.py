@@ -256,12 +256,6 @@ def edge_kinds(table: TokenBytes, text_ids: Sequence[int]) -> tuple[np.ndarray, 
     return first_K, last_K
 
 
-def first_kind(data: bytes) -> int | None:
-    """Kind of the first character, as a place in CHARACTERS; None for what is no text."""
-    text = as_text(data)
-    return _first_kind(text) if text else None
-
-
 def _first_kind(text: str) -> int:
     own = _kind(text[0])
     is_prefix = own == CHARACTERS.index("other") and text[1:2].isalpha()

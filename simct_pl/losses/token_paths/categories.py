@@ -37,11 +37,6 @@ class Step:
     kinds: int = 0
     shift: Shift | None = None
 
-    @cached_property
-    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """listed as (ids, labels), int64; answers are kept, and so are these."""
-        return as_arrays(self.listed)
-
 
 @dataclass
 class Categories:
@@ -95,11 +90,6 @@ class Crossings:
     def main_step(self) -> Step:
         """The teacher's row at the position, at which every other id has the label of its class."""
         return Step(CLASSES, dict.fromkeys(self.excluded, DROPPED), self.teacher_kinds)
-
-    @property
-    def any(self) -> bool:
-        kinds = self.student_kinds or self.teacher_kinds
-        return bool(self.reaching or self.moved or self.excluded or self.contradicting or kinds)
 
 
 class Links:
