@@ -17,7 +17,7 @@ from simct_pl.errors import RecipeError
 from simct_pl.losses.base import UnitChunk
 from simct_pl.losses.inputs.unit_rows import UnitRows, build_unit_rows
 from simct_pl.losses.inputs.vocab_tables import PairTables
-from simct_pl.losses.token_paths import asking, shifts
+from simct_pl.losses.token_paths import asking, shift
 from simct_pl.losses.token_paths.masses import Exponentials, SideLabels, StudentMasses, TeacherMasses
 from simct_pl.losses.token_paths.vocab_links import VocabLinks
 from simct_pl.types import UnitAlignment
@@ -45,7 +45,7 @@ def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     """
     form: Form = request.param
     if form != "listed":
-        monkeypatch.setattr(shifts, "MANY", 0)
+        monkeypatch.setattr(shift, "MANY", 0)
     if form == "coarse":
         monkeypatch.setattr(asking, "MANY", 0)
     objective_of.cache_clear()

@@ -17,7 +17,7 @@ from simct_pl.losses.token_paths.asking import Asker
 from simct_pl.losses.token_paths.categories import CLASSES, DROPPED, Categories, Crossings, Step
 from simct_pl.losses.token_paths.lists import EMPTY, Growing, ListStore
 from simct_pl.losses.token_paths.neighbours import Front, Ids
-from simct_pl.losses.token_paths.shifts import ShiftStore
+from simct_pl.losses.token_paths.shift import ShiftStore
 from simct_pl.losses.token_paths.vocab_links import STOP
 
 MOST_ENTRIES = 50_000_000  # of lists, and

@@ -21,7 +21,8 @@ from simct_pl.losses.token_paths.categories import (
     listed,
 )
 from simct_pl.losses.token_paths.neighbours import MANY, Front, Ids
-from simct_pl.losses.token_paths.shifts import Shift, Shifter
+from simct_pl.losses.token_paths.shift import Shift
+from simct_pl.losses.token_paths.shifts import Shifter
 from simct_pl.losses.token_paths.vocab_links import VocabLinks
 
 _MEMORY = 4096  # answers; they are large
@@ -194,8 +195,7 @@ class Asker(Shifter):
         bases = [links.label(("default", depth)) for depth in range(1, len(left))]
         later = [Step(base, listed(links, depth, left[depth], base)) for depth, base in enumerate(bases, 1)]
         steps = [Step(CLASSES, first, shift=shift), *later]
-        labels = {token: links.label(("v", token)) for token in sorted(along)}
-        moved = {token: label for token, label in labels.items() if label != shift.student_label(token)}
+        moved = {k: x for k in sorted(along) if (x := links.label(("v", k))) != shift.student_label(k)}
         moved |= {k: DROPPED for k in self.read_behind(previous, shift) if k != own}
         merged = [*links.merged, *([(shift.base, DROPPED)] if self.joins_whole(previous, shift) else [])]
         found = Categories(CLASSES, moved, steps, own_label, merged, links.num_own, shift=shift)

@@ -17,7 +17,7 @@ from functools import cached_property
 
 import numpy as np
 
-from simct_pl.losses.token_paths.shifts import Shift
+from simct_pl.losses.token_paths.shift import Shift
 from simct_pl.losses.token_paths.vocab_links import DROPPED as DROPPED
 
 CLASSES = -2  # every id has the label of its class

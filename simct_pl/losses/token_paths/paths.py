@@ -15,7 +15,7 @@ from torch import Tensor
 from simct_pl.losses.token_paths.categories import CLASSES
 from simct_pl.losses.token_paths.lists import ListStore
 from simct_pl.losses.token_paths.neighbours import Side
-from simct_pl.losses.token_paths.shifts import ShiftStore
+from simct_pl.losses.token_paths.shift import ShiftStore
 
 
 @dataclass(frozen=True)

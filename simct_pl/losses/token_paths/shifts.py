@@ -10,176 +10,20 @@ vectors that many positions share; what the teacher reads behind some bytes is k
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 import numpy as np
-import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-from torch import Tensor
 
 from simct_pl.losses.token_paths.cuts import Cuts
-from simct_pl.losses.token_paths.neighbours import MANY, Front, Ids, Side
-from simct_pl.losses.token_paths.vocab_links import DROPPED, STOP, VocabLinks
+from simct_pl.losses.token_paths.neighbours import MANY, Front, Ids
+from simct_pl.losses.token_paths.shift import Shift
+from simct_pl.losses.token_paths.vocab_links import VocabLinks
 from simct_pl.tokenization import cache
 from simct_pl.tokenization.merges import CASELESS, members
 from simct_pl.tokenization.readings import BATCH, Reader, Readings, followings, pair_fingerprint, read_tokens
 
 KEPT = 1024  # shifts
 _NAMES = ("source_E", "offsets", "ids")
-
-
-@dataclass(frozen=True, eq=False)
-class Shift:
-    """Labels of both vocabularies behind some bytes, which part of a teacher token is.
-
-    readings: how the teacher reads student tokens behind those bytes, which the spellings begin with. base: the label
-    of student tokens that are not in student_ids: those in front of which the teacher cuts as the student did.
-    student_ids, student_labels, teacher_ids, teacher_labels: int64, by id; other teacher tokens are DROPPED.
-    edges_E3: int64, (label, student id, teacher id) of each link, in order. Labels are names within a row: they count
-    from STOP + 1, and are the position's own where they go past VocabLinks.num_labels; num_own: how many do.
-    """
-
-    sizes: tuple[int, int]
-    readings: Readings
-    base: int
-    whole: int | None
-    contradicting: frozenset[int]
-    student_ids: np.ndarray
-    student_labels: np.ndarray
-    teacher_ids: np.ndarray
-    teacher_labels: np.ndarray
-    edges_E3: np.ndarray
-    num_own: int
-
-    @classmethod
-    def build(
-        cls,
-        links: VocabLinks,
-        readings: Readings,
-        begun_E2: np.ndarray,
-        length: int,
-        whole: int | None,
-        contradicting: tuple[int, ...],
-    ) -> Shift:
-        """begun_E2: (student id, teacher id), what the student begins with behind so many bytes of a teacher token.
-
-        whole: the teacher token that ends there. contradicting: student tokens in front of which the teacher would have
-        cut otherwise before.
-        """
-        is_out_K = np.zeros(len(links.student.table), bool)
-        is_out_K[list(contradicting)] = True
-        begun_E2 = begun_E2[~is_out_K[begun_E2[:, 0]]]
-        is_kept_K = np.zeros(len(links.teacher.table), bool)
-        is_kept_K[begun_E2[:, 1]] = True
-        is_kept_K[[] if whole is None else [whole]] = True
-        source_E, first_E = readings.source_E, readings.first_E
-        is_linked_E = is_kept_K[first_E] & ~is_out_K[source_E]
-        edges_E2 = np.concatenate([begun_E2, np.stack([source_E, first_E], 1)[is_linked_E]])
-        edges_E2 = np.column_stack(np.divmod(np.unique(edges_E2 @ [len(is_kept_K), 1]), len(is_kept_K)))
-        students, teachers = np.unique(edges_E2[:, 0]), np.flatnonzero(is_kept_K)
-        student_labels, teacher_labels = _components(edges_E2, students, teachers)
-        # A token before `whole` in the teacher's eyes: the rest of it would take a row off the path.
-        is_out_K[source_E[links.teacher.table.lengths_V[first_E] < length]] = True
-        is_out_K[students] = False
-        out = np.flatnonzero(is_out_K)
-        edges_E3 = np.column_stack([student_labels[np.searchsorted(students, edges_E2[:, 0])], edges_E2])
-        student_ids, student_labels = np.append(students, out), np.append(student_labels, np.full(len(out), DROPPED))
-        order = np.argsort(student_ids)
-        return cls(
-            (len(is_out_K), len(is_kept_K)),
-            readings,
-            DROPPED if whole is None else _label(teachers, teacher_labels, whole, DROPPED),
-            whole,
-            frozenset(contradicting),
-            student_ids[order],
-            student_labels[order],
-            teachers,
-            teacher_labels,
-            edges_E3[np.argsort(edges_E3[:, 0], kind="stable")],
-            max(int(teacher_labels.max(initial=0)) + 1 - links.num_labels, 0),
-        )
-
-    @cached_property
-    def student_label_K(self) -> np.ndarray:
-        """int64, the label of each student id, or DROPPED."""
-        label_K = np.full(self.sizes[0], self.base, np.int64)
-        label_K[self.student_ids] = self.student_labels
-        return label_K
-
-    @cached_property
-    def teacher_label_K(self) -> np.ndarray:
-        """The same of the teacher."""
-        label_K = np.full(self.sizes[1], DROPPED, np.int64)
-        label_K[self.teacher_ids] = self.teacher_labels
-        return label_K
-
-    @property
-    def is_large(self) -> bool:
-        """Whether it is better shared as vectors than listed at each position."""
-        return max(len(self.student_ids), len(self.teacher_ids)) > MANY
-
-    @cached_property
-    def key(self) -> tuple[object, ...]:
-        """Equal where everything is."""
-        arrays = self.student_ids, self.student_labels, self.teacher_ids, self.teacher_labels, self.edges_E3
-        digests = [hashlib.blake2b(part.tobytes(), digest_size=16).digest() for part in arrays]
-        return id(self.readings), self.base, self.whole, self.contradicting, *digests
-
-    def student_label(self, token: int) -> int:
-        return _label(self.student_ids, self.student_labels, token, self.base)
-
-    def teacher_label(self, token: int) -> int:
-        return _label(self.teacher_ids, self.teacher_labels, token, DROPPED)
-
-    def edges(self, label: int) -> np.ndarray:
-        """(student id, teacher id) of a label's links, int64 [E, 2]."""
-        first, last = np.searchsorted(self.edges_E3[:, 0], [label, label + 1])
-        return self.edges_E3[first:last, 1:]
-
-
-def _components(edges_E2: np.ndarray, students: np.ndarray, teachers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Labels of the students and of the teachers, which hold all ids of the edges, in order."""
-    total = len(students) + len(teachers)
-    pairs = np.searchsorted(students, edges_E2[:, 0]), len(students) + np.searchsorted(teachers, edges_E2[:, 1])
-    graph = coo_array((np.ones(len(edges_E2), bool), pairs), shape=(total, total))
-    labels = STOP + 1 + connected_components(graph, directed=False)[1].astype(np.int64)
-    return labels[: len(students)], labels[len(students) :]
-
-
-def _label(ids: np.ndarray, labels: np.ndarray, token: int, otherwise: int) -> int:
-    place = int(np.searchsorted(ids, token))
-    return int(labels[place]) if place < len(ids) and ids[place] == token else otherwise
-
-
-class ShiftStore:
-    """Shifts by number, and their labels on the device that reads them; -1 is none."""
-
-    def __init__(self) -> None:
-        self._shifts: list[Shift] = []
-        self._numbers: dict[int, int] = {}
-        self._labels: dict[tuple[int, str, torch.device], Tensor] = {}
-
-    def number(self, shift: Shift | None) -> int:
-        if shift is None:
-            return -1
-        if id(shift) not in self._numbers:
-            self._numbers[id(shift)] = len(self._shifts)
-            self._shifts.append(shift)
-        return self._numbers[id(shift)]
-
-    def teacher_label(self, number: int, token: int) -> int:
-        return self._shifts[number].teacher_label(token)
-
-    def labels(self, number: int, side: Side, device: torch.device) -> Tensor:
-        """The label of each id of a side, int64 [K]; DROPPED where it has none."""
-        key = number, side, device
-        if key not in self._labels:
-            shift = self._shifts[number]
-            label_K = shift.student_label_K if side == "student" else shift.teacher_label_K
-            self._labels[key] = torch.from_numpy(label_K).to(device)
-        return self._labels[key]
 
 
 class Shifter(Cuts):
