@@ -15,6 +15,7 @@ from simct_pl.losses.token_paths.categories import CLASSES, DROPPED
 from simct_pl.losses.token_paths.lists import EMPTY, ListStore
 from simct_pl.losses.token_paths.masses import SideLabels
 from simct_pl.losses.token_paths.paths import TokenPaths
+from simct_pl.losses.token_paths.shift import ShiftStore
 
 CLASS_SHARE = 0.62  # classes, for each id of the smaller vocabulary
 REST_SHARE = 0.13  # of the ids that are not the only one of their class: those that no class of text holds
@@ -101,7 +102,10 @@ def _as_tensors(
         merged_token_J=nothing_J,
         merged_from_J=nothing_J,
         merged_to_J=nothing_J,
+        shift_N=torch.full_like(base_N, -1),
+        step_shift_P=torch.full_like(base_P, -1),
         lists=store,
+        shifts=ShiftStore(),
         num_classes=num_classes,
         num_labels=num_classes + OWN_LABELS,
     )
