@@ -72,7 +72,8 @@ def test_the_tracker_has_metrics_recipe_and_samples(finished: tuple[Path, str]) 
     assert [point.value for point in client.get_metric_history(run.info.run_id, "policy/lag")] == [0.0] * NUM_STEPS
     assert max(p.value for p in client.get_metric_history(run.info.run_id, "policy/mismatch_p99")) < 1e-4
     assert run.data.metrics["align/coverage"] == 1.0
-    assert run.data.params["variant/prefix"] == "marginal"
+    assert run.data.params["variant/objective"] == "TokenConditionalLoss"
+    assert run.data.params["variant/divergence"] == "jsd"
     artifacts = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
     assert artifacts >= {"recipe.yaml", "samples.json", "learning_curve.png"}
     assert [point.step for point in client.get_metric_history(run.info.run_id, "eval/accuracy")] == [0, 2, 4]
