@@ -48,6 +48,13 @@ class _Position:
         self.left[depth] = np.union1d(self.left[depth], teachers)
         self.links.join(self.links.teacher(depth, teachers), nodes)
 
+    def moved(self) -> dict[int, int]:
+        """Labels of student tokens that are others than label_of says."""
+        along = np.flatnonzero(self.is_along_K)
+        labels = self.links.label(self.links.student(along))
+        differs = labels != self.label_of(along)
+        return dict(zip(along[differs].tolist(), labels[differs].tolist(), strict=True))
+
     def follow(self, readings: Readings, entry: np.ndarray, inner: Ids) -> None:
         """Link student tokens, whose spellings begin with the first of the path's tokens, with where they leave it."""
         for found in exits(readings, entry, 1, inner, 1):
@@ -88,8 +95,7 @@ class Asker(Shifter):
         for depth, left in position.left.items():
             base = links.label_of(links.default(depth))
             steps.append(Step(base, links.listed(depth, left, base)))
-        labels = links.label(links.student(along))
-        moved = {k: x for k, x in zip(along.tolist(), labels.tolist(), strict=True) if x != label_K[k]}
+        moved = position.moved()
         own_label = links.label_of(int(position.node(np.array([own]))[0]))
         return Categories(CLASSES, moved, steps, own_label, links.merged, links.num_own)
 
@@ -225,10 +231,7 @@ class Asker(Shifter):
         bases = [links.label_of(links.default(depth)) for depth in range(1, len(position.left))]
         later = [Step(base, links.listed(depth, position.left[depth], base)) for depth, base in enumerate(bases, 1)]
         steps = [Step(CLASSES, first, shift=shift), *later]
-        along = np.flatnonzero(position.is_along_K)
-        labels = links.label(links.student(along))
-        differs = labels != shift.student_label(along)
-        moved = dict(zip(along[differs].tolist(), labels[differs].tolist(), strict=True))
+        moved = position.moved()
         moved |= {k: DROPPED for k in self.read_behind(previous, shift) if k != own}
         merged = [*links.merged, *([(shift.base, DROPPED)] if self.joins_whole(previous, shift) else [])]
         found = Categories(CLASSES, moved, steps, own_label, merged, links.num_own, shift=shift)

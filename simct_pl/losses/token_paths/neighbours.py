@@ -62,7 +62,9 @@ class Firsts:
         """The other side's tokens that may begin with one of some tokens, sorted."""
         lengths = self.starts_V[firsts + 1] - self.starts_V[firsts]
         shifts = self.starts_V[firsts] - np.cumsum(lengths) + lengths
-        return np.unique(self.tokens_E[np.arange(lengths.sum()) + np.repeat(shifts, lengths)])
+        is_found_K = np.zeros(len(self.first_K), bool)
+        is_found_K[self.tokens_E[np.arange(lengths.sum()) + np.repeat(shifts, lengths)]] = True
+        return np.flatnonzero(is_found_K)
 
 
 class Neighbours:
