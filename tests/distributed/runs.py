@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from callbacks import AlignmentStats, HFExport, PolicyMismatch
 from simct_pl.errors import ExportError
 from simct_pl.losses.inputs.unit_rows import build_unit_rows
+from simct_pl.losses.token_conditional import TokenConditionalLoss
 from simct_pl.models.sharding import ShardedStrategy, Sharding, full_parameters, full_tensor, is_sharded
 from simct_pl.rollout.hf import HFEngine
 from simct_pl.rollout.vllm_server import VLLMServerEngine
@@ -212,7 +213,9 @@ def on_two_ranks(folder: Path, untied: str) -> None:
     fsdp2(folder)
     run("resumed on 2", sharded(**RAGGED), resume=folder / "fsdp2.ckpt")
     everything = Sharding(reshard_after_forward=False, cpu_offload=True, shard_teacher=True)
-    run("everything", sharded(sharding=everything, gradient_checkpointing=True, teacher_batch_tokens=60, **RAGGED))
+    batches = {"teacher_batch_tokens": 60, **RAGGED}
+    objective = TokenConditionalLoss()
+    run("everything", sharded(sharding=everything, objective=objective, gradient_checkpointing=True, **batches))
     run("hsdp", sharded(student=untied, sharding=Sharding(replicate=2)))
     run("half deaf", sharded(kind=HalfDeaf, **RAGGED))
     run("bfloat16", sharded(sharding=Sharding(param_dtype="bfloat16")))

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from simct_pl import TokenConditionalLoss
 from simct_pl.tasks.arithmetic import TotalGrader
 from tests import warm
 from tests.distributed.runs import RAGGED, SAVED_STEP, HalfDeaf, Trace, fit
@@ -58,11 +59,15 @@ def one_rank(folder: Path, untied: str) -> Callable[[str], Trace]:
 
     @cache
     def trace(name: str) -> Trace:
-        overrides: dict[str, Any] = {"hsdp": {"student": untied}, "half deaf": {"kind": HalfDeaf}}.get(name, {})
+        overrides: dict[str, Any] = {
+            "everything": {"objective": TokenConditionalLoss()},
+            "hsdp": {"student": untied},
+            "half deaf": {"kind": HalfDeaf},
+        }.get(name, {})
         module = unloaded_module(grader=TotalGrader(), **overrides)
         return fit(folder, f"one {name}", module, export=name == "plain")
 
-    return lambda name: trace(name if name in ("hsdp", "half deaf") else "plain")
+    return lambda name: trace(name if name in ("everything", "hsdp", "half deaf") else "plain")
 
 
 def read(folder: Path, name: str) -> Trace:
