@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch.compiler import set_stance
 from transformers import PreTrainedModel
 
-from simct_pl.errors import MissingPackageError, RecipeError, RolloutError
+from simct_pl.errors import MissingPackageError, RecipeError, RolloutError, first_line
 from simct_pl.models.ranks import failing_together, num_ranks, objects_of_ranks, raise_together
 from simct_pl.rollout.engine import Generation, RolloutEngine, SamplingParams, StudentSource
 from simct_pl.rollout.vllm_process import GIB, MemoryShare, check_memory, kept_process_group, undisturbed
@@ -119,12 +119,11 @@ class VLLMEngine(RolloutEngine):
             RolloutError: if check() was not called, vLLM does not start or does not take the weights, on any rank.
         """
         self.policy_version = None  # until everything has arrived
-        with failing_together("start vLLM"):
-            llm = self._llm = self._llm or self._start(model)
+        llm = self._llm = self._llm or self._start(model)
+        with failing_together("bring the student's weights to vLLM"):
             if self._is_asleep:
                 torch.cuda.empty_cache()  # what training has freed is not vLLM's before
                 llm.wake_up(tags=["weights"])
-        with failing_together("bring the student's weights to vLLM"):
             self._send(llm, model)
             # Only now: the cache's memory is free while whole parameters are gathered.
             if self._is_asleep:
@@ -252,7 +251,13 @@ class VLLMEngine(RolloutEngine):
         with undisturbed(), isolate_rng():
             from vllm import LLM
 
-            return LLM(self._student.path, **self._arguments(self._student))
+            try:
+                return LLM(self._student.path, **self._arguments(self._student))
+            except Exception as error:
+                if num_ranks() == 1:
+                    raise
+                # No exchange here: the others are in exchanges of vLLM's own, until this process has ended.
+                raise RolloutError(f"vLLM does not start: {type(error).__name__}: {first_line(error)}") from error
 
     @property
     def _cache_bytes(self) -> int | None:
