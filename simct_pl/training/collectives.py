@@ -41,3 +41,8 @@ def exchange_gradients(trainer: L.Trainer, now: bool) -> AbstractContextManager[
     """
     strategy = trainer.strategy
     return nullcontext() if now or not isinstance(strategy, ParallelStrategy) else strategy.block_backward_sync()
+
+
+def exchange_device(module: L.LightningModule) -> torch.device:
+    """Where the ranks exchange tensors; the CPU without a trainer."""
+    return torch.device("cpu") if module._trainer is None else module.trainer.strategy.root_device
