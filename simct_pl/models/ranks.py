@@ -14,6 +14,8 @@ import torch.distributed as dist
 
 from simct_pl.errors import RolloutError, SimctError, first_line
 
+GO_ON = " With callbacks.Checkpoint in the recipe, the run can be continued with --resume."
+
 
 def num_ranks() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
@@ -29,11 +31,12 @@ def objects_of_ranks(value: Any, group: Any = None) -> list[Any]:
 
 
 @contextmanager
-def failing_together(work: str) -> Iterator[None]:
-    """Work of every rank, such as "start vLLM": where it fails on one, it fails on all. Collective at its end.
+def failing_together(work: str, kind: type[SimctError] = RolloutError) -> Iterator[None]:
+    """Work of every rank, such as "load the student": where it fails on one, it fails on all. Collective at its end.
 
     Raises:
-        SimctError: on a rank that raised one. RolloutError: on all others, and for any other error, naming the ranks.
+        SimctError: on a rank that raised one, as it is; on all others, and for any other error, of this kind, naming
+            the ranks that failed.
     """
     if num_ranks() == 1:
         yield
@@ -43,32 +46,28 @@ def failing_together(work: str) -> Iterator[None]:
         yield
     except Exception as error:  # of whatever kind: the others are already on their way to the exchange below
         failure = error
-    raise_together(work, failure)
+    raise_together(work, failure, kind=kind)
 
 
-def raise_together(work: str, failure: Exception | None, told: Any = None) -> list[Any]:
+def raise_together(
+    work: str, failure: Exception | None, told: Any = None, kind: type[SimctError] = RolloutError
+) -> list[Any]:
     """Exchange a failure of some work, None where there is none; what every rank `told`, where nobody has failed.
 
     Raises:
         As failing_together.
     """
     own = None if failure is None else f"{type(failure).__name__}: {first_line(failure)}"
+    values: list[Any] = []
     try:
         found = objects_of_ranks((own, told))
     except RuntimeError as error:  # a rank that has ended does not take part
-        if isinstance(failure, SimctError):
-            raise failure from None
-        raise RolloutError(
-            f"Could not {work}: {own or 'another rank has ended'}. What that rank wrote last says why. With "
-            "callbacks.Checkpoint in the recipe, the run can be continued with --resume."
-        ) from failure or error
+        named = own or f"another rank has ended, whose last words say why ({first_line(error)})"
+    else:
+        named = "; ".join(f"rank {rank}: {text}" for rank, (text, _) in enumerate(found) if text is not None)
+        values = [value for _, value in found]
     if isinstance(failure, SimctError):
         raise failure
-    failures = {rank: text for rank, (text, _) in enumerate(found) if text is not None}
-    if failures:
-        named = "; ".join(f"rank {rank}: {text}" for rank, text in failures.items())
-        raise RolloutError(
-            f"Could not {work}: {named}. With callbacks.Checkpoint in the recipe, the run can be continued with "
-            "--resume."
-        ) from failure
-    return [value for _, value in found]
+    if named:
+        raise kind(f"Could not {work}: {named}.{GO_ON if kind is RolloutError else ''}") from failure
+    return values

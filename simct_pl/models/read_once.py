@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from simct_pl.errors import ModelFolderError
 from simct_pl.models.lm_head import verify_head
 from simct_pl.models.loading import DtypeName, load_causal_lm, load_config, torch_dtype
 from simct_pl.models.ranks import failing_together, num_ranks, objects_of_ranks
@@ -48,14 +49,14 @@ class ReadOnce:
         everywhere: read it on every rank all the same: somebody needs its values before `fill`.
 
         Raises:
-            ModelFolderError, UnsupportedModelError: see load_causal_lm and `check`. RolloutError: on the other ranks.
+            ModelFolderError, UnsupportedModelError: see load_causal_lm and `check`; on the other ranks the first.
         """
         if everywhere or num_ranks() == 1:
             model = load_causal_lm(role, path, dtype, trust_remote_code)
             check(model)
             return cls(model, None)
         source = None
-        with failing_together(f"load the {role}"):
+        with failing_together(f"load the {role}", ModelFolderError):
             if dist.get_rank() == 0:
                 source = load_causal_lm(role, path, dtype, trust_remote_code)
                 check(source)
