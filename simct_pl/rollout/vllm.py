@@ -10,6 +10,8 @@ from __future__ import annotations
 import gc
 import importlib.util
 import tempfile
+import weakref
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +95,7 @@ class VLLMEngine(RolloutEngine):
         self._student: StudentSource | None = None
         self._llm: LLM | None = None
         self._is_asleep = False
+        self._holds: Callable[[], PreTrainedModel | None] = _nothing  # the model all of whose weights have arrived
         self._is_guest = False  # in a process group of the trainer's
 
     def check(self, student: StudentSource) -> None:
@@ -141,12 +144,15 @@ class VLLMEngine(RolloutEngine):
                 path = write_weights(model, Path(folder) / "student")
                 llm.collective_rpc("reload_weights", kwargs={"weights_path": str(path)})
             return
-        weights = named_weights(model)
+        # What is not trained arrived with the first refresh, unless sleep has thrown it away.
+        weights = named_weights(model, only_changing=self._holds() is model)
+        self._holds = _nothing
         try:
             llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         finally:
             for _ in weights:  # what a failure left to gather: the others are in it
                 pass
+        self._holds = weakref.ref(model)
 
     @property
     def _in_workers(self) -> bool:
@@ -176,6 +182,7 @@ class VLLMEngine(RolloutEngine):
                 pass
         if self.sleep and not self._is_asleep:
             self.policy_version = None
+            self._holds = _nothing
             self._llm.sleep(level=2)
             self._is_asleep = True
 
@@ -232,7 +239,7 @@ class VLLMEngine(RolloutEngine):
             return
         with kept_process_group() if self._is_guest else nullcontext():
             self._llm.llm_engine.engine_core.shutdown()
-        self._llm = None
+        self._llm, self._holds = None, _nothing
         self._is_asleep = False
         gc.collect()
 
@@ -280,6 +287,10 @@ class VLLMEngine(RolloutEngine):
             "enable_sleep_mode": self.sleep,
             "seed": 0,
         }
+
+
+def _nothing() -> None:
+    """As a reference to a model that is gone."""
 
 
 def _generation(output: CompletionOutput, stop_ids: tuple[int, ...]) -> Generation:

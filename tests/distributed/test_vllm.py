@@ -46,6 +46,12 @@ def test_each_engine_holds_the_sharded_students_weights_bit_for_bit(ranks: list[
     assert [found["apart"] for found in ranks] == [[], []]
 
 
+def test_a_tied_weight_is_gathered_once(ranks: list[dict[str, Any]]) -> None:
+    num_parameters, num_names, num_gathers = ranks[0]["gathers"]
+    assert num_names == num_parameters + 1
+    assert num_gathers == num_parameters
+
+
 def test_greedy_is_that_of_transformers_on_each_rank(ranks: list[dict[str, Any]]) -> None:
     for rank, found in enumerate(ranks):
         assert found["greedy"] == found["transformers"]

@@ -1,5 +1,5 @@
 """A run of two ranks with an engine on each, whose first rank is killed: the second one ends too, and --resume goes on
-to the weights of a run of one rank that nobody touched. Ranks are started by Lightning first, and then as torchrun does.
+to the weights of a run of one rank that nobody touched. Ranks are started by Lightning, and to resume as by torchrun.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import Strategy
+from torch.distributed.tensor.debug import CommDebugMode
 
 from callbacks import PolicyMismatch, RolloutCallback
 from simct_pl.errors import SimctError
@@ -25,6 +26,7 @@ from simct_pl.models.sharding import ShardedStrategy, Sharding, full_parameters
 from simct_pl.rollout.engine import SamplingParams, StudentSource
 from simct_pl.rollout.hf import HFEngine
 from simct_pl.rollout.vllm import VLLMEngine
+from simct_pl.rollout.vllm_weights import named_weights
 from simct_pl.tasks.arithmetic import TotalGrader
 from simct_pl.training.module import DistillModule
 from simct_pl.training.optim import OptimizerConfig
@@ -95,6 +97,13 @@ def weights_apart(own: VLLMEngine, module: DistillModule) -> list[str]:
     whole["lm_head.weight"] = whole["model.embed_tokens.weight"]
     assert found.keys() == whole.keys()
     return [name for name, weight in whole.items() if not torch.equal(found[name], weight)]
+
+
+def gathers(module: DistillModule) -> tuple[int, int, int]:
+    """Parameters of the sharded student, their names, and how often ranks gather when all of them are sent."""
+    with CommDebugMode() as communication, torch.no_grad():
+        num_names = len(list(named_weights(module.student)))
+    return len(list(module.student.parameters())), num_names, communication.get_total_counts()
 
 
 def greedy_of(
@@ -199,6 +208,7 @@ def on_two_ranks(folder: Path, student: str) -> None:
     module, seen = fit(folder, student, own, ShardedStrategy(), 2, Sharding())
     found["fsdp2"] = seen.trace
     own.refresh(module.student, 7)
+    found["gathers"] = gathers(module)
     found["apart"] = weights_apart(own, module)
     found["transformers"] = by_transformers(module, QUESTIONS)
     found["greedy"] = greedy_of(own, module, QUESTIONS)
