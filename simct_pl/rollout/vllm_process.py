@@ -90,6 +90,7 @@ class MemoryShare:
         needed = 0.0 if cache_bytes is None else weights_bytes + cache_bytes
         host = socket.gethostname()
         if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # what the trainer has freed is free
             free, total = torch.cuda.mem_get_info()
             # vLLM wants the whole share free at its start, also where the cache has a size of its own.
             return cls(f"GPU {torch.cuda.current_device()} of {host}", max(share * total, needed), free, total)
