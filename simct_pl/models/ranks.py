@@ -21,6 +21,10 @@ def num_ranks() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    return dist.get_rank() if num_ranks() > 1 else 0
+
+
 def objects_of_ranks(value: Any, group: Any = None) -> list[Any]:
     """The value of every rank of a group, by default of all, on each of them; collective."""
     if num_ranks() == 1:

@@ -20,7 +20,7 @@ from transformers.initialization import no_init_weights
 from simct_pl.errors import ModelFolderError
 from simct_pl.models.lm_head import verify_head
 from simct_pl.models.loading import DtypeName, load_causal_lm, load_config, torch_dtype
-from simct_pl.models.ranks import failing_together, num_ranks, objects_of_ranks
+from simct_pl.models.ranks import failing_together, num_ranks, objects_of_ranks, rank
 
 
 @dataclass
@@ -57,7 +57,7 @@ class ReadOnce:
             return cls(model, None)
         source = None
         with failing_together(f"load the {role}", ModelFolderError):
-            if dist.get_rank() == 0:
+            if rank() == 0:
                 source = load_causal_lm(role, path, dtype, trust_remote_code)
                 check(source)
         # What a checkpoint says beside the weights: its sampling defaults, and which of them stay in another dtype.

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from simct_pl.errors import RolloutError
-from simct_pl.models.ranks import num_ranks, objects_of_ranks
+from simct_pl.models.ranks import num_ranks, objects_of_ranks, rank
 
 GIB = 2**30
 
@@ -33,7 +33,7 @@ def undisturbed() -> Iterator[None]:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # an iterator of weights does not cross processes
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # it warns about the tokenizer that it was told to leave
     if num_ranks() > 1:
-        os.environ |= {"RANK": str(dist.get_rank()), "WORLD_SIZE": str(num_ranks()), "LOCAL_RANK": str(_place())}
+        os.environ |= {"RANK": str(rank()), "WORLD_SIZE": str(num_ranks()), "LOCAL_RANK": str(_place())}
         # Ranks of one host would all be bound to its first cores.
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     try:
@@ -51,7 +51,7 @@ def _place() -> int:
     hosts = objects_of_ranks(socket.gethostname())
     if torch.cuda.is_available():
         return torch.cuda.current_device()
-    return hosts[: dist.get_rank()].count(socket.gethostname())
+    return hosts[: rank()].count(socket.gethostname())
 
 
 @contextmanager
@@ -93,7 +93,8 @@ class MemoryShare:
             torch.cuda.empty_cache()  # what the trainer has freed is free
             free, total = torch.cuda.mem_get_info()
             # vLLM wants the whole share free at its start, also where the cache has a size of its own.
-            return cls(f"GPU {torch.cuda.current_device()} of {host}", max(share * total, needed), free, total)
+            where = f"GPU {torch.cuda.current_device()} of rank {rank()}, {host}"
+            return cls(where, max(share * total, needed), free, total)
         import psutil  # vLLM needs it too
 
         memory = psutil.virtual_memory()
