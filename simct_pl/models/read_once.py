@@ -62,9 +62,9 @@ class ReadOnce:
                 check(source)
         # What a checkpoint says beside the weights: its sampling defaults, and which of them stay in another dtype.
         dtypes = None if source is None else {name: p.dtype for name, p in source.named_parameters()}
-        kept = objects_of_ranks(None if source is None else (source.config, source.generation_config, dtypes))[0]
+        kept = objects_of_ranks(None if source is None else (source.generation_config, dtypes))[0]
         model = _untouched(role, path, dtype, trust_remote_code)
-        model.config, model.generation_config, dtypes = kept
+        model.generation_config, dtypes = kept
         for name, parameter in model.named_parameters():
             if parameter.dtype != dtypes[name]:
                 parameter.data = torch.empty(parameter.shape, dtype=dtypes[name])
