@@ -38,13 +38,13 @@ LAYOUTS: dict[int, dict[str, dict[str, object]]] = {
         "HSDP 8 × 8": {"teacher": "sharded", "num_replicas": 8},
     },
 }
-# recipes/paper: 4 GPUs of a node train, the other 4 sample.
+# recipes/paper: each of a node's 8 GPUs trains and samples.
 PAPER_PAIRS = (
     "Gemma-2-2B-it ◄ Qwen2.5-7B-Instruct",
     "Phi-4-mini-instruct ◄ Qwen2.5-7B-Instruct",
     "Gemma-2-2B-it ◄ Phi-4-mini-instruct",
 )
-PAPER_STEP = StepShape(num_prompts=64, num_gpus=4, engine="server")
+PAPER_STEP = StepShape(num_prompts=64)
 HEADERS = ("student", "teacher", "engine", "rest", "peak", "fits")
 STUDENT = (Part.WEIGHTS, Part.GRADIENTS, Part.MOMENTS, Part.BUCKETS)
 BESIDE = (*STUDENT, Part.TEACHER_WEIGHTS, Part.ENGINE_WEIGHTS, Part.ENGINE_CACHE)
@@ -109,7 +109,7 @@ def main(gpu: str = "h100", write: bool = False) -> None:
     for name, step in PAIRS.items():
         title = f"{name}, {step.num_prompts} responses of {step.response_tokens:,} tokens a step; GB a GPU, predicted"
         parts += [title, layout_table(MeasuredPair(name), step, memory)]
-    parts.append("The paper's recipes: 4 GPUs train, 4 more sample; GB a training GPU, predicted")
+    parts.append("The paper's recipes: 8 GPUs, FSDP2, teacher whole, an engine on each; GB a GPU, predicted")
     parts.append(paper_table({name: MeasuredPair(name) for name in PAPER_PAIRS}, memory))
     publish("layouts", "python -m benchmarks.layouts", "\n\n".join(parts), write=write, page="scaling.md")
 

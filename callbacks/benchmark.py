@@ -20,8 +20,8 @@ from simct_pl.evaluation.benchmark import Benchmark
 from simct_pl.evaluation.report import print_results, write_summary
 from simct_pl.evaluation.runner import BenchmarkProvider, Evaluation, Protocol
 from simct_pl.evaluation.scores import BenchmarkResult, summarise
+from simct_pl.models.ranks import objects_of_ranks
 from simct_pl.rollout.engine import RolloutEngine, RolloutProvider, StudentSource
-from simct_pl.training.collectives import objects_of_ranks
 from simct_pl.training.module import DistillModule
 
 
@@ -109,9 +109,12 @@ class BenchmarkCallback(BenchmarkProvider):
         # Weights of another checkpoint may have been loaded for a test, at the same step.
         if name == "test" or evaluation.engine.policy_version != trainer.global_step:
             evaluation.engine.refresh(module.student, trainer.global_step)
+        # All benchmarks first: ranks ask unequally often, and meet when everybody has finished.
+        parts = [evaluation.run(benchmark) for benchmark in self.benchmarks]
+        evaluation.engine.finish()
         self.results = []
-        for benchmark in self.benchmarks:
-            items = chain.from_iterable(objects_of_ranks(evaluation.run(benchmark)))
+        for benchmark, own in zip(self.benchmarks, parts, strict=True):
+            items = chain.from_iterable(objects_of_ranks(own))
             self.results.append(summarise(benchmark.name, list(items)))
         self._scored_at = trainer.global_step  # it stays that when a step is skipped
         if trainer.is_global_zero:

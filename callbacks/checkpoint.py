@@ -23,9 +23,9 @@ from typing_extensions import override
 from simct_pl.checkpointing.folder import STATE, CheckpointFolder, CheckpointProvider, FlushedIO, Manifest
 from simct_pl.checkpointing.position import DataPosition
 from simct_pl.errors import CheckpointError, RecipeError, RunInterrupted
+from simct_pl.models.ranks import objects_of_ranks
 from simct_pl.seeding import generator_states, restore_generators
 from simct_pl.tracking.run_info import installed_versions
-from simct_pl.training.collectives import objects_of_ranks
 from simct_pl.training.held_out import HeldOutResult, HeldOutSample
 from simct_pl.training.module import DistillModule
 

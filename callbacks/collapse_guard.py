@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from callbacks.alignment_stats import unit_metrics
 from simct_pl.errors import CollapseError
-from simct_pl.training.collectives import objects_of_ranks
+from simct_pl.models.ranks import objects_of_ranks
 from simct_pl.training.module import DistillModule
 from simct_pl.training.text_kl import TextKL, text_kl_sums
 from simct_pl.types import PromptBatch, StepRecord

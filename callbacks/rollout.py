@@ -80,6 +80,7 @@ class RolloutCallback(RolloutProvider):
         # Before the step, with the weights of the step: this is what makes it on-policy.
         self._refresh(module, trainer.global_step)
         batch.rollouts = self._generate(module, batch, self.sampling, self.num_samples, trainer.global_step)
+        self._finish(module)
 
     @override
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -98,11 +99,20 @@ class RolloutCallback(RolloutProvider):
         # Step -1 for the seeds: held-out prompts draw the same at every validation.
         batch.rollouts = self._generate(distilled(self, pl_module), batch, self.val_sampling, 1, step=-1)
 
+    @override
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Before the module scores the responses, and on all ranks, however many prompts each had.
+        self._finish(distilled(self, pl_module))
+
     def _refresh(self, module: DistillModule, step: int) -> None:
         # Validation and the next step may come at the same step; the weights go over once.
         if self.engine.policy_version != step:
             with module.phases("refresh"):
                 self.engine.refresh(module.student, step)
+
+    def _finish(self, module: DistillModule) -> None:
+        with module.phases("rollout"):
+            self.engine.finish()
 
     def _generate(
         self, module: DistillModule, batch: PromptBatch, sampling: SamplingParams, num_samples: int, step: int

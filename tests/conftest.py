@@ -47,6 +47,7 @@ ENVIRONMENT_SET_BY_LIBRARIES = frozenset(
         "KMP_INIT_AT_FORK",
         "KMP_DUPLICATE_LIB_OK",
         "CUDA_MODULE_LOADING",
+        "AITER_SITUV2_A4W4",
         "CRC32C_SW_MODE",
         "MATPLOTLIBRC",
         "GIT_PYTHON_REFRESH",

@@ -2,6 +2,6 @@
 
 `loading` checks a folder and opens it, `export` writes one. `lm_head` takes a model apart into body and head;
 `microbatch` cuts a batch into forwards, `packing` lays one out in rows. `cross_entropy` is the loss of given responses,
-`bits_per_byte` the same across tokenizers. `sharding` is FSDP2 and how to get whole tensors back, `transplant` puts a
-body on another tokenizer.
+`bits_per_byte` the same across tokenizers. `sharding` is FSDP2 and how to get whole tensors back, `read_once` loads a
+model on several ranks, `ranks` is what these tell each other. `transplant` puts a body on another tokenizer.
 """

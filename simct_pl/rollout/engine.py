@@ -69,8 +69,9 @@ class RolloutEngine(ABC):
     """Generates with the student's current weights. `policy_version` says which weights those are; None before any
     refresh.
 
-    A run calls check, then refresh and generate in turns. An engine outlives `fit` and `validate`, which follow each
-    other in a run; close() ends it before the process does.
+    A run calls check, and then in turns refresh, generate, finish. Each rank refreshes and finishes; in between it may
+    generate as often as it likes. An engine outlives `fit` and `validate`, which follow each other in a run; close()
+    ends it before the process does.
     """
 
     policy_version: int | None = None
@@ -84,6 +85,11 @@ class RolloutEngine(ABC):
 
         Raises:
             SimctError: of the kind that fits.
+        """
+
+    def finish(self) -> None:  # noqa: B027 - the same
+        """Nothing more is asked until the next refresh. Until the other ranks have finished too, an engine may answer
+        for them; then it may give memory back. By default, nothing.
         """
 
     def close(self) -> None:  # noqa: B027 - the same

@@ -106,6 +106,11 @@ class RetryingEngine(RolloutEngine):
             advice=" With callbacks.Checkpoint in the recipe, the run can be continued with --resume.",
         )
 
+    @override
+    def finish(self) -> None:
+        self.engine.finish()
+        self.policy_version = self.engine.policy_version
+
     def _restart(self) -> None:
         assert self._model is not None
         assert self.policy_version is not None

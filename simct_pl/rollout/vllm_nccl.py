@@ -18,9 +18,10 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from simct_pl.errors import MissingPackageError, RecipeError, RolloutError
+from simct_pl.models.ranks import rank
 from simct_pl.rollout.engine import StudentSource
 from simct_pl.rollout.vllm_client import VLLMClient
-from simct_pl.rollout.vllm_server import ServerEngine, is_first_rank
+from simct_pl.rollout.vllm_server import ServerEngine
 from simct_pl.rollout.vllm_weights import named_weights, weight_names
 
 
@@ -72,7 +73,7 @@ class VLLMNCCLEngine(ServerEngine):
         if self._transfer is None:
             self._transfer = self._connect(model)
         self._transfer.send_weights()
-        if is_first_rank():
+        if rank() == 0:
             self._control.label_weights(self._label)
         if dist.is_initialized():
             dist.barrier()  # no rank asks before the label is there
@@ -94,9 +95,7 @@ class VLLMNCCLEngine(ServerEngine):
         """vLLM's sender, on every rank: ranks but the first one only gather."""
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLTrainerWeightTransferEngine
 
-        where = NCCLTrainerInitInfo(
-            self.address, self.port, 1 + self.num_server_gpus, rank=dist.get_rank() if dist.is_initialized() else 0
-        )
+        where = NCCLTrainerInitInfo(self.address, self.port, 1 + self.num_server_gpus, rank=rank())
         return NCCLTrainerWeightTransferEngine.trainer_init(where, client=self._control, source=weight_source(model))
 
 

@@ -13,22 +13,20 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_warn
 from transformers import PreTrainedModel
 from typing_extensions import override
 
 from simct_pl.errors import RecipeError, RolloutError, SimctError
+from simct_pl.models.ranks import objects_of_ranks, rank
 from simct_pl.rollout.engine import Generation, RolloutEngine, SamplingParams, StudentSource
 from simct_pl.rollout.vllm_client import Reply, VLLMClient
 from simct_pl.rollout.vllm_requests import check_prompt_lengths, sampling_arguments, to_generation
 from simct_pl.rollout.vllm_weights import named_weights, write_weights
 
 MAX_ROUNDS = 3
-
-T = TypeVar("T")
 
 
 class ServerEngine(RolloutEngine):
@@ -79,7 +77,7 @@ class ServerEngine(RolloutEngine):
         """
         self.policy_version = None  # until everything has arrived
         # Labels of two runs, or of a run and the one that it resumes, are never the same.
-        self._label = _from_first_rank(f"step-{policy_version}-{uuid.uuid4().hex[:12]}")
+        self._label = objects_of_ranks(f"step-{policy_version}-{uuid.uuid4().hex[:12]}")[0]
         self._send(model)
         self.policy_version = policy_version
 
@@ -158,7 +156,7 @@ class VLLMServerEngine(ServerEngine):
 
     def close(self) -> None:
         """Remove the weights that were written last; the server stays as it is."""
-        if self._written is not None and is_first_rank():
+        if self._written is not None and rank() == 0:
             shutil.rmtree(self._written, ignore_errors=True)
         self._written = self.policy_version = None
 
@@ -171,7 +169,7 @@ class VLLMServerEngine(ServerEngine):
         """
         before, self._written = self._written, self.weights_folder / self._label
         failure: SimctError | None = None
-        if is_first_rank():
+        if rank() == 0:
             try:
                 write_weights(model, self._written)
                 self._load()
@@ -182,9 +180,9 @@ class VLLMServerEngine(ServerEngine):
             for _ in named_weights(model):
                 pass
         # All ranks learn of a failure on the first one; one that went on alone would wait for it for ever.
-        if (failure := _from_first_rank(failure)) is not None:
+        if (failure := objects_of_ranks(failure)[0]) is not None:
             raise failure
-        if is_first_rank() and before is not None:
+        if rank() == 0 and before is not None:
             shutil.rmtree(before, ignore_errors=True)
 
     @override
@@ -195,16 +193,3 @@ class VLLMServerEngine(ServerEngine):
     def _load(self) -> None:
         assert self._written is not None
         self.client.load_weights(self._written, self._label)
-
-
-def is_first_rank() -> bool:
-    return not dist.is_initialized() or dist.get_rank() == 0
-
-
-def _from_first_rank(value: T) -> T:
-    """The first rank's value, on every rank."""
-    if not dist.is_initialized():
-        return value
-    box = [value]
-    dist.broadcast_object_list(box)
-    return box[0]

@@ -13,11 +13,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn import Parameter
 from transformers import PreTrainedModel
 
 from simct_pl.files.atomic import whole_folder, write_errors
 from simct_pl.files.outputs import check_output
-from simct_pl.models.sharding import full_parameters
+from simct_pl.models.sharding import decoder_blocks, full_tensor
 
 SHARD_BYTES = 2**30
 
@@ -27,12 +28,30 @@ def weight_names(model: PreTrainedModel) -> list[str]:
     return [name for names in _names_by_first(model).values() for name in names]
 
 
-def named_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """Every name of every parameter, with the whole tensor, detached. Collective where the model is sharded."""
-    names = _names_by_first(model)
-    for first, tensor in full_parameters(model):
-        for name in names[first]:
-            yield name, tensor
+def named_weights(model: PreTrainedModel, only_changing: bool = False) -> Iterator[tuple[str, Tensor]]:
+    """Every name of every parameter, with the whole tensor, detached: gathered once, also where it is tied.
+
+    only_changing: leave out what is not trained, as far as vLLM can be without it: a block of which anything is
+        trained goes whole, because vLLM stacks the weights of several layers and takes a stack whole or not at all.
+
+    Collective where the model is sharded.
+    """
+    names, resting = _names_by_first(model), _resting(model) if only_changing else set()
+    for first, parameter in model.named_parameters():
+        if parameter not in resting:
+            tensor = full_tensor(parameter)
+            for name in names[first]:
+                yield name, tensor
+
+
+def _resting(model: PreTrainedModel) -> set[Parameter]:
+    """Parameters that training leaves as they are, without those that lie in a block with others."""
+    frozen = {parameter for parameter in model.parameters() if not parameter.requires_grad}
+    for block in decoder_blocks(model) if frozen else ():
+        inside = set(block.parameters())
+        if not inside <= frozen:
+            frozen -= inside
+    return frozen
 
 
 def _names_by_first(model: PreTrainedModel) -> dict[str, list[str]]:

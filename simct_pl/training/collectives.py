@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import lightning as L
 import torch
@@ -43,10 +43,6 @@ def exchange_gradients(trainer: L.Trainer, now: bool) -> AbstractContextManager[
     return nullcontext() if now or not isinstance(strategy, ParallelStrategy) else strategy.block_backward_sync()
 
 
-def objects_of_ranks(value: Any) -> list[Any]:
-    """The value of every rank, on every rank; collective."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [value]
-    values: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(values, value)
-    return values
+def exchange_device(module: L.LightningModule) -> torch.device:
+    """Where the ranks exchange tensors; the CPU without a trainer."""
+    return torch.device("cpu") if module._trainer is None else module.trainer.strategy.root_device

@@ -30,14 +30,14 @@ from simct_pl.losses.base import Objective
 from simct_pl.losses.dual_space import DualSpaceObjective
 from simct_pl.losses.inputs.vocab_tables import PairTables
 from simct_pl.models.bits_per_byte import pack_references
-from simct_pl.models.lm_head import verify_head
-from simct_pl.models.loading import DtypeName, check_model_path, context_length, load_causal_lm, load_config
+from simct_pl.models.loading import DtypeName, check_model_path, context_length, load_config
 from simct_pl.models.microbatch import pack_by_length, unpack
+from simct_pl.models.read_once import ReadOnce
 from simct_pl.models.sharding import Sharding, free_gathered
 from simct_pl.tokenization.pair import TokenizerPair
 from simct_pl.training.aligned_batch import AlignedBatch
 from simct_pl.training.checks import NO_ROLLOUTS, check_trainer
-from simct_pl.training.collectives import exchange_gradients, gather_scalars, pad_to_max_over_ranks
+from simct_pl.training.collectives import exchange_device, exchange_gradients, gather_scalars, pad_to_max_over_ranks
 from simct_pl.training.held_out import HeldOutMetrics, HeldOutResult
 from simct_pl.training.optim import GuardedStep, OptimizerConfig
 from simct_pl.training.step_timer import PhaseTimer
@@ -138,8 +138,10 @@ class DistillModule(L.LightningModule):
     def configure_model(self) -> None:
         if self.teacher is not None:
             return
-        student = load_causal_lm("student", self.student_path, self.student_dtype, "student" in self.trust_remote_code)
-        verify_head(student)
+        trust, projected = "student" in self.trust_remote_code, isinstance(self.objective, DualSpaceObjective)
+        # Projectors are made of the student's values, so every rank then reads them.
+        read = ReadOnce.load("student", self.student_path, self.student_dtype, trust, everywhere=projected)
+        student = read.model
         if self.gradient_checkpointing:
             student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.teacher = self._load_teacher()
@@ -147,10 +149,11 @@ class DistillModule(L.LightningModule):
         self.student_with_loss = StudentWithLoss.build(*parts)
         if self.sharding is not None:
             self.sharding.shard_student(self.student_with_loss, student, self._mesh)
+        read.fill(exchange_device(self))
 
     def _load_teacher(self) -> FrozenTeacher:
         trust = "teacher" in self.trust_remote_code
-        arguments = self.teacher_path, self.teacher_dtype, self.teacher_batch_tokens, trust
+        arguments = self.teacher_path, self.teacher_dtype, self.teacher_batch_tokens, trust, exchange_device(self)
         if self.sharding is not None and self.sharding.shard_teacher:
             return ShardedTeacher(self._mesh, *arguments)
         return FrozenTeacher(*arguments)

@@ -6,16 +6,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from typing_extensions import override
 
-from simct_pl.models.lm_head import LMHead, ResponseStates, response_states, verify_head
-from simct_pl.models.loading import DtypeName, load_causal_lm
+from simct_pl.models.lm_head import LMHead, ResponseStates, response_states
+from simct_pl.models.loading import DtypeName
 from simct_pl.models.microbatch import pack_by_length, unpack
+from simct_pl.models.read_once import ReadOnce
 from simct_pl.models.sharding import shard_teacher
+
+CPU = torch.device("cpu")
 
 
 class FrozenTeacher:
@@ -25,18 +29,30 @@ class FrozenTeacher:
     with it.
 
     Args:
-        path: model folder or hub name. dtype: of the weights. max_batch_tokens: padded tokens a forward.
+        path: model folder or hub name. dtype: of the weights. max_batch_tokens: padded tokens a forward. device: where
+            the weights go, and where ranks exchange tensors.
     """
 
     without_gradients: type[torch.inference_mode] | type[torch.no_grad] = torch.inference_mode
 
     def __init__(
-        self, path: str, dtype: DtypeName = "bfloat16", max_batch_tokens: int = 16_384, trust_remote_code: bool = False
+        self,
+        path: str,
+        dtype: DtypeName = "bfloat16",
+        max_batch_tokens: int = 16_384,
+        trust_remote_code: bool = False,
+        device: torch.device = CPU,
     ) -> None:
-        self.model = load_causal_lm("teacher", path, dtype, trust_remote_code).eval().requires_grad_(False)
+        read = ReadOnce.load("teacher", path, dtype, trust_remote_code)
+        self.model = read.model.eval().requires_grad_(False)
         self.max_batch_tokens = max_batch_tokens
-        verify_head(self.model)
         self.head = LMHead.of(self.model)
+        self._place(device)
+        read.fill(device)
+
+    def _place(self, device: torch.device) -> None:
+        """Where the weights go, before they are there."""
+        self.to(device)
 
     def to(self, device: torch.device) -> FrozenTeacher:
         if self.model.device != device:
@@ -75,9 +91,13 @@ class ShardedTeacher(FrozenTeacher):
 
     without_gradients = torch.no_grad  # FSDP2 writes over what it gathered before, which inference mode forbids
 
-    def __init__(self, mesh: DeviceMesh, path: str, dtype: DtypeName, max_batch_tokens: int, trust: bool) -> None:
-        super().__init__(path, dtype, max_batch_tokens, trust)
-        shard_teacher(self.model, mesh)
+    def __init__(self, mesh: DeviceMesh, *arguments: Any) -> None:
+        self.mesh = mesh
+        super().__init__(*arguments)
+
+    @override
+    def _place(self, device: torch.device) -> None:
+        shard_teacher(self.model, self.mesh)
 
     @override
     def _pack(self, lengths: list[int]) -> list[list[int]]:

@@ -28,14 +28,15 @@ from simct_pl.evaluation.grader import Grader
 from simct_pl.files.outputs import check_output
 from simct_pl.models.export import export_model
 from simct_pl.models.lm_head import verify_head
-from simct_pl.models.loading import DtypeName, check_model_path, context_length, load_causal_lm, untrained_causal_lm
+from simct_pl.models.loading import DtypeName, check_model_path, context_length, untrained_causal_lm
 from simct_pl.models.packing import Layout, PaddedRows
+from simct_pl.models.read_once import ReadOnce
 from simct_pl.models.sharding import Sharding, free_gathered, full_state_dict
 from simct_pl.rollout.engine import SamplingParams
 from simct_pl.rollout.hf import HFEngine
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer
 from simct_pl.training.checks import check_precision, check_sharding
-from simct_pl.training.collectives import exchange_gradients, gather_scalars, pad_to_max_over_ranks
+from simct_pl.training.collectives import exchange_device, exchange_gradients, gather_scalars, pad_to_max_over_ranks
 from simct_pl.training.optim import GuardedStep, OptimizerConfig
 from simct_pl.types import Prompt, PromptBatch
 from simct_pl.warmup.supervised import Example, SupervisedModel, targets
@@ -127,18 +128,23 @@ class SFTModule(L.LightningModule):
     def configure_model(self) -> None:
         if self.supervised is not None:
             return
-        if self.from_scratch:
-            model = untrained_causal_lm("model", self.model_path, self.dtype_name, self.init_seed)
+        if self.from_scratch:  # small, and the same on every rank
+            read = ReadOnce(untrained_causal_lm("model", self.model_path, self.dtype_name, self.init_seed), None)
+            self._verify(read.model)
         else:
-            model = load_causal_lm("model", self.model_path, self.dtype_name)
-        verify_head(model)
-        self.layout.verify(model)
+            read = ReadOnce.load("model", self.model_path, self.dtype_name, check=self._verify)
+        model = read.model
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.supervised = SupervisedModel(model.train(), self.layout, self.chunk_tokens, self.label_smoothing)
         if self.sharding is not None:
             assert self.device_mesh is not None
             self.sharding.shard_student(self.supervised, model, self.sharding.mesh(self.device_mesh["data_parallel"]))
+        read.fill(exchange_device(self))
+
+    def _verify(self, model: PreTrainedModel) -> None:
+        verify_head(model)
+        self.layout.verify(model)
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:

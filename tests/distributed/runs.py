@@ -9,6 +9,7 @@ import multiprocessing.connection
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 from torch.utils.data import DataLoader, IterableDataset
 
 from callbacks import AlignmentStats, HFExport, PolicyMismatch
-from simct_pl.errors import ExportError
+from simct_pl.errors import ExportError, ModelFolderError
 from simct_pl.losses.inputs.unit_rows import build_unit_rows
 from simct_pl.losses.token_conditional import TokenConditionalLoss
 from simct_pl.models.sharding import ShardedStrategy, Sharding, full_parameters, full_tensor, is_sharded
@@ -195,6 +196,26 @@ def check_failed_refresh(module: DistillModule, folder: Path) -> None:
     assert len(list(full_parameters(module.student))) > 1
 
 
+@contextmanager
+def reading(first: bool) -> Iterator[None]:
+    """Inside, only the first rank can read a model, or only the others."""
+
+    def refuse(*_: object) -> None:
+        raise ModelFolderError("this rank reads nothing")
+
+    with pytest.MonkeyPatch.context() as patch:
+        if (os.environ["LOCAL_RANK"] == "0") is not first:
+            patch.setattr("simct_pl.models.read_once.load_causal_lm", refuse)
+        yield
+
+
+def check_failed_load(folder: Path) -> None:
+    """What the first rank cannot read is heard of on every rank."""
+    said = "reads nothing" if os.environ["LOCAL_RANK"] == "0" else "load the student: rank 0: ModelFolderError"
+    with reading(first=False), pytest.raises(ModelFolderError, match=said):
+        fit(folder, "unread", sharded(), strategy=ShardedStrategy(), num_ranks=2)
+
+
 def fsdp2(folder: Path) -> None:
     module = sharded(**RAGGED)
     fit(folder, "fsdp2", module, strategy=ShardedStrategy(), export=True, num_ranks=2)
@@ -215,7 +236,9 @@ def on_two_ranks(folder: Path, untied: str) -> None:
     everything = Sharding(reshard_after_forward=False, cpu_offload=True, shard_teacher=True)
     batches = {"teacher_batch_tokens": 60, **RAGGED}
     objective = TokenConditionalLoss()
-    run("everything", sharded(sharding=everything, objective=objective, gradient_checkpointing=True, **batches))
+    with reading(first=True):
+        run("everything", sharded(sharding=everything, objective=objective, gradient_checkpointing=True, **batches))
+    check_failed_load(folder)
     run("hsdp", sharded(student=untied, sharding=Sharding(replicate=2)))
     run("half deaf", sharded(kind=HalfDeaf, **RAGGED))
     run("bfloat16", sharded(sharding=Sharding(param_dtype="bfloat16")))

@@ -185,7 +185,7 @@ def test_a_dry_run_loads_and_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("simct_pl.training.module.load_causal_lm", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("simct_pl.models.read_once.load_causal_lm", lambda *_: pytest.fail("weights were loaded"))
     assert run(["fit", "--recipe", "quickstart", "--dry_run"]) == 0
     printed = capsys.readouterr().out
     for expected in ("llama", "64 prompts × 1 a step", "TokenConditionalLoss", "Nothing was loaded"):

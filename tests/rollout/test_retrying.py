@@ -63,6 +63,18 @@ def test_a_plan_sees_the_engine_inside() -> None:
     assert (engine.placement, engine.reserved_share) == ("server", 0.3)
 
 
+def test_an_engine_that_has_finished_may_have_no_weights_any_more() -> None:
+    class Sleeping(Breaking):
+        def finish(self) -> None:
+            self.policy_version = None
+
+    engine = RetryingEngine(Sleeping())
+    generate(engine)
+    assert engine.policy_version == 7
+    engine.finish()
+    assert engine.policy_version is None
+
+
 def test_what_the_user_got_wrong_is_not_tried_again() -> None:
     broken = Breaking(1, error=RolloutError("no"))
     with pytest.raises(RolloutError, match=r"^no$"):

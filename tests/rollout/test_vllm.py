@@ -79,6 +79,28 @@ def test_after_a_refresh_every_weight_is_the_students_bit_for_bit(fresh: VLLMEng
     assert torch.equal(head, own["model.embed_tokens.weight"])
 
 
+def test_what_is_not_trained_is_sent_once(engine: VLLMEngine, folder: Path) -> None:
+    """A frozen layer and the frozen embeddings; not a frozen matrix in a layer that is trained."""
+    student = distill_module(student=str(folder)).student
+    engine.refresh(student, 1)
+    assert engine._llm is not None
+    (before,) = engine._llm.apply_model(read_back)
+    for name, parameter in student.named_parameters():
+        parameter.requires_grad_("layers.1." in name and "q_proj" not in name)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter += 0.125
+    engine.refresh(student, 2)
+    (found,) = engine._llm.apply_model(read_back)
+    own = dict(student.named_parameters())
+    for name, weight in found.items():
+        expected = own[name] if "layers.1." in name else before[name]
+        assert torch.equal(weight, expected), name
+    engine.refresh(distill_module(student=str(folder)).student, 3)  # another model: all of it
+    (found,) = engine._llm.apply_model(read_back)
+    assert all(torch.equal(weight, before[name]) for name, weight in found.items())
+
+
 def test_the_engine_keeps_its_weights_when_the_students_change(
     fresh: VLLMEngine, student: PreTrainedModel, prompts: list[list[int]]
 ) -> None:

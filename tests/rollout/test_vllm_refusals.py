@@ -35,10 +35,12 @@ def test_values_outside_their_range_are_refused(values: dict[str, Any]) -> None:
         VLLMEngine(**values)
 
 
-def test_sleep_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sleep_needs_a_gpu_where_it_runs_and_not_where_it_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    engine = VLLMEngine(sleep=True)
     with pytest.raises(RecipeError, match="sleep"):
-        VLLMEngine(sleep=True)
+        engine.check(STUDENT)
 
 
 def test_a_missing_vllm_is_refused_before_any_weights_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -52,10 +54,14 @@ def test_a_missing_vllm_is_refused_before_any_weights_load(monkeypatch: pytest.M
     assert module.teacher is None
 
 
-def test_several_ranks_and_a_context_longer_than_the_students_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_groups_that_do_not_share_out_the_ranks_and_too_long_a_context_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    with pytest.raises(RecipeError, match="VLLMServerEngine"):
-        VLLMEngine().check(replace(STUDENT, num_ranks=2))
+    with pytest.raises(RecipeError, match=r"tensor_parallel_size is 4.*6 ranks; expected one of \[1, 2, 3, 6\]"):
+        VLLMEngine(tensor_parallel_size=4).check(replace(STUDENT, num_ranks=6))
+    VLLMEngine(tensor_parallel_size=2).check(replace(STUDENT, num_ranks=6))
+    VLLMEngine(tensor_parallel_size=4).check(STUDENT)  # a single rank has workers of its own
     with pytest.raises(RecipeError, match="max_model_len is 129"):
         VLLMEngine(max_model_len=129).check(STUDENT)
     VLLMEngine(max_model_len=128).check(STUDENT)
