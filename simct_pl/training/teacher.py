@@ -10,6 +10,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
+from transformers import PreTrainedModel
 from typing_extensions import override
 
 from simct_pl.models.lm_head import LMHead, ResponseStates, response_states, verify_head
@@ -33,10 +34,21 @@ class FrozenTeacher:
     def __init__(
         self, path: str, dtype: DtypeName = "bfloat16", max_batch_tokens: int = 16_384, trust_remote_code: bool = False
     ) -> None:
-        self.model = load_causal_lm("teacher", path, dtype, trust_remote_code).eval().requires_grad_(False)
+        model = load_causal_lm("teacher", path, dtype, trust_remote_code)
+        verify_head(model)
+        self._use(model, max_batch_tokens)
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, max_batch_tokens: int = 16_384) -> FrozenTeacher:
+        """A model that is there already, its head taken as it is."""
+        teacher = cls.__new__(cls)
+        teacher._use(model, max_batch_tokens)
+        return teacher
+
+    def _use(self, model: PreTrainedModel, max_batch_tokens: int) -> None:
+        self.model = model.eval().requires_grad_(False)
         self.max_batch_tokens = max_batch_tokens
-        verify_head(self.model)
-        self.head = LMHead.of(self.model)
+        self.head = LMHead.of(model)
 
     def to(self, device: torch.device) -> FrozenTeacher:
         if self.model.device != device:

@@ -87,4 +87,7 @@ class PairTables:
         teacher = SideTables.build(
             shared.teacher_ids_V, shared.teacher_columns, shared.teacher_buckets, shared.teacher_extra_stop_ids
         )
-        return cls(student.to(torch.device(device)), teacher.to(torch.device(device)), shared.stop_column)
+        return cls(student, teacher, shared.stop_column).to(torch.device(device))
+
+    def to(self, device: torch.device) -> PairTables:
+        return PairTables(self.student.to(device), self.teacher.to(device), self.stop_column)
