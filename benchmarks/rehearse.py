@@ -1,6 +1,6 @@
 """A whole training step of published models, at full size, on a GPU that is not there.
 
-    python -m benchmarks.rehearse --write true
+python -m benchmarks.rehearse --write true
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks.architectures import published_configs
 from benchmarks.synthetic import make_units
@@ -20,7 +19,7 @@ from simct_pl.models.sharding import Sharding
 from simct_pl.rehearsal.models import ModelSource
 from simct_pl.rehearsal.step import MicroBatch, StepParts, rehearse
 from simct_pl.training.aligned_batch import AlignedBatch
-from simct_pl.types import Prompt, Rollout
+from simct_pl.types import Rollout
 
 PROMPT_TOKENS = 256
 
@@ -41,6 +40,7 @@ def step_parts(
         found = TokenConditionalLoss()
         found.use_labels(*labels)
         from dataclasses import replace
+
         rows = replace(rows, paths=paths)
     else:
         found = SimCTLoss("sum_logprob", "marginal")
@@ -60,14 +60,24 @@ def _shares(number: int, parts: int) -> list[int]:
     return [each] * (parts - 1) + [number - each * (parts - 1)]
 
 
-def run(student: str = "Gemma-2-2B-it", teacher: str = "Qwen2.5-7B-Instruct", objective: str = "TokenConditionalLoss",
-        responses: int = 3, tokens: int = 4096, layers: int | None = None, ranks: int = 1, device: str = "cuda") -> dict[str, Any]:
+def run(
+    student: str = "Gemma-2-2B-it",
+    teacher: str = "Qwen2.5-7B-Instruct",
+    objective: str = "TokenConditionalLoss",
+    responses: int = 3,
+    tokens: int = 4096,
+    layers: int | None = None,
+    ranks: int = 1,
+    device: str = "cuda",
+) -> dict[str, Any]:
     start = time.time()
     more = {"autocast": True} if ranks == 1 else {"sharding": Sharding(param_dtype="bfloat16"), "num_ranks": ranks}
     parts = step_parts(student, teacher, objective, responses, tokens, layers, **more)
     print("parts", time.time() - start)
+
     def started(name):
         print(f"{time.time() - start:6.1f} {name}", flush=True)
+
     ledger = rehearse(parts, device, started)
     print(f"{time.time() - start:6.1f} done")
     phases = {}
@@ -75,12 +85,19 @@ def run(student: str = "Gemma-2-2B-it", teacher: str = "Qwen2.5-7B-Instruct", ob
         phases[phase] = phases.get(phase, 0) + n
     print(phases)
     print({k: round(v / 1e9, 2) for k, v in ledger.most_in.items()}, round(ledger.most / 1e9, 2))
-    for w, n in ledger.waits.most_common(40): print("  wait", n, w.kind, w.place)
-    for w, n in ledger.uploads.most_common(40): print("  upload", n, w)
-    for w, n in ledger.kernels.most_common(70): print("  kernels", n, w)
-    for w, n in ledger.at_most.most_common(16): print(f"  at peak {n/1e9:.3f}", w)
+    for w, n in ledger.waits.most_common(40):
+        print("  wait", n, w.kind, w.place)
+    for w, n in ledger.uploads.most_common(40):
+        print("  upload", n, w)
+    for w, n in ledger.kernels.most_common(70):
+        print("  kernels", n, w)
+    for (ph, w), n in ledger.operators.most_common(90):
+        if ph == "loss":
+            print("  ops", n, w)
+    for w, n in ledger.at_most.most_common(16):
+        print(f"  at peak {n / 1e9:.3f}", w)
     return {}
 
+
 if __name__ == "__main__":
-    import sys
-    from simct_pl.rehearsal import fake_cuda
+    pass

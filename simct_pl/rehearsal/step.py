@@ -133,7 +133,7 @@ def _set_gradients(module: nn.Module) -> None:
 @contextmanager
 def fake_ranks(num_ranks: int) -> Iterator[None]:
     """A process group of so many ranks, of which this is the first and the only one: what it is sent has its size."""
-    import torch.distributed._tools.fake_collectives  # noqa: F401 - registers collectives that compute sizes alone
+    import torch.distributed._tools.fake_collectives
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     torch.distributed.init_process_group("fake", rank=0, world_size=num_ranks, store=FakeStore())

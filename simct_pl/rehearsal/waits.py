@@ -10,8 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from simct_pl.rehearsal.ledger import Ledger, Place, Wait
-from simct_pl.rehearsal.values import UnknownValue
+from simct_pl.rehearsal.ledger import Place
 
 Per = Literal["step", "forward", "response", "parameter"]
 

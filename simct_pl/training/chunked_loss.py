@@ -23,10 +23,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from simct_pl.losses.base import Objective, UnitChunk, UnitLosses
+from simct_pl.losses.base import Objective, PostedUnits, UnitChunk, UnitLosses
 from simct_pl.losses.inputs.logprobs import at_least_fp32
-from simct_pl.losses.inputs.unit_rows import UnitRows, unit_bounds
+from simct_pl.losses.inputs.unit_rows import UnitRows, even_bounds
 from simct_pl.losses.inputs.vocab_tables import PairTables
+from simct_pl.losses.parcel import Parcel
 from simct_pl.models.lm_head import LMHead
 from simct_pl.training.unit_stats import StatsWriter, unit_stats
 from simct_pl.types import UnitStats
@@ -35,13 +36,13 @@ from simct_pl.types import UnitStats
 # bytes. On a CPU temporaries then stay in its caches, and malloc hands out the same pages again instead of mapping new
 # ones; a GPU wants large kernels, but a dozen temporaries live at a time.
 CPU_STRIP_BYTES = 16 * 2**20
-GPU_STRIP_BYTES = 128 * 2**20
+GPU_STRIP_BYTES = 768 * 2**20
 # glibc hands freed memory back to the system, and pays for fresh pages at the next allocation, until it has seen a
 # large block freed; its dynamic mmap threshold is capped at 32 MiB.
 MMAP_THRESHOLD_BYTES = 31 * 2**20
 
-# Logits of each source, and the units they belong to (on the CPU) → what the statistics need, and the losses.
-ComputeLosses = Callable[[Sequence[Tensor], UnitRows], tuple[UnitChunk, UnitLosses]]
+# Logits of each source, and the units they belong to → what the statistics need, and the losses.
+ComputeLosses = Callable[[Sequence[Tensor], PostedUnits], tuple[UnitChunk, UnitLosses]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,9 +81,8 @@ def chunked_loss(
         student_head, teacher_head: states → logits.
     """
 
-    def compute(logits: Sequence[Tensor], rows: UnitRows) -> tuple[UnitChunk, UnitLosses]:
-        student_NK, read_XK = logits
-        chunk = UnitChunk.read(student_NK, read_XK, rows.read_rows_X, rows, tables)
+    def compute(logits: Sequence[Tensor], units: PostedUnits) -> tuple[UnitChunk, UnitLosses]:
+        chunk = units.chunk(*logits, tables)
         return chunk, objective(chunk)
 
     sources = (
@@ -113,23 +113,23 @@ def sum_over_chunks(
     """
     states_NH, projection = sources[0].states_RH, sources[0].head.projection
     like = at_least_fp32(states_NH.new_zeros(0, dtype=projection.weight.dtype))
-    stats = UnitStats.allocate(rows.num_units, len(rows.student_ids_N), like)
+    writer = StatsWriter(rows.num_units, len(rows.student_ids_N), like)
     # Whether gradients are wanted is asked here: within an autograd function they are off.
-    work = _Work(sources, rows, compute, chunk_tokens, stats, with_gradients=torch.is_grad_enabled())
+    work = _Work(sources, rows, compute, chunk_tokens, writer, with_gradients=torch.is_grad_enabled())
     states = [source.states_RH for source in sources]
     loss_sum: Tensor = _ChunkedLoss.apply(work, projection.weight, projection.bias, *states)
-    return loss_sum, stats
+    return loss_sum, writer.stats
 
 
 @dataclass(frozen=True)
 class _Work:
-    """What stays the same from chunk to chunk; stats is written while they run."""
+    """What stays the same from chunk to chunk; writer gets statistics while they run."""
 
     sources: Sequence[LogitSource]
     rows: UnitRows
     compute: ComputeLosses
     chunk_tokens: int
-    stats: UnitStats
+    writer: StatsWriter
     with_gradients: bool
 
     def weights(self, weight_KH: Tensor, bias_K: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:
@@ -217,26 +217,31 @@ def _walk_chunks(
     if device.type == "cpu":
         # Allocated and freed on purpose: from now on glibc keeps freed blocks of up to this size.
         torch.empty(MMAP_THRESHOLD_BYTES, dtype=torch.uint8)
-    parts = [work.rows.slice(start, end) for start, end in unit_bounds(work.rows, work.chunk_tokens)]
+    strip_rows = _strip_rows(device, weights)
+    chunk_rows = work.chunk_tokens if device.type == "cpu" else min(work.chunk_tokens, strip_rows)
+    parts = [work.rows.slice(start, end) for start, end in even_bounds(work.rows, chunk_rows)]
     # One buffer a source, as large as its largest chunk, for all chunks.
     most_rows = [max((len(source.rows_in(part)) for part in parts), default=0) for source in work.sources]
     buffers = [weight.new_empty(most, len(weight)) for most, (weight, _) in zip(most_rows, weights, strict=True)]
-    wanted, writer = sums.wanted(), StatsWriter(work.stats)
+    wanted = sums.wanted()
     for part in parts:
-        row = [source.rows_in(part).to(device) for source in work.sources]
+        row, strips = _send_chunk(work, part, strip_rows, device)
         picked = [
             one.index_select(0, row_R).to(weight.dtype)
             for one, row_R, (weight, _) in zip(states, row, weights, strict=True)
         ]
         logits = [
-            _project(states_RH, *head, buffer[: len(states_RH)])
-            for states_RH, head, buffer in zip(picked, weights, buffers, strict=True)
+            source.head.squash_(_project(states_RH, *head, buffer[: len(states_RH)]))
+            for source, states_RH, head, buffer in zip(work.sources, picked, weights, buffers, strict=True)
         ]
-        _compute_chunk(work, part, logits, wanted, writer)
+        for strip in strips:
+            work.writer.add(
+                _compute_strip(work, strip, [one[span] for one, span in zip(logits, strip.spans, strict=True)], wanted)
+            )
         # The buffers hold the gradients now, in the places of the logits.
         for i, _ in filter(lambda pair: pair[1], enumerate(wanted)):
             sums.add(i, logits[i], picked[i], row[i], weights[i][0])
-    return work.stats.loss_U.sum()
+    return work.writer.stats.loss_U.sum()
 
 
 def _project(states_RH: Tensor, weight_KH: Tensor, bias_K: Tensor | None, out_RK: Tensor) -> Tensor:
@@ -245,33 +250,47 @@ def _project(states_RH: Tensor, weight_KH: Tensor, bias_K: Tensor | None, out_RK
     return torch.addmm(bias_K, states_RH, weight_KH.T, out=out_RK)
 
 
-def _compute_chunk(
-    work: _Work, part: UnitRows, logits: Sequence[Tensor], wanted: Sequence[bool], writer: StatsWriter
-) -> None:
-    """Write the statistics. Gradients of the projected logits that want one take the place of the logits."""
-    device = logits[0].device
+def _strip_rows(device: torch.device, weights: Sequence[tuple[Tensor, Tensor | None]]) -> int:
+    """Rows of four-byte numbers, as many columns as the widest vocabulary has."""
     strip_bytes = CPU_STRIP_BYTES if device.type == "cpu" else GPU_STRIP_BYTES
-    # Rows of four-byte numbers, as many columns as the wider vocabulary has.
-    strip_rows = max(1, strip_bytes // (4 * max(one.shape[1] for one in logits)))
+    return max(1, strip_bytes // (4 * max(len(weight) for weight, _ in weights)))
+
+
+@dataclass(frozen=True)
+class _Strip:
+    """A few units of a chunk. spans: where the logits of each source lie in the chunk's buffers."""
+
+    units: PostedUnits
+    spans: list[slice]
+
+
+def _send_chunk(
+    work: _Work, part: UnitRows, strip_rows: int, device: torch.device
+) -> tuple[list[Tensor], list[_Strip]]:
+    """(rows of each source's states, the chunk's strips). All that the device needs of them goes there at once."""
+    parcel, strips = Parcel(), []
     of_chunk = [source.rows_in(part) for source in work.sources]
-    for start, end in unit_bounds(part, strip_rows):
+    received = parcel.add({str(i): row_R for i, row_R in enumerate(of_chunk)})
+    for start, end in even_bounds(part, strip_rows):
         rows = part.slice(start, end)
-        projected = []
-        for source, row_R, one in zip(work.sources, of_chunk, logits, strict=True):
+        spans = []
+        for source, row_R in zip(work.sources, of_chunk, strict=True):
             # What a strip reads lies together: rows ascend with the units, and paths end at gaps between these.
             first, last = torch.searchsorted(row_R, source.rows_in(rows)[[0, -1]]).tolist()
-            projected.append(one[first : last + 1])  # a view: what is written over it stands in the chunk's buffer
-        writer.add(_compute_strip(work, rows, projected, wanted))
+            spans.append(slice(first, last + 1))
+        strips.append(_Strip(PostedUnits.of(rows, rows.read_rows_X, parcel), spans))
+    parcel.send(device)
+    return [*received().values()], strips
 
 
-def _compute_strip(work: _Work, rows: UnitRows, projected: Sequence[Tensor], wanted: Sequence[bool]) -> UnitStats:
+def _compute_strip(work: _Work, strip: _Strip, squashed: Sequence[Tensor], wanted: Sequence[bool]) -> UnitStats:
+    """Statistics of a strip. squashed: views of the buffers, over which gradients are written where one is wanted."""
     with torch.set_grad_enabled(any(wanted)):
         # Autograd starts from the projected logits. What lies before them, states and head, is the caller's to do in
         # one go.
-        leaves = [one.detach().requires_grad_(want) for one, want in zip(projected, wanted, strict=True)]
-        chunk, losses = work.compute(
-            [source.head.finish(leaf) for source, leaf in zip(work.sources, leaves, strict=True)], rows
-        )
+        leaves = [one.detach().requires_grad_(want) for one, want in zip(squashed, wanted, strict=True)]
+        logits = [source.head.expand(leaf) for source, leaf in zip(work.sources, leaves, strict=True)]
+        chunk, losses = work.compute(logits, strip.units)
         loss = losses.loss_U.sum()
     if not any(wanted):
         return unit_stats(chunk, losses)
@@ -280,5 +299,5 @@ def _compute_strip(work: _Work, rows: UnitRows, projected: Sequence[Tensor], wan
     gradients = torch.autograd.grad(loss, [leaves[i] for i in trained], allow_unused=True, materialize_grads=True)
     stats = unit_stats(chunk, losses)  # before the logits go: an objective may have left log-probabilities to it
     for i, gradient in zip(trained, gradients, strict=True):
-        projected[i].copy_(gradient)
+        work.sources[i].head.squash_backward_(squashed[i], gradient)
     return stats
