@@ -17,12 +17,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, UnsupportedOperatorException
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from typing_extensions import override
 
+from simct_pl.errors import UnsupportedModelError, first_line
 from simct_pl.rehearsal import values
 from simct_pl.rehearsal.ledger import Ledger, Place, Wait
 from simct_pl.rehearsal.waits import answer_of
@@ -57,8 +58,18 @@ NO_KERNEL = {
 }
 
 
-class TooManyOperators(Exception):
-    """Code that would take minutes to follow; str() is the limit."""
+# Which argument is the left one of a product of matrices.
+PRODUCTS = {
+    aten.mm.default: 0,
+    aten.mm.out: 0,
+    aten.bmm.default: 0,
+    aten.linear.default: 0,
+    aten.matmul.default: 0,
+    aten.addmm.default: 1,
+    aten.addmm.out: 1,
+    aten.addmm_.default: 1,
+    aten.baddbmm.default: 1,
+}
 
 
 class FakeDevice(TorchDispatchMode):
@@ -67,8 +78,9 @@ class FakeDevice(TorchDispatchMode):
     Args:
         device: "cuda" in a process that fake_cuda has prepared, or "cpu". ledger: what is written to.
 
-    Raises, from inside:
-        TooManyOperators. UnknownValue: where the host reads a number that it cannot know, and waits.py has no answer.
+    Raises, at its end:
+        UnsupportedModelError: if the code inside cannot be followed: it asks for a number that only the device knows,
+            or runs very many operators.
     """
 
     def __init__(self, device: str, ledger: Ledger | None = None) -> None:
@@ -76,7 +88,7 @@ class FakeDevice(TorchDispatchMode):
         self.device = torch.device(device)
         self.ledger = ledger or Ledger()
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
-        self.num_operators = 0
+        self.num_operators = self._depth = 0
         self._pinned = values.TensorSet()
         self._resize = torch.UntypedStorage.resize_
 
@@ -94,6 +106,10 @@ class FakeDevice(TorchDispatchMode):
 
     @override
     def __enter__(self) -> FakeDevice:
+        self._depth += 1
+        super().__enter__()
+        if self._depth > 1:
+            return self
         # torch.tensor(…, device="cuda") is made on the host and then sent.
         torch._C._set_only_lift_cpu_tensors(True)
         whole, ledger = self._resize, self.ledger
@@ -103,14 +119,25 @@ class FakeDevice(TorchDispatchMode):
             return whole(storage, num_bytes)
 
         torch.UntypedStorage.resize_ = resize  # type: ignore[method-assign]
-        super().__enter__()
         return self
 
     @override
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        super().__exit__(kind, error, trace)
+        self._depth -= 1
+        if self._depth > 0:
+            return
         torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
         torch._C._set_only_lift_cpu_tensors(False)
+        if isinstance(error, values.TooManyOperators):
+            raise UnsupportedModelError(
+                f"The step runs {error}, as models that read token by token do: following it would take too long."
+            ) from error
+        if isinstance(error, (values.UnknownValue, UnsupportedOperatorException, *values.NEEDS_VALUES)):
+            raise UnsupportedModelError(
+                f"The step decides by values what it computes ({first_line(error)}), so that nothing can be told of it "
+                "without running it."
+            ) from error
 
     @override
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -118,7 +145,7 @@ class FakeDevice(TorchDispatchMode):
             return NotImplemented  # what it does to its parts comes back here
         self.num_operators += 1
         if self.num_operators > MOST_OPERATORS:
-            raise TooManyOperators(f"{MOST_OPERATORS:,}")
+            raise values.TooManyOperators(f"more than {MOST_OPERATORS:,} operators")
         kwargs = kwargs or {}
         tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
         has_fake = any(isinstance(one, FakeTensor) for one in tensors)
@@ -129,7 +156,7 @@ class FakeDevice(TorchDispatchMode):
             return self._of_host(func, args, kwargs)
         place = self.ledger.here()
         result, is_copy = self._of_device(func, args, kwargs, place)
-        self._count(func, result, place, is_copy=is_copy)
+        self._count(func, args, result, place, is_copy=is_copy)
         return result
 
     def _is_sent_to(self, kwargs: dict[str, Any]) -> bool:
@@ -145,7 +172,7 @@ class FakeDevice(TorchDispatchMode):
             return func(*args, **kwargs)
         result = values.if_small(self.fake, func, args, kwargs)
         if not func.is_view:
-            self._count(func, result, self.ledger.here())
+            self._count(func, args, result, self.ledger.here())
         return result
 
     # ---- the device ----
@@ -224,7 +251,7 @@ class FakeDevice(TorchDispatchMode):
     def _read(self, tensor: Tensor, place: Place) -> Any:
         self._wait(place, "item")
         known = values.known(tensor)
-        return answer_of(place, tensor.dtype) if known is None else known.item()
+        return answer_of(place) if known is None else known.item()
 
     def _upload(self, source: Tensor, place: Place, *, asynchronous: bool) -> None:
         """Of pinned memory alone is nobody kept waiting."""
@@ -233,12 +260,14 @@ class FakeDevice(TorchDispatchMode):
         else:
             self._wait(place, "upload")
 
-    def _count(self, func: Any, result: Any, place: Place, *, is_copy: bool = False) -> None:
+    def _count(self, func: Any, args: Any, result: Any, place: Place, *, is_copy: bool = False) -> None:
         made = [one for one in tree_leaves(result) if isinstance(one, Tensor) and one.device.type == self.device.type]
         if not made:
             return
         if not (is_copy or func in NO_KERNEL or func.is_view or torch.Tag.inplace_view in func.tags):
             self.ledger.kernel(str(func), place)
+        if func in PRODUCTS:
+            self.ledger.products[self.ledger.phase, made[0].dtype] += made[0].numel() * args[PRODUCTS[func]].shape[-1]
         for one in made:
             self.ledger.hold(one, place)
 

@@ -42,29 +42,34 @@ class Wait:
 class Ledger:
     """Counts of one rehearsal; `forget` starts them anew while bytes stay alive.
 
-    kernels: by (phase, line): operators that compute something on the device; some start several kernels. waits: of the
-    host for the device. uploads: that nobody waits for. live, most: bytes. at_most: bytes by line when `most` was
-    reached. most_in: the most in each phase.
+    kernels, operators: by phase and line, and by phase and name: operators that compute something on the device; some
+        start several kernels. products: multiplications in products of matrices, by phase and dtype.
+    waits: of the host for the device. uploads: that nobody waits for.
+    live, most: bytes. at_rest, at_most: by line, at the last `forget`, and when `most` was reached. most_in: the most
+        in each phase.
     """
 
     def __init__(self) -> None:
         self.phase = "other"
         self.kernels: Counter[tuple[str, str]] = Counter()
         self.operators: Counter[tuple[str, str]] = Counter()
+        self.products: Counter[tuple[str, torch.dtype]] = Counter()
         self.waits: Counter[Wait] = Counter()
         self.uploads: Counter[Place] = Counter()
         self.most_in: dict[str, int] = {}
         self.live = self.most = 0
         self.at_most: Counter[str] = Counter()
+        self.at_rest: Counter[str] = Counter()
         self._by_line: Counter[str] = Counter()
         self._name: str | None = None
         self._held: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
     def forget(self) -> int:
         """Start counting anew; the most bytes so far."""
-        for counts in (self.kernels, self.operators, self.waits, self.uploads, self.most_in):
+        for counts in (self.kernels, self.operators, self.products, self.waits, self.uploads, self.most_in):
             counts.clear()
-        most, self.most, self.at_most = self.most, self.live, self._by_line.copy()
+        most, self.most = self.most, self.live
+        self.at_most = self.at_rest = self._by_line.copy()
         return most
 
     @contextmanager
@@ -93,16 +98,14 @@ class Ledger:
 
     def here(self) -> Place:
         """The innermost frame of this repository outside of this room."""
-        if self._name is not None:
-            return Place(self._name, self._name)
         frame: FrameType | None = sys._getframe(1)
         while frame is not None:
             file = frame.f_code.co_filename
             if file.startswith(ROOT) and not file.startswith(HERE) and "site-packages" not in file:
                 name = file[len(ROOT) + 1 :]
-                return Place(f"{name}:{frame.f_lineno}", f"{name}:{frame.f_code.co_qualname}")
+                return Place(self._name or f"{name}:{frame.f_lineno}", f"{name}:{frame.f_code.co_qualname}")
             frame = frame.f_back
-        return Place(BACKWARD, BACKWARD)
+        return Place(self._name or BACKWARD, BACKWARD)
 
     def kernel(self, operator: str, place: Place) -> None:
         self.kernels[self.phase, place.line] += 1

@@ -34,7 +34,7 @@ from simct_pl.types import UnitStats
 
 # The objective sees a strip of a chunk: as many units as keep one [rows x vocabulary] fp32 temporary within this many
 # bytes. On a CPU temporaries then stay in its caches, and malloc hands out the same pages again instead of mapping new
-# ones; a GPU wants large kernels, but a dozen temporaries live at a time.
+# ones. A GPU wants few and large kernels: 786 rows of 256,000 ids, of which three or four temporaries live at a time.
 CPU_STRIP_BYTES = 16 * 2**20
 GPU_STRIP_BYTES = 768 * 2**20
 # glibc hands freed memory back to the system, and pays for fresh pages at the next allocation, until it has seen a
@@ -72,12 +72,13 @@ def chunked_loss(
     objective: Objective,
     tables: PairTables,
     chunk_tokens: int = 1024,
+    strip_bytes: int | None = None,
 ) -> tuple[Tensor, UnitStats]:
     """Sum of the objective over all units, and its statistics.
 
     Args:
         student_hidden_NH, teacher_hidden_MH: states whose rows UnitRows refers to; any float dtype.
-        rows, chunk_tokens, and what is returned: see sum_over_chunks.
+        rows, chunk_tokens, strip_bytes, and what is returned: see sum_over_chunks.
         student_head, teacher_head: states → logits.
     """
 
@@ -89,11 +90,15 @@ def chunked_loss(
         LogitSource(student_hidden_NH, student_head, "student"),
         LogitSource(teacher_hidden_MH.detach(), teacher_head, "teacher"),
     )
-    return sum_over_chunks(sources, rows, compute, chunk_tokens)
+    return sum_over_chunks(sources, rows, compute, chunk_tokens, strip_bytes)
 
 
 def sum_over_chunks(
-    sources: Sequence[LogitSource], rows: UnitRows, compute: ComputeLosses, chunk_tokens: int
+    sources: Sequence[LogitSource],
+    rows: UnitRows,
+    compute: ComputeLosses,
+    chunk_tokens: int,
+    strip_bytes: int | None = None,
 ) -> tuple[Tensor, UnitStats]:
     """Sum of the losses of all units, and their statistics.
 
@@ -106,6 +111,7 @@ def sum_over_chunks(
         rows: the units, best left on the CPU.
         compute: losses of a few units.
         chunk_tokens: at most this many rows of a source have logits at a time (a longer unit is a chunk of its own).
+        strip_bytes: of one [rows x vocabulary] fp32 temporary; what suits the device by default.
 
     Returns:
         (loss_sum, stats). loss_sum can run backward once. Without any unit it is a zero that still runs backward
@@ -115,7 +121,7 @@ def sum_over_chunks(
     like = at_least_fp32(states_NH.new_zeros(0, dtype=projection.weight.dtype))
     writer = StatsWriter(rows.num_units, len(rows.student_ids_N), like)
     # Whether gradients are wanted is asked here: within an autograd function they are off.
-    work = _Work(sources, rows, compute, chunk_tokens, writer, with_gradients=torch.is_grad_enabled())
+    work = _Work(sources, rows, compute, chunk_tokens, strip_bytes, writer, with_gradients=torch.is_grad_enabled())
     states = [source.states_RH for source in sources]
     loss_sum: Tensor = _ChunkedLoss.apply(work, projection.weight, projection.bias, *states)
     return loss_sum, writer.stats
@@ -129,6 +135,7 @@ class _Work:
     rows: UnitRows
     compute: ComputeLosses
     chunk_tokens: int
+    strip_bytes: int | None
     writer: StatsWriter
     with_gradients: bool
 
@@ -217,8 +224,7 @@ def _walk_chunks(
     if device.type == "cpu":
         # Allocated and freed on purpose: from now on glibc keeps freed blocks of up to this size.
         torch.empty(MMAP_THRESHOLD_BYTES, dtype=torch.uint8)
-    strip_rows = _strip_rows(device, weights)
-    chunk_rows = work.chunk_tokens if device.type == "cpu" else min(work.chunk_tokens, strip_rows)
+    chunk_rows, strip_rows = _most_rows(work, device, weights)
     parts = [work.rows.slice(start, end) for start, end in even_bounds(work.rows, chunk_rows)]
     # One buffer a source, as large as its largest chunk, for all chunks.
     most_rows = [max((len(source.rows_in(part)) for part in parts), default=0) for source in work.sources]
@@ -250,10 +256,13 @@ def _project(states_RH: Tensor, weight_KH: Tensor, bias_K: Tensor | None, out_RK
     return torch.addmm(bias_K, states_RH, weight_KH.T, out=out_RK)
 
 
-def _strip_rows(device: torch.device, weights: Sequence[tuple[Tensor, Tensor | None]]) -> int:
-    """Rows of four-byte numbers, as many columns as the widest vocabulary has."""
-    strip_bytes = CPU_STRIP_BYTES if device.type == "cpu" else GPU_STRIP_BYTES
-    return max(1, strip_bytes // (4 * max(len(weight) for weight, _ in weights)))
+def _most_rows(work: _Work, device: torch.device, weights: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[int, int]:
+    """(of a chunk, of a strip). On a GPU a chunk is one strip: each costs as many kernels, however small it is."""
+    on_cpu = device.type == "cpu" and work.strip_bytes is None
+    strip_bytes = work.strip_bytes or (CPU_STRIP_BYTES if on_cpu else GPU_STRIP_BYTES)
+    # Rows of four-byte numbers, as many columns as the widest vocabulary has.
+    strip_rows = max(1, strip_bytes // (4 * max(len(weight) for weight, _ in weights)))
+    return work.chunk_tokens if on_cpu else min(work.chunk_tokens, strip_rows), strip_rows
 
 
 @dataclass(frozen=True)

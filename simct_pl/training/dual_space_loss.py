@@ -29,6 +29,7 @@ def dual_space_loss(
     projectors: nn.Module,
     tables: PairTables,
     chunk_tokens: int = 1024,
+    strip_bytes: int | None = None,
 ) -> tuple[Tensor, UnitStats]:
     """Sum of the objective over all units, and its statistics: chunked_loss for states that are translated first.
 
@@ -53,7 +54,7 @@ def dual_space_loss(
         LogitSource(in_student_NH, student_head, "student"),
         LogitSource(in_teacher_MH, teacher_head, "teacher"),
     )
-    loss_sum, stats = sum_over_chunks(sources, states.rows, compute, chunk_tokens)
+    loss_sum, stats = sum_over_chunks(sources, states.rows, compute, chunk_tokens, strip_bytes)
     # A zero that depends on every projector, for ranks whose loss reaches none of them.
     anchor = torch.stack([parameter.flatten()[:0].sum() for parameter in projectors.parameters()]).sum()
     return loss_sum + anchor, stats
