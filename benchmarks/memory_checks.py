@@ -63,7 +63,7 @@ def rehearse_body(
             with stage.phases("student_forward"):
                 return states_of(model, num_sequences, length).sum()
 
-        return WithLoss(model, forward, [{"params": list(model.parameters())}])
+        return WithLoss(model, forward, lambda: [{"params": list(model.parameters())}])
 
     training = Training(ModelSource(config), dtype, gradient_checkpointing=checkpointing)
     return rehearse(training, with_loss, "cpu")

@@ -90,7 +90,7 @@ def plan_supervised(
                 loss: Tensor = whole(examples)
             return loss
 
-        return WithLoss(whole, forward, [{"params": list(whole.parameters())}])
+        return WithLoss(whole, forward, lambda: [{"params": list(whole.parameters())}])
 
     why_not: list[str] = []
     training = training_of(source, step, module.sharding, module.optimizer_config)

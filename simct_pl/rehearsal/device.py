@@ -118,7 +118,7 @@ class FakeDevice(TorchDispatchMode):
             ledger.resize(storage, num_bytes)
             return whole(storage, num_bytes)
 
-        torch.UntypedStorage.resize_ = resize  # type: ignore[method-assign]
+        torch.UntypedStorage.resize_ = resize  # type: ignore[method-assign, assignment]
         return self
 
     @override

@@ -132,31 +132,25 @@ def _answers(torch: Any) -> dict[str, Any]:
         gcnArchName="",
     )
     stream = _Nothing()
+    nothing = ("init", "_lazy_init", "set_device", "synchronize", "empty_cache", "manual_seed", "manual_seed_all")
+    quiet = dict.fromkeys((*nothing, "set_rng_state", "reset_peak_memory_stats"), lambda *_: None)
+    contexts = dict.fromkeys(("stream", "device"), lambda _: nullcontext())
+    streams = dict.fromkeys(("current_stream", "default_stream"), lambda *_: stream)
     return {
+        **quiet,
+        **contexts,
+        **streams,
+        "Stream": _Nothing,
+        "Event": _Nothing,
         "is_available": lambda: True,
         "is_initialized": lambda: True,
-        "init": lambda: None,
-        "_lazy_init": lambda: None,
         "device_count": lambda: 1,
         "current_device": lambda: 0,
-        "set_device": lambda _: None,
-        "synchronize": lambda *_: None,
-        "empty_cache": lambda: None,
         "get_device_capability": lambda *_: (9, 0),
         "get_device_name": lambda *_: properties.name,
         "get_device_properties": lambda *_: properties,
         "is_bf16_supported": lambda *_, **__: True,
-        "Stream": _Nothing,
-        "Event": _Nothing,
-        "current_stream": lambda *_: stream,
-        "default_stream": lambda *_: stream,
-        "stream": lambda _: nullcontext(),
-        "device": lambda _: nullcontext(),
-        "manual_seed": lambda _: None,
-        "manual_seed_all": lambda _: None,
         "get_rng_state": lambda *_: torch.zeros(16, dtype=torch.uint8),
-        "set_rng_state": lambda *_: None,
-        "reset_peak_memory_stats": lambda *_: None,
         "is_current_stream_capturing": lambda: False,
         "mem_get_info": lambda *_: (CAPACITY, CAPACITY),
     }

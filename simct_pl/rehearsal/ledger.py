@@ -39,6 +39,14 @@ class Wait:
     kind: str
 
 
+@dataclass
+class _Held:
+    """A storage that is alive."""
+
+    line: str
+    num_bytes: int = 0
+
+
 class Ledger:
     """Counts of one rehearsal; `forget` starts them anew while bytes stay alive.
 
@@ -115,14 +123,14 @@ class Ledger:
         """A storage that was there before, and is nobody's here."""
         storage = tensor.untyped_storage()
         if storage not in self._held:
-            self._held[storage] = [0, "before"]
+            self._held[storage] = _Held("before")
 
     def hold(self, tensor: Tensor, place: Place) -> None:
         """Count a storage that is new."""
         storage = tensor.untyped_storage()
         if storage in self._held:
             return
-        held = [0, place.line]
+        held = _Held(place.line)
         self._held[storage] = held
         weakref.finalize(storage, self._resized, held, 0).atexit = False
         self._resized(held, storage.nbytes())
@@ -132,12 +140,10 @@ class Ledger:
         if storage in self._held:
             self._resized(self._held[storage], num_bytes)
 
-    def _resized(self, held: list[int | str], num_bytes: int) -> None:
-        before, line = held
-        assert isinstance(before, int)
-        held[0] = num_bytes
-        self.live += num_bytes - before
-        self._by_line[str(line)] += num_bytes - before
+    def _resized(self, held: _Held, num_bytes: int) -> None:
+        more, held.num_bytes = num_bytes - held.num_bytes, num_bytes
+        self.live += more
+        self._by_line[held.line] += more
         self.most_in[self.phase] = max(self.most_in.get(self.phase, 0), self.live)
         if self.live > self.most:
             self.most, self.at_most = self.live, self._by_line.copy()

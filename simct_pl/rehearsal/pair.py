@@ -79,7 +79,7 @@ def _with_loss(student: PreTrainedModel, stage: Stage, training: Training, of: D
         loss: Tensor = root(batch.rollouts, lambda: batch.aligned, tables)[0]
         return loss
 
-    return WithLoss(root, forward, root.parameter_groups())
+    return WithLoss(root, forward, root.parameter_groups)
 
 
 def _teacher(stage: Stage, training: Training, of: Distillation) -> FrozenTeacher:

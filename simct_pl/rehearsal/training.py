@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,12 +77,12 @@ class Stage:
 @dataclass(frozen=True)
 class WithLoss:
     """root: the module that is optimised, and sharded as a whole. forward: its loss for a micro-batch. groups: its
-    parameters for an optimizer.
+    parameters for an optimizer, asked for when it has been sharded.
     """
 
     root: nn.Module
     forward: Callable[[], Tensor]
-    groups: list[dict[str, object]]
+    groups: Callable[[], list[dict[str, Any]]]
 
 
 def rehearse(
@@ -119,7 +120,7 @@ def rehearse(
 
 
 def _run(training: Training, loss: WithLoss, mode: FakeDevice, phases: Phases) -> None:
-    optimizer, scheduler = training.optimizer.build(loss.groups, NUM_STEPS)
+    optimizer, scheduler = training.optimizer.build(loss.groups(), NUM_STEPS)
     guarded = GuardedStep(training.optimizer.max_grad_norm)
     with mode.ledger.named(MOMENTS):
         _set_gradients(loss.root)

@@ -48,7 +48,7 @@ ALLOWED: dict[str, tuple[Allowed, ...]] = {
         Allowed("item", 1, "step", "no step on gradients that are not finite", answer=True),
     ),
     f"{TRAINING}teacher.py:ShardedTeacher._pack": (
-        Allowed("item", 1, "forward", "ranks that share a teacher run it as often as each other"),
+        Allowed("item", 1, "forward", "ranks that share a teacher run it as often as each other", answer=1),
         Allowed("upload", 1, "forward", "the same"),
     ),
 }

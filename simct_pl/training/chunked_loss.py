@@ -29,6 +29,7 @@ from simct_pl.losses.inputs.unit_rows import UnitRows, even_bounds
 from simct_pl.losses.inputs.vocab_tables import PairTables
 from simct_pl.losses.parcel import Parcel
 from simct_pl.models.lm_head import LMHead
+from simct_pl.training.gradient_sums import GradientSums
 from simct_pl.training.unit_stats import StatsWriter, unit_stats
 from simct_pl.types import UnitStats
 
@@ -153,7 +154,7 @@ class _ChunkedLoss(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_KH.dtype
         # All gradients are made here in forward, while a chunk's logits exist; backward has nothing to compute again.
         needed = [work.with_gradients and need for need in ctx.needs_input_grad[1:]]
-        sums = _GradientSums.zeros(weight_KH, bias_K, states, needed)
+        sums = GradientSums.zeros(weight_KH, bias_K, states, needed)
         ctx.sums = sums
         # The products' dtype has been chosen above. Autocast must choose nothing after them: the rest is at least fp32.
         with torch.autocast(device, enabled=False):
@@ -174,50 +175,8 @@ class _ChunkedLoss(torch.autograd.Function):
         return (None, *(None if gradient is None else gradient.mul_(grad) for gradient in found))
 
 
-@dataclass(frozen=True)
-class _GradientSums:
-    """Gradients of the loss sum so far, None where none is needed. Over chunks they add up in at least fp32."""
-
-    weight_KH: Tensor | None
-    bias_K: Tensor | None
-    states: list[Tensor | None]
-
-    @classmethod
-    def zeros(
-        cls, weight_KH: Tensor, bias_K: Tensor | None, states: Sequence[Tensor], needed: Sequence[bool]
-    ) -> _GradientSums:
-        sum_dtype = torch.promote_types(weight_KH.dtype, torch.float32)
-        return cls(
-            torch.zeros_like(weight_KH, dtype=sum_dtype) if needed[0] else None,
-            torch.zeros_like(bias_K, dtype=sum_dtype) if needed[1] and bias_K is not None else None,
-            [torch.zeros_like(one) if need else None for one, need in zip(states, needed[2:], strict=True)],
-        )
-
-    def wanted(self) -> list[bool]:
-        """Whether each source's logits need a gradient."""
-        trains_head = self.weight_KH is not None or self.bias_K is not None
-        return [one is not None or (i == 0 and trains_head) for i, one in enumerate(self.states)]
-
-    def add(self, source: int, grad_RK: Tensor, states_RH: Tensor, row_R: Tensor, weight_KH: Tensor) -> None:
-        """A chunk's part, given the gradient of one source's logits. No row of states belongs to two chunks."""
-        states = self.states[source]
-        # logits = states Wᵀ + b, so d states = d logits W, d W = d logitsᵀ states, and d b is the sum over rows.
-        if states is not None:
-            states.index_copy_(0, row_R, (grad_RK @ weight_KH).to(states.dtype))
-        if source > 0:
-            return
-        if self.weight_KH is not None:
-            # Added in place where dtypes allow it, without a [vocabulary x width] temporary for each chunk.
-            if self.weight_KH.dtype == grad_RK.dtype:
-                self.weight_KH.addmm_(grad_RK.T, states_RH)
-            else:
-                self.weight_KH.add_(grad_RK.T @ states_RH)
-        if self.bias_K is not None:
-            self.bias_K.add_(grad_RK.sum(0, dtype=self.bias_K.dtype))
-
-
 def _walk_chunks(
-    work: _Work, states: Sequence[Tensor], weights: Sequence[tuple[Tensor, Tensor | None]], sums: _GradientSums
+    work: _Work, states: Sequence[Tensor], weights: Sequence[tuple[Tensor, Tensor | None]], sums: GradientSums
 ) -> Tensor:
     """The loss sum; adds to sums and fills work.stats."""
     device = states[0].device

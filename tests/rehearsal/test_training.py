@@ -111,7 +111,7 @@ def test_ranks_share_what_they_share() -> None:
     for name in (TRAINED, MOMENTS):
         assert shared.at_rest[name] == pytest.approx(alone.at_rest[name] / 8, rel=0.05), name
     assert GRADIENTS not in +alone.at_rest  # one micro-batch
-    assert shared.at_rest[GRADIENTS] == shared.at_rest[TRAINED]
+    assert shared.at_rest[GRADIENTS] == pytest.approx(shared.at_rest[TRAINED], rel=0.01)  # buffers
     assert alone.at_rest[TEACHER] / 8 < shared.at_rest[TEACHER] < alone.at_rest[TEACHER] / 2
     assert not torch.distributed.is_initialized()
 
