@@ -1,4 +1,4 @@
-"""Who holds what on 8, 16 and 64 GPUs: the tables of docs/scaling.md.
+"""Who holds what on 8 and 64 GPUs: the tables of docs/scaling.md.
 
 Each line is a rehearsal of one rank's step at full size (simct_pl/rehearsal), with an engine and its KV cache added; no
 GPU was used.
@@ -30,20 +30,18 @@ PAIRS = {
     "Gemma-2-2B-it ◄ Qwen2.5-7B-Instruct": StepShape(num_prompts=64),
     "Qwen2.5-7B-Instruct ◄ Qwen2.5-32B-Instruct": StepShape(num_prompts=256, micro_batch_tokens=8192),
 }
-DDP = {"student": "replicated", "buckets": True, "param_dtype": torch.float32, "autocast": True}
-LAYOUTS: dict[int, dict[str, dict[str, object]]] = {
-    8: {
-        "DDP, teacher whole": DDP,
-        "FSDP2, teacher whole": {},
-        "FSDP2, teacher sharded": {"teacher": "sharded"},
+DDP: dict[str, object] = {"student": "replicated", "buckets": True, "param_dtype": torch.float32, "autocast": True}
+SHARED: dict[str, object] = {"teacher": "sharded"}
+LAYOUTS: dict[str, dict[str, dict[str, object]]] = {
+    "Gemma-2-2B-it ◄ Qwen2.5-7B-Instruct": {
+        "8: DDP, teacher whole": DDP,
+        "8: FSDP2, teacher whole": {},
+        "8: FSDP2, teacher sharded": SHARED,
+        "64: HSDP 8 × 8": SHARED | {"num_gpus": 64, "num_replicas": 8},
     },
-    16: {
-        "FSDP2 over 16": {"teacher": "sharded"},
-        "HSDP 2 × 8": {"teacher": "sharded", "num_replicas": 2},
-    },
-    64: {
-        "FSDP2 over 64": {"teacher": "sharded"},
-        "HSDP 8 × 8": {"teacher": "sharded", "num_replicas": 8},
+    "Qwen2.5-7B-Instruct ◄ Qwen2.5-32B-Instruct": {
+        "8: FSDP2, teacher sharded": SHARED,
+        "64: HSDP 8 × 8": SHARED | {"num_gpus": 64, "num_replicas": 8},
     },
 }
 # recipes/paper: 4 GPUs of a node train, the other 4 sample.
@@ -88,13 +86,12 @@ class RehearsedPair:
         return rehearse_distillation(training_of(self.student, step, sharding, OptimizerConfig()), distillation, HOST)
 
 
-def layout_table(pair: RehearsedPair, base: StepShape, memory: float) -> str:
+def layout_table(pair: RehearsedPair, base: StepShape, layouts: dict[str, dict[str, object]], memory: float) -> str:
     """A line a layout."""
     rows = []
-    layouts = [(num_gpus, name, changes) for num_gpus, of in LAYOUTS.items() for name, changes in of.items()]
-    for num_gpus, name, changes in follow(layouts, "layouts"):
-        step = replace(base, num_gpus=num_gpus, **changes)  # type: ignore[arg-type]
-        rows.append([f"{num_gpus}: {name}", *cells(pair.items(step), memory)])
+    for name in follow([*layouts], "layouts"):
+        step = replace(base, **layouts[name])  # type: ignore[arg-type]
+        rows.append([name, *cells(pair.items(step), memory)])
     return table(("GPUs: layout, rehearsed", *HEADERS), rows)
 
 
@@ -131,7 +128,7 @@ def main(gpu: str = "h100", write: bool = False) -> None:
     memory, parts = GPU_MEMORY[gpu], []
     for name, step in PAIRS.items():
         title = f"{name}, {step.num_prompts} responses of {step.response_tokens:,} tokens a step; GB a GPU, rehearsed"
-        parts += [title, layout_table(RehearsedPair(name), step, memory)]
+        parts += [title, layout_table(RehearsedPair(name), step, LAYOUTS[name], memory)]
     parts.append("The paper's recipes: 4 GPUs train, 4 more sample; GB a training GPU, rehearsed")
     parts.append(paper_table({name: RehearsedPair(name) for name in PAPER_PAIRS}, memory))
     publish("layouts", "python -m benchmarks.layouts", "\n\n".join(parts), write=write, page="scaling.md")

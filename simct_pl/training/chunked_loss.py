@@ -5,7 +5,7 @@ No tensor of [response x vocabulary] ever exists. What happens, in order:
 1. The units are cut into chunks, between units, so that an objective always sees whole ones.
 2. Each source of logits (the student, the teacher; for objectives in two hidden spaces two more) is projected into a
    buffer that the next chunk uses again.
-3. The objective sees a strip of the chunk, small enough for its temporaries to stay in the caches.
+3. The objective sees a strip of the chunk: on a CPU one whose temporaries stay in the caches, on a GPU all of it.
 4. The strip's gradients are taken at once and written over its logits.
 5. A chunk's gradients become those of its hidden states and of the student's head.
 
@@ -84,7 +84,8 @@ def chunked_loss(
     """
 
     def compute(logits: Sequence[Tensor], units: PostedUnits) -> tuple[UnitChunk, UnitLosses]:
-        chunk = units.chunk(*logits, tables)
+        student_NK, read_XK = logits
+        chunk = units.chunk(student_NK, read_XK, tables)
         return chunk, objective(chunk)
 
     sources = (
@@ -178,7 +179,7 @@ class _ChunkedLoss(torch.autograd.Function):
 def _walk_chunks(
     work: _Work, states: Sequence[Tensor], weights: Sequence[tuple[Tensor, Tensor | None]], sums: GradientSums
 ) -> Tensor:
-    """The loss sum; adds to sums and fills work.stats."""
+    """The loss sum; adds to sums, and writes statistics."""
     device = states[0].device
     if device.type == "cpu":
         # Allocated and freed on purpose: from now on glibc keeps freed blocks of up to this size.

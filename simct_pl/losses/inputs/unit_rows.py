@@ -146,7 +146,7 @@ class UnitRows:
     def post(self, parcel: Parcel) -> Callable[[], UnitRows]:
         """Put all arrays into a parcel; call what is returned when it has been sent. The paths stay where they are."""
         received = parcel.add({f.name: getattr(self, f.name) for f in _arrays()})
-        return lambda: UnitRows(**received(), paths=self.paths)  # type: ignore[arg-type]
+        return lambda: UnitRows(**received(), paths=self.paths)
 
     def slice(self, start: int, end: int) -> UnitRows:
         """Units start:end, with N, M, P and the unit numbers counted from the slice's beginning. Best on the CPU."""

@@ -84,7 +84,7 @@ class TokenPaths:
         arrays |= _places(self, whole_step_F, num_labels)
         arrays |= {f"shifted {side} {number}": rows for side in (0, 1) for number, rows in shifted[side].items()}
         posted = parcel.add(arrays)
-        known = {
+        known: dict[str, Any] = {
             "whole_rows_differ": bool((self.step_row_P[whole_step_F].diff() > 0).all()),
             "num_classes": self.num_classes,
             "num_labels": num_labels,
@@ -99,8 +99,8 @@ class TokenPaths:
                 ]
                 for place, side in enumerate(_SIDES)
             )
-            written = lists.write_out(found, self.lists.entries(device))
-            kept = {f.name: found[f.name] for f in fields(PathArrays) if f.name in found}
+            written: dict[str, Any] = {**lists.write_out(found, self.lists.entries(device))}
+            kept: dict[str, Any] = {f.name: found[f.name] for f in fields(PathArrays) if f.name in found}
             return PathArrays(**kept, **written, **known, shifted_students=students, shifted_teachers=teachers)
 
         return received
