@@ -1,4 +1,4 @@
-"""Who holds what on 8 and 64 GPUs: the tables of docs/scaling.md.
+"""Who holds what on 8 GPUs: the tables of docs/scaling.md.
 
 Each line is a rehearsal of one rank's step at full size (simct_pl/rehearsal), with an engine and its KV cache added; no
 GPU was used.
@@ -33,24 +33,9 @@ PAIRS = {
 DDP: dict[str, object] = {"student": "replicated", "buckets": True, "param_dtype": torch.float32, "autocast": True}
 SHARED: dict[str, object] = {"teacher": "sharded"}
 LAYOUTS: dict[str, dict[str, dict[str, object]]] = {
-    "Gemma-2-2B-it ◄ Qwen2.5-7B-Instruct": {
-        "8: DDP, teacher whole": DDP,
-        "8: FSDP2, teacher whole": {},
-        "8: FSDP2, teacher sharded": SHARED,
-        "64: HSDP 8 × 8": SHARED | {"num_gpus": 64, "num_replicas": 8},
-    },
-    "Qwen2.5-7B-Instruct ◄ Qwen2.5-32B-Instruct": {
-        "8: FSDP2, teacher sharded": SHARED,
-        "64: HSDP 8 × 8": SHARED | {"num_gpus": 64, "num_replicas": 8},
-    },
+    "Gemma-2-2B-it ◄ Qwen2.5-7B-Instruct": {"DDP, teacher whole": DDP, "FSDP2, teacher whole": {}},
+    "Qwen2.5-7B-Instruct ◄ Qwen2.5-32B-Instruct": {"FSDP2, teacher sharded": SHARED},
 }
-# recipes/paper: 4 GPUs of a node train, the other 4 sample.
-PAPER_PAIRS = (
-    "Gemma-2-2B-it ◄ Qwen2.5-7B-Instruct",
-    "Phi-4-mini-instruct ◄ Qwen2.5-7B-Instruct",
-    "Gemma-2-2B-it ◄ Phi-4-mini-instruct",
-)
-PAPER_STEP = StepShape(num_prompts=64, num_gpus=4, engine="server")
 HEADERS = ("student", "teacher", "engine", "rest", "peak", "fits")
 STUDENT = (Part.WEIGHTS, Part.GRADIENTS, Part.MOMENTS, Part.BUCKETS)
 BESIDE = (*STUDENT, Part.TEACHER_WEIGHTS, Part.ENGINE_WEIGHTS, Part.ENGINE_CACHE)
@@ -92,15 +77,7 @@ def layout_table(pair: RehearsedPair, base: StepShape, layouts: dict[str, dict[s
     for name in follow([*layouts], "layouts"):
         step = replace(base, **layouts[name])  # type: ignore[arg-type]
         rows.append([name, *cells(pair.items(step), memory)])
-    return table(("GPUs: layout, rehearsed", *HEADERS), rows)
-
-
-def paper_table(pairs: dict[str, RehearsedPair], memory: float) -> str:
-    """A line for each pair of recipes/paper."""
-    rows = [
-        [name, *cells(pair.items(PAPER_STEP), memory)] for name, pair in follow([*pairs.items()], "the paper's pairs")
-    ]
-    return table(("student ◄ teacher, rehearsed", *HEADERS), rows)
+    return table(("8 GPUs, rehearsed", *HEADERS), rows)
 
 
 def cells(items: list[MemoryItem], memory: float) -> list[str]:
@@ -129,8 +106,6 @@ def main(gpu: str = "h100", write: bool = False) -> None:
     for name, step in PAIRS.items():
         title = f"{name}, {step.num_prompts} responses of {step.response_tokens:,} tokens a step; GB a GPU, rehearsed"
         parts += [title, layout_table(RehearsedPair(name), step, LAYOUTS[name], memory)]
-    parts.append("The paper's recipes: 4 GPUs train, 4 more sample; GB a training GPU, rehearsed")
-    parts.append(paper_table({name: RehearsedPair(name) for name in PAPER_PAIRS}, memory))
     publish("layouts", "python -m benchmarks.layouts", "\n\n".join(parts), write=write, page="scaling.md")
 
 

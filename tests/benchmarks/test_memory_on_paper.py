@@ -61,8 +61,7 @@ def test_layouts_prints_a_line_for_each(capsys: pytest.CaptureFixture[str], monk
     assert layouts.LAYOUTS.keys() == layouts.PAIRS.keys()
     for name in {name for named in layouts.LAYOUTS.values() for name in named}:
         assert printed.count(f"| {name} |") == sum(name in named for named in layouts.LAYOUTS.values())
-    assert "| 8: DDP, teacher whole | 20.0 | 20.0 | 2.0 + 1.0 | 3.0 | 45.0 | yes |" in printed
-    assert all(f"| {pair} |" in printed for pair in layouts.PAPER_PAIRS)
+    assert "| DDP, teacher whole | 20.0 | 20.0 | 2.0 + 1.0 | 3.0 | 45.0 | yes |" in printed
     assert layouts.cells(ITEMS, 10e9)[-1] == "no"
 
 
@@ -74,7 +73,7 @@ def test_a_layout_is_rehearsed_rank_by_rank(monkeypatch: pytest.MonkeyPatch) -> 
         config.num_hidden_layers = 1
         config.layer_types = None if getattr(config, "layer_types", None) is None else config.layer_types[:1]
     monkeypatch.setattr(layouts, "published_configs", lambda: configs)
-    pair = layouts.RehearsedPair(layouts.PAPER_PAIRS[0])
+    pair = layouts.RehearsedPair(next(iter(layouts.PAIRS)))
     base = StepShape(num_prompts=8, response_tokens=512, teacher_response_tokens=512)
     sharded, whole = (
         {item.part: item.bytes for item in pair.items(step)} for step in (base, replace(base, **layouts.DDP))
