@@ -183,15 +183,25 @@ class Joints:
         if self.last_K[last] < 0:
             nothing = np.zeros(len(tokens_E), bool)
             return nothing, nothing
-        join_E = members(tokens_E, self.joining(last))
-        kind_E = np.where(tokens_E < 0, -1, self.first_K[tokens_E])
-        # The kind -1 is the last place.
+        join_E, kind_E = members(tokens_E, self.joining(last)), self.first_kinds(tokens_E)
         trusted = np.append(self.joins_trusted[self.last_K[last]], False)
-        apart = np.append(self.apart_trusted[self.last_K[last]], False)
         trusted[list(WHITE_SPACE)] = False
-        if self.last_K[last] in WHITE_SPACE:
+        return join_E & trusted[kind_E], ~join_E & self.apart_kinds(int(self.last_K[last]))[kind_E]
+
+    def first_kinds(self, tokens_E: np.ndarray) -> np.ndarray:
+        """The kind of each token's first character; -1 for ids of -1."""
+        return np.where(tokens_E < 0, -1, self.first_K[tokens_E])
+
+    def apart_kinds(self, last_kind: int) -> np.ndarray:
+        """By the kind of a token's first character, whether one that does not join what ends with `last_kind` is known
+        to stay apart from it, bool; the last place is the kind -1.
+        """
+        if last_kind < 0:
+            return np.zeros(len(CHARACTERS) + 1, bool)
+        apart = np.append(self.apart_trusted[last_kind], False)
+        if last_kind in WHITE_SPACE:
             apart[list(WHITE_SPACE)] = False
-        return join_E & trusted[kind_E], ~join_E & apart[kind_E]
+        return apart
 
 
 def members(values_E: np.ndarray, sorted_values: np.ndarray) -> np.ndarray:

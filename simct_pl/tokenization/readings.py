@@ -114,14 +114,18 @@ class Readings:
         ends = np.append(starts, len(self.first_E))[1:]
         return dict(zip(firsts.tolist(), zip(starts.tolist(), ends.tolist(), strict=True), strict=True))
 
+    def entries(self, prefix: Sequence[int]) -> np.ndarray:
+        """Places of the spellings that begin with some ids, int64."""
+        entry_E = np.arange(*self._edges.get(prefix[0], (0, 0)))
+        for depth in range(1, len(prefix)):
+            entry_E = entry_E[self.offsets[entry_E] + depth < self.offsets[entry_E + 1]]
+            entry_E = entry_E[self.ids[self.offsets[entry_E] + depth] == prefix[depth]]
+        return entry_E
+
     def beginning_with(self, prefix: Sequence[int]) -> Iterator[tuple[int, tuple[int, ...]]]:
         """(token, the spelling behind the prefix) of every spelling that begins with some ids."""
-        start, end = self._edges.get(prefix[0], (0, 0))
-        length, wanted = len(prefix), tuple(prefix)
-        for entry in range(start, end):
-            spelling = self.spellings[entry]
-            if spelling[:length] == wanted:
-                yield self.sources[entry], spelling[length:]
+        for entry in self.entries(prefix).tolist():
+            yield self.sources[entry], self.spellings[entry][len(prefix) :]
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,18 +11,19 @@ kept by its answer's key, since texts repeat themselves:
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from simct_pl.losses.token_paths.shift import Shift
 from simct_pl.losses.token_paths.vocab_links import DROPPED as DROPPED
+from simct_pl.tokenization.readings import Readings
 
 CLASSES = -2  # every id has the label of its class
-
-Node = Hashable
 
 
 @dataclass
@@ -95,58 +96,112 @@ class Crossings:
 class Links:
     """Connected components of a position's tokens, named by labels.
 
-    A node is an int, the label of a class or DROPPED, or anything else hashable. num_own: labels from num_classes on
-    that are taken.
+    A node is an int: the label of a class or DROPPED, or what `student`, `teacher` and `default` say.
+    num_students: ids of the student. num_own: labels from num_classes on that are taken.
     """
 
-    def __init__(self, num_classes: int, num_own: int = 0) -> None:
+    def __init__(self, num_classes: int, num_students: int, num_teachers: int, num_own: int = 0) -> None:
         self.num_classes, self.num_own = num_classes, num_own
-        self._parent: dict[Node, Node] = {DROPPED: DROPPED}
-        self._labels: dict[Node, int] = {}
+        self._sizes = num_students, num_teachers
+        self._first = num_classes + num_own
+        self._joined: list[np.ndarray] = []
+        self._alone: dict[int, int] = {}
         self.merged: list[tuple[int, int]] = []
 
-    def find(self, node: Node) -> Node:
-        self._parent.setdefault(node, node)
-        while (parent := self._parent[node]) != node:
-            self._parent[node] = node = self._parent[parent]
-        return node
+    def student(self, ids: np.ndarray) -> np.ndarray:
+        """Nodes of student tokens."""
+        return self._first + ids
 
-    def join(self, one: Node, other: Node) -> None:
-        self._parent[self.find(one)] = self.find(other)
+    def teacher(self, depth: int, ids: np.ndarray) -> np.ndarray:
+        """Nodes of teacher tokens at a depth of the path."""
+        num_students, num_teachers = self._sizes
+        return self._first + num_students + depth * num_teachers + ids
 
-    def label(self, node: Node) -> int:
-        """After the last join."""
-        if not self._labels:
-            self._name()
-        root = self.find(node)
-        if root not in self._labels and isinstance(root, int):
-            self._labels[root] = root
-        elif root not in self._labels:
-            self._labels[root] = self.num_classes + self.num_own
+    def default(self, depth: int) -> int:
+        """The node of all teacher tokens at a depth that are not named."""
+        return CLASSES - 1 - depth
+
+    def join(self, one: np.ndarray | int, other: np.ndarray | int) -> None:
+        """Node by node."""
+        self._joined.append(np.stack(np.broadcast_arrays(np.atleast_1d(one), other)))
+
+    def label(self, nodes: np.ndarray) -> np.ndarray:
+        """After the last join, int64."""
+        known_V, component_V, label_C = self._components
+        labels = nodes.copy()
+        place = np.minimum(np.searchsorted(known_V, nodes), max(len(known_V) - 1, 0))
+        is_known = known_V[place] == nodes if len(known_V) else np.zeros(len(nodes), bool)
+        component = component_V[place[is_known]]
+        new = np.unique(component[label_C[component] == CLASSES])
+        label_C[new] = self.num_classes + self.num_own + np.arange(len(new))
+        self.num_own += len(new)
+        labels[is_known] = label_C[component]
+        is_alone = ~is_known & ~self._is_class(nodes)
+        labels[is_alone] = [self._label_alone(node) for node in nodes[is_alone].tolist()]
+        return labels
+
+    def label_of(self, node: int) -> int:
+        """The same of one node."""
+        return int(self.label(np.array([node]))[0])
+
+    def listed(self, depth: int, tokens: np.ndarray, base: int) -> dict[int, int]:
+        """Labels of the teacher's tokens at a depth, where they are not the base."""
+        labels = self.label(self.teacher(depth, tokens))
+        differs = labels != base
+        return dict(zip(tokens[differs].tolist(), labels[differs].tolist(), strict=True))
+
+    def _is_class(self, nodes: np.ndarray) -> np.ndarray:
+        return (nodes >= DROPPED) & (nodes < self._first)
+
+    def _label_alone(self, node: int) -> int:
+        if node not in self._alone:
+            self._alone[node] = self.num_classes + self.num_own
             self.num_own += 1
-        return self._labels[root]
+        return self._alone[node]
 
-    def _name(self) -> None:
-        """Components that hold a class have its label; where there are two, the second is merged with the first."""
-        for node in sorted(node for node in self._parent if isinstance(node, int)):
-            root = self.find(node)
-            if root in self._labels:
-                self.merged.append((node, self._labels[root]))
-            else:
-                self._labels[root] = node
+    @cached_property
+    def _components(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(nodes that were joined, sorted, the component of each, the label of each component, or CLASSES).
+
+        Components that hold a class have its label; where there are two, the second is merged with the first.
+        """
+        pairs = np.concatenate([np.zeros((2, 0), np.int64), *self._joined], axis=1)
+        nodes, place = np.unique(pairs, return_inverse=True)
+        one, other = place.reshape(pairs.shape)
+        graph = coo_array((np.ones(len(one), bool), (one, other)), shape=(len(nodes), len(nodes)))
+        count, component_V = connected_components(graph, directed=False)
+        label_C = np.full(count, CLASSES, np.int64)
+        classes = np.flatnonzero(self._is_class(nodes))
+        held, first = np.unique(component_V[classes], return_index=True)
+        label_C[held] = nodes[classes[first]]
+        others = np.delete(classes, first)
+        of_others = label_C[component_V[others]]
+        self.merged = list(zip(nodes[others].tolist(), of_others.tolist(), strict=True))
+        return nodes, component_V, label_C
 
 
-def exits(links: Links, node: Node, rest: Sequence[int], inner: Sequence[int], depth: int) -> tuple[int, int] | None:
-    """Link a student token, whose spelling behind `depth` path tokens is `rest`, with where it leaves the path."""
-    for token in rest:
-        if depth == len(inner) or token != inner[depth]:
-            links.join(node, ("at", depth, token))
-            return depth, token
-        depth += 1
-    return None
+@dataclass(frozen=True)
+class Exit:
+    """Where some spellings leave a path: at one depth of it. entry: places among the spellings. token: what they go on
+    with there. int64.
+    """
+
+    depth: int
+    entry: np.ndarray
+    token: np.ndarray
 
 
-def listed(links: Links, depth: int, tokens: Iterable[int], base: int) -> dict[int, int]:
-    """Labels of the teacher's tokens at a depth, where they are not the base."""
-    labels = {token: links.label(("at", depth, token)) for token in tokens}
-    return {token: label for token, label in labels.items() if label != base}
+def exits(readings: Readings, entry: np.ndarray, skipped: int, path: Sequence[int], depth: int) -> Iterator[Exit]:
+    """Of spellings whose tokens behind the first `skipped` ones stand at a depth of the path; one that ends along it
+    leaves nowhere.
+    """
+    place, end = readings.offsets[entry] + skipped, readings.offsets[entry + 1]
+    while True:
+        goes_on = place < end
+        entry, place, end = entry[goes_on], place[goes_on], end[goes_on]
+        if not len(entry):
+            return
+        token = readings.ids[place]
+        leaves = token != path[depth] if depth < len(path) else np.ones(len(entry), bool)
+        yield Exit(depth, entry[leaves], token[leaves])
+        entry, place, end, depth = entry[~leaves], place[~leaves] + 1, end[~leaves], depth + 1

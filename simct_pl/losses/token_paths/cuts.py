@@ -12,7 +12,8 @@ from itertools import accumulate
 
 import numpy as np
 
-from simct_pl.losses.token_paths.neighbours import MANY, Front, Ids, Neighbours, Side
+from simct_pl.losses.token_paths.neighbours import MANY, UNREAD, Front, Ids, Neighbours, Side, opposite
+from simct_pl.losses.token_paths.vocab_links import VocabLinks
 from simct_pl.tokenization.bytes import as_text
 from simct_pl.tokenization.merges import CASELESS, DIGIT, members
 from simct_pl.tokenization.readings import FOLLOWING, Reader, kind
@@ -24,6 +25,11 @@ COMMON = 32  # tokens that were made first
 class Cuts(Neighbours):
     """Of one pair."""
 
+    def __init__(self, links: VocabLinks) -> None:
+        super().__init__(links)
+        # By a side's token: whether it is cut behind it in front of others of its own, which was asked.
+        self._cut_behind: dict[tuple[Side, int], dict[int, bool]] = {}
+
     def _contradicting(
         self, side: Side, earlier: tuple[Front, ...], last: int | None, wrote: bytes | None = None
     ) -> tuple[int, ...]:
@@ -32,7 +38,7 @@ class Cuts(Neighbours):
         last: the side's own token that ends at the position, if one does. wrote: the other side's tokens before it; of
         very many that begin alike, those that it could write there.
         """
-        own, other = self.tokens[side], self.tokens["teacher" if side == "student" else "student"]
+        own, other = self.tokens[side], self.tokens[opposite(side)]
         found: set[int] = set()
         for front, first in earlier:
             behind = {data[len(front) :] for _, data in own.beginning_with(front) if len(data) > len(front)}
@@ -40,7 +46,8 @@ class Cuts(Neighbours):
             for data in behind:
                 if wrote is None or other.count(data) <= MANY or self._cuts(other.reader, wrote, data):
                     asked.update(k for k, _ in other.beginning_with(data))
-            found.update(self._never_read(side, front, set(self._to_ask(side, last, asked)), first))
+            asked_E = self._to_ask(side, last, np.array(sorted(asked), np.int64))
+            found.update(self._never_read(side, front, set(asked_E.tolist()), first))
         return tuple(sorted(found))
 
     def _cuts(self, reader: Reader, before: bytes, behind: bytes) -> bool:
@@ -58,7 +65,7 @@ class Cuts(Neighbours):
         own, other = self.links.teacher.joints, self.links.student.joints
         if own is None or own.last_K[last] < 0 or self.links.teacher_bytes.count(part) > MANY:
             return ()
-        found_E = self._first["teacher"].beginning_with(own.joining(last))
+        found_E = self._beginning_with_joining("teacher", last)
         found_E = found_E[self._known("teacher", last, found_E)[0]]
         if other is not None:  # what the student would not write here either has no mass
             found_E = found_E[~other.known(before, found_E)[0]]
@@ -87,7 +94,7 @@ class Cuts(Neighbours):
         if own is None:
             asked = set(self._behind_longer(front, part, last))
             return self._never_read("student", front, asked, before)
-        found_E = self._first["student"].beginning_with(own.joining(before))
+        found_E = self._beginning_with_joining("student", before)
         if other is not None:
             found_E = found_E[~other.known(last, found_E)[0]]
         joins_E, apart_E = self._known("student", before, found_E)
@@ -106,7 +113,7 @@ class Cuts(Neighbours):
                 asked |= {k for k, data in vocab.teacher_bytes.beginning_with(behind) if len(data) > len(behind)}
         return asked
 
-    def _regrouped(self, front: bytes, last: int) -> list[int]:
+    def _regrouped(self, front: bytes, last: int) -> np.ndarray:
         """Teacher tokens that would be written behind `last`, and that join what the student ends some bytes with.
 
         All of scripts without cases, whose words have few tokens; otherwise, where nearly all such pairs are no text,
@@ -115,24 +122,23 @@ class Cuts(Neighbours):
         own, other = self.links.student.joints, self.links.teacher.joints
         (read,) = self.links.student.read([front])
         if own is None or other is None or not read:
-            return []
-        found_E = self._first["student"].beginning_with(own.joining(read[-1]))
+            return np.zeros(0, np.int64)
+        found_E = self._beginning_with_joining("student", read[-1])
         found_E = found_E[self._known("student", read[-1], found_E)[0] & ~other.known(last, found_E)[0]]
         caseless_E = other.first_K[found_E] == CASELESS
-        found: list[int] = [*found_E[caseless_E].tolist(), *found_E[~caseless_E][:COMMON].tolist()]
-        return found
+        return np.concatenate([found_E[caseless_E], found_E[~caseless_E][:COMMON]])
 
-    def _left_apart(self, front: bytes, teachers: list[int]) -> set[int]:
+    def _left_apart(self, front: bytes, teachers_E: np.ndarray) -> np.ndarray:
         """Of some teacher tokens of scripts without cases, those that begin a student token which leaves the student's
         cuts within and behind some bytes as they are, though they themselves do not.
         """
         other = self.links.teacher.joints
         (read,) = self.links.student.read([front])
-        caseless = [k for k in teachers if other is not None and other.first_K[k] == CASELESS]
-        if not caseless or not read:
-            return set()
-        found = list(self._partly("student", read[-1], tuple(caseless)))
-        return set(self._first["teacher"].first_K[found].tolist())
+        if other is None or not read:
+            return np.zeros(0, np.int64)
+        caseless_E = teachers_E[other.first_K[teachers_E] == CASELESS]
+        found = list(self._partly("student", read[-1], tuple(caseless_E.tolist())))
+        return np.unique(self._first["teacher"].first_K[found])
 
     def joining(self, before: int, students_E: np.ndarray) -> np.ndarray:
         """Which student tokens the student would have merged with its token `before`, bool [E]; none without merges."""
@@ -153,7 +159,7 @@ class Cuts(Neighbours):
         much and change nothing that is text.
         """
         joints, reader = self.tokens[side].reader.joints, self.tokens[side].reader
-        other: Side = "teacher" if side == "student" else "student"
+        other = opposite(side)
         of_others = self.tokens[other].reader.joints
         if joints is None or of_others is None:
             return ()
@@ -165,9 +171,11 @@ class Cuts(Neighbours):
         found_E = found_E[members(self._first[other].first_K[found_E], others_E)]
         joins_E, apart_E = joints.known(last, found_E)
         unknown, tokens = found_E[~joins_E & ~apart_E].tolist(), reader.table.tokens
-        read = reader.read([tokens[last] + tokens[k] for k in unknown])
-        kept = [k for k, ids in zip(unknown, read, strict=True) if ids is not None and ids[0] == last]
-        return tuple(sorted({*found_E[apart_E].tolist(), *kept}))
+        known = self._cut_behind.setdefault((side, last), {})
+        new = [k for k in unknown if k not in known]
+        read = reader.read([tokens[last] + tokens[k] for k in new])
+        known.update((k, ids is not None and ids[0] == last) for k, ids in zip(new, read, strict=True))
+        return tuple(sorted({*found_E[apart_E].tolist(), *(k for k in unknown if known[k])}))
 
     def partly_kept(self, written: Ids) -> set[int]:
         """Teacher tokens that begin as the student's tokens `written`, of which what follows decides whether the
@@ -197,13 +205,9 @@ class Cuts(Neighbours):
         first: the token that was written at the beginning of `front`. White space is read with what may follow it too,
         which decides how it is cut.
         """
-        other: Side = "teacher" if side == "student" else "student"
-        tokens = self.tokens[other].reader.table.tokens
-        texts = [
-            (k, front + tokens[k] + following)
-            for k in sorted(asked)
-            for following in (self._surviving(other, k) if tokens[k].isspace() else (b"",))
-        ]
-        read = self.tokens[side].reader.read([text for _, text in texts])
-        kept = {k for (k, _), ids in zip(texts, read, strict=True) if ids is None or ids[0] == first}
-        return tuple(sorted(asked - kept))
+        tokens = self.tokens[opposite(side)].reader.table.tokens
+        spaces = [k for k in asked if tokens[k].isspace()]
+        found = self._firsts_behind(side, front, asked.difference(spaces)) | self._firsts_behind(
+            side, front, spaces, followed=True
+        )
+        return tuple(sorted(k for k, firsts in found.items() if not {first, UNREAD}.intersection(firsts)))

@@ -5,23 +5,32 @@ In: VocabLinks, ids and bytes. Out: ids. simct_pl.losses.token_paths.asking make
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Collection
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import numpy as np
 
 from simct_pl.losses.token_paths.vocab_links import SortedTokens, VocabLinks
 from simct_pl.tokenization.bytes import as_text
+from simct_pl.tokenization.merges import members
 from simct_pl.tokenization.readings import FOLLOWING, KINDS, Reader, Readings, followings, kind
 
 MEMORY = 200_000  # answers that are kept
 MOST = 50_000  # where merges tell about nearly all of them
+MOST_BEGUN = 2_000_000  # tokens behind some bytes that are kept
+UNREAD = -1
 MANY = 2000  # tokens that begin with the same bytes; beyond so many they are not told apart
 Ids = tuple[int, ...]
 Side = Literal["student", "teacher"]
 Front = tuple[bytes, int]  # bytes, and the token that was written at their beginning
+_NONE = np.zeros(0, np.int64)
+
+
+def opposite(side: Side) -> Side:
+    return "teacher" if side == "student" else "student"
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +62,9 @@ class Firsts:
         """The other side's tokens that may begin with one of some tokens, sorted."""
         lengths = self.starts_V[firsts + 1] - self.starts_V[firsts]
         shifts = self.starts_V[firsts] - np.cumsum(lengths) + lengths
-        return np.unique(self.tokens_E[np.arange(lengths.sum()) + np.repeat(shifts, lengths)])
+        is_found_K = np.zeros(len(self.first_K), bool)
+        is_found_K[self.tokens_E[np.arange(lengths.sum()) + np.repeat(shifts, lengths)]] = True
+        return np.flatnonzero(is_found_K)
 
 
 class Neighbours:
@@ -67,6 +78,8 @@ class Neighbours:
             "student": Firsts.of(readings.teacher, links.teacher, links.student_bytes),
             "teacher": Firsts.of(readings.student, links.student, links.teacher_bytes),
         }
+        self._known_begun: dict[tuple[Side, bytes, bool], dict[int, tuple[int, ...]]] = {}
+        self._num_begun = 0
         self._goes_on = {side: lru_cache(MEMORY)(tokens.goes_on) for side, tokens in self.tokens.items()}
 
     def _known(self, side: Side, last: int, others_E: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -78,30 +91,93 @@ class Neighbours:
             return np.zeros(len(others_E), bool), np.zeros(len(others_E), bool)
         return joints.known(last, self._first[side].first_K[others_E])
 
-    def _to_ask(self, side: Side, last: int | None, others: Iterable[int]) -> list[int]:
+    def _to_ask(self, side: Side, last: int | None, others_E: np.ndarray) -> np.ndarray:
         """Tokens of the other side without those in front of which a side is known to cut behind `last`."""
-        others_E = np.array(sorted(others), np.int64)
-        if last is not None:
-            others_E = others_E[~self._known(side, last, others_E)[1]]
-        asked: list[int] = others_E.tolist()
-        return asked
+        return others_E if last is None else others_E[~self._known(side, last, others_E)[1]]
+
+    @lru_cache(MEMORY)  # noqa: B019 - lives as long as the pair
+    def _beginning_with_joining(self, side: Side, last: int) -> np.ndarray:
+        """The other side's tokens that may begin with one that joins a side's token `last`; none without merges."""
+        joints = self.tokens[side].reader.joints
+        return self._first[side].beginning_with(_NONE if joints is None else joints.joining(last))
+
+    def _longer_to_ask(self, side: Side, last: int | None, data: bytes) -> np.ndarray:
+        """_to_ask of the other side's tokens that begin with some bytes and are longer; however many these are."""
+        other = self.tokens[opposite(side)]
+        span = other.longer_than(data)
+        places = (place_E[slice(*np.searchsorted(place_E, span))] for place_E in self._undecided(side, last))
+        return other.ids_S[np.concatenate([*places])]
+
+    @lru_cache(MEMORY)  # noqa: B019 - lives as long as the pair
+    def _undecided(self, side: Side, last: int | None) -> tuple[np.ndarray, ...]:
+        """Where the other side's tokens lie, by their bytes, in front of which a side is not known to cut behind
+        `last`: those of kinds that merges do not tell about, and those that join.
+        """
+        joints, firsts = self.tokens[side].reader.joints, self._first[side]
+        if joints is None or last is None:
+            return (self._undecided_kinds(side, -1),)
+        last_kind, joining = int(joints.last_K[last]), joints.joining(last)
+        others_E = self._beginning_with_joining(side, last)
+        first_E = firsts.first_K[others_E]
+        is_new_E = members(first_E, joining) & joints.apart_kinds(last_kind)[joints.first_kinds(first_E)]
+        place_E = np.sort(self._place[opposite(side)][others_E[is_new_E]])
+        return self._undecided_kinds(side, last_kind), place_E[place_E >= 0]
+
+    @lru_cache(MEMORY)  # noqa: B019 - lives as long as the pair
+    def _undecided_kinds(self, side: Side, last_kind: int) -> np.ndarray:
+        joints, ids_S = self.tokens[side].reader.joints, self.tokens[opposite(side)].ids_S
+        if joints is None:
+            return np.arange(len(ids_S))
+        kind_S = joints.first_kinds(self._first[side].first_K[ids_S])
+        return np.flatnonzero(~joints.apart_kinds(last_kind)[kind_S])
+
+    @cached_property
+    def _place(self) -> dict[Side, np.ndarray]:
+        """Where each id of a side lies among its tokens by bytes, or -1."""
+        found: dict[Side, np.ndarray] = {}
+        for side, tokens in self.tokens.items():
+            found[side] = np.full(len(tokens.reader.table), -1, np.int64)
+            found[side][tokens.ids_S] = np.arange(len(tokens.ids_S))
+        return found
 
     def _text(self, reader: Reader, ids: Ids) -> bytes:
         return b"".join([reader.table.tokens[k] for k in ids])
 
-    def _students_reading(self, front: bytes, asked: list[int], followed: set[int]) -> list[tuple[int, int]]:
-        """(teacher token, what the student begins with where it reads some bytes and then that token).
+    def _students_reading(
+        self, front: bytes, asked_E: np.ndarray, followed_E: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(teacher tokens, what the student begins with where it reads some bytes and then each), int64.
 
-        followed: teacher tokens that are read with what may follow them, too.
+        followed_E: teacher tokens that are read with what may follow them, too; sorted.
         """
-        tokens = self.links.teacher.table.tokens
-        texts = [
-            (token, front + tokens[token] + following)
-            for token in asked
-            for following in (self._survived(token) if token in followed else (b"",))
-        ]
-        read = self.links.student.read([text for _, text in texts])
-        return [(token, ids[0]) for (token, _), ids in zip(texts, read, strict=True) if ids]
+        is_followed_E = members(asked_E, followed_E)
+        found = self._firsts_behind("student", front, asked_E[~is_followed_E].tolist())
+        found |= self._firsts_behind("student", front, asked_E[is_followed_E].tolist(), followed=True)
+        pairs = [(token, first) for token, firsts in found.items() for first in firsts if first != UNREAD]
+        token_E, first_E = np.array(pairs, np.int64).reshape(-1, 2).T
+        return token_E, first_E
+
+    def _firsts_behind(
+        self, side: Side, front: bytes, asked: Collection[int], *, followed: bool = False
+    ) -> dict[int, tuple[int, ...]]:
+        """What a side begins with where it reads some bytes and then a token of the other side, by that token; UNREAD
+        where it does not read them. Each is read once.
+
+        followed: once with all that may follow the token; see _surviving.
+        """
+        other = opposite(side)
+        tokens = self.tokens[other].reader.table.tokens
+        if self._num_begun > MOST_BEGUN:
+            self._known_begun.clear()
+            self._num_begun = 0
+        known = self._known_begun.setdefault((side, front, followed), {})
+        new = [k for k in asked if k not in known]
+        behind = [self._surviving(other, k) if followed else (b"",) for k in new]
+        texts = [front + tokens[k] + after for k, afters in zip(new, behind, strict=True) for after in afters]
+        firsts = iter([ids[0] if ids else UNREAD for ids in self.tokens[side].reader.read(texts)])
+        known.update((k, tuple(itertools.islice(firsts, len(afters)))) for k, afters in zip(new, behind, strict=True))
+        self._num_begun += len(new)
+        return {k: known[k] for k in asked}
 
     def _survived(self, token: int) -> tuple[bytes, ...]:
         """What may follow a teacher token that stays the token which it is."""
@@ -167,12 +243,12 @@ class Neighbours:
         vocab = self.links
         most = MANY if last is None or vocab.teacher.joints is None else MOST
         found = self._going_on(frozenset(reaching), len(part), most)
-        asked = self._to_ask("teacher", last, set(reaching.values()) if found is None else found)
+        beginning = {*reaching.values()} if found is None else found
+        asked_E = self._to_ask("teacher", last, np.array(sorted(beginning), np.int64))
         if before is not None and vocab.student.joints is not None:
-            asked_E = np.array(asked, np.int64)
-            asked = asked_E[~vocab.student.joints.known(before, asked_E)[0]].tolist()
-        read = vocab.teacher.read([part + vocab.student.table.tokens[k] for k in asked])
-        return {k: ids[0] for k, ids in zip(asked, read, strict=True) if ids and ids[0] in reaching}
+            asked_E = asked_E[~vocab.student.joints.known(before, asked_E)[0]]
+        begun = self._firsts_behind("teacher", part, asked_E.tolist())
+        return {k: first for k, (first,) in begun.items() if first in reaching}
 
     def _going_on(self, reaching: frozenset[int], skipped: int, most: int = MANY) -> set[int] | None:
         """Student tokens that begin with what some teacher tokens are behind so many bytes; None: too many."""

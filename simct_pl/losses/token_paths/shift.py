@@ -80,7 +80,7 @@ class Shift:
         return cls(
             (len(is_out_K), len(is_kept_K)),
             readings,
-            DROPPED if whole is None else _label(teachers, teacher_labels, whole, DROPPED),
+            DROPPED if whole is None else int(_label(teachers, teacher_labels, np.array(whole), DROPPED)),
             whole,
             frozenset(contradicting),
             student_ids[order],
@@ -117,11 +117,12 @@ class Shift:
         digests = [hashlib.blake2b(part.tobytes(), digest_size=16).digest() for part in arrays]
         return id(self.readings), self.base, self.whole, self.contradicting, *digests
 
-    def student_label(self, token: int) -> int:
-        return _label(self.student_ids, self.student_labels, token, self.base)
+    def student_label(self, tokens: np.ndarray) -> np.ndarray:
+        """Labels of some ids, int64."""
+        return _label(self.student_ids, self.student_labels, tokens, self.base)
 
-    def teacher_label(self, token: int) -> int:
-        return _label(self.teacher_ids, self.teacher_labels, token, DROPPED)
+    def teacher_label(self, tokens: np.ndarray) -> np.ndarray:
+        return _label(self.teacher_ids, self.teacher_labels, tokens, DROPPED)
 
     def edges(self, label: int) -> np.ndarray:
         """(student id, teacher id) of a label's links, int64 [E, 2]."""
@@ -138,9 +139,11 @@ def _components(edges_E2: np.ndarray, students: np.ndarray, teachers: np.ndarray
     return labels[: len(students)], labels[len(students) :]
 
 
-def _label(ids: np.ndarray, labels: np.ndarray, token: int, otherwise: int) -> int:
-    place = int(np.searchsorted(ids, token))
-    return int(labels[place]) if place < len(ids) and ids[place] == token else otherwise
+def _label(ids: np.ndarray, labels: np.ndarray, tokens: np.ndarray, otherwise: int) -> np.ndarray:
+    if not len(ids):
+        return np.full(np.shape(tokens), otherwise)
+    place = np.minimum(np.searchsorted(ids, tokens), len(ids) - 1)
+    return np.where(ids[place] == tokens, labels[place], otherwise)
 
 
 class ShiftStore:
@@ -160,7 +163,7 @@ class ShiftStore:
         return self._numbers[id(shift)]
 
     def teacher_label(self, number: int, token: int) -> int:
-        return self._shifts[number].teacher_label(token)
+        return int(self._shifts[number].teacher_label(np.array(token)))
 
     def labels(self, number: int, side: Side, device: torch.device) -> Tensor:
         """The label of each id of a side, int64 [K]; DROPPED where it has none."""

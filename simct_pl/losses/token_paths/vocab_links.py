@@ -128,6 +128,7 @@ class SortedTokens:
         by_bytes = sorted(reader.text_ids, key=tokens.__getitem__)
         self.ids, self.tokens = by_bytes, [tokens[k] for k in by_bytes]
         self.id_of = reader.table.ids_by_bytes(without=reader.stop_ids)
+        self.ids_S = np.array(by_bytes, np.int64)
 
     def count(self, prefix: bytes) -> int:
         """How many tokens begin with some bytes."""
@@ -138,6 +139,10 @@ class SortedTokens:
         """Where the tokens that begin with some bytes lie in ids and tokens."""
         start = bisect_left(self.tokens, prefix)
         return start, bisect_left(self.tokens, prefix + b"\xff" * 128, start)
+
+    def longer_than(self, prefix: bytes) -> tuple[int, int]:
+        """The same of those that are longer."""
+        return bisect_right(self.tokens, prefix), self.span(prefix)[1]
 
     def beginning_with(self, prefix: bytes) -> list[tuple[int, bytes]]:
         """(id, bytes) of the tokens that begin with some bytes, those bytes themselves first."""
