@@ -9,7 +9,7 @@ BENCH_PACKAGES := $(VENV)/.bench-packages
 PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart vllm test bench lint format ui clean
+.PHONY: help install quickstart vllm test bench rehearse lint format ui clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
@@ -52,7 +52,10 @@ test: lint $(TEST_PACKAGES) $(VLLM)  ## lint, types and all tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 bench: $(BENCH_PACKAGES)  ## measure everything in docs/performance.md and the tables of agreement and layouts again, about an hour
-	for name in alignment paths loss step scaling layouts agreement; do $(BIN)/python -m benchmarks.$$name --write true || exit 1; done
+	for name in alignment paths loss step layouts agreement; do $(BIN)/python -m benchmarks.$$name --write true || exit 1; done
+
+rehearse: install  ## run whole training steps of published models on a GPU that is not there, some minutes (needs g++)
+	$(BIN)/python -m benchmarks.rehearse --write true
 
 lint: install  ## ruff, formatting, types
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
-"""Who holds what on 8, 16 and 64 GPUs, on paper: the tables of docs/scaling.md.
+"""Who holds what on 8 GPUs: the tables of docs/scaling.md.
 
-All figures are predictions of simct_pl/planning; no GPU was used. scaling.py compares them with what can be counted and
-measured on a CPU.
+Each line is a rehearsal of one rank's step at full size (simct_pl/rehearsal), with an engine and its KV cache added; no
+GPU was used.
 """
 
 from __future__ import annotations
@@ -9,78 +9,82 @@ from __future__ import annotations
 from dataclasses import replace
 
 import jsonargparse
+import torch
 
 from benchmarks.architectures import published_configs
+from benchmarks.rehearse import micro_batch, unit_parts
 from benchmarks.report import publish, table
-from simct_pl.planning.measure import ModelSource
-from simct_pl.planning.memory import MemoryItem, PairBytes, Part, distillation_items, peak_bytes
+from simct_pl.models.sharding import Sharding
+from simct_pl.planning.memory import MemoryItem, Part, items_beside, peak_bytes, rehearsed_items
+from simct_pl.planning.rehearsing import HOST, training_of
 from simct_pl.planning.step import GPU_MEMORY, StepShape
+from simct_pl.progress import follow
+from simct_pl.rehearsal.ledger import Ledger
+from simct_pl.rehearsal.models import ModelSource, cache_bytes, size_of
+from simct_pl.rehearsal.pair import Distillation, rehearse_distillation
+from simct_pl.training.optim import OptimizerConfig
 
 GB = 1e9
-# student ◄ teacher, and what they are trained with; AdamW's moments and master weights are fp32.
-PAIRS = {
-    "Gemma-2-2B-it ◄ Qwen2.5-7B-Instruct": StepShape(num_prompts=64),
-    "Qwen2.5-7B-Instruct ◄ Qwen2.5-32B-Instruct": StepShape(num_prompts=256, micro_batch_tokens=8192),
-}
-DDP = {"student": "replicated", "buckets": True}
-LAYOUTS: dict[int, dict[str, dict[str, object]]] = {
-    8: {
-        "DDP, teacher whole": DDP,
-        "FSDP2, teacher whole": {},
-        "FSDP2, teacher sharded": {"teacher": "sharded"},
-    },
-    16: {
-        "FSDP2 over 16": {"teacher": "sharded"},
-        "HSDP 2 × 8": {"teacher": "sharded", "num_replicas": 2},
-    },
-    64: {
-        "FSDP2 over 64": {"teacher": "sharded"},
-        "HSDP 8 × 8": {"teacher": "sharded", "num_replicas": 8},
-    },
-}
 # recipes/paper: each of a node's 8 GPUs trains and samples.
 PAPER_PAIRS = (
     "Gemma-2-2B-it ◄ Qwen2.5-7B-Instruct",
     "Phi-4-mini-instruct ◄ Qwen2.5-7B-Instruct",
     "Gemma-2-2B-it ◄ Phi-4-mini-instruct",
 )
-PAPER_STEP = StepShape(num_prompts=64)
+# student ◄ teacher, and what they are trained with; AdamW's moments and master weights are fp32.
+PAIRS = {
+    **dict.fromkeys(PAPER_PAIRS, StepShape(num_prompts=64)),
+    "Qwen2.5-7B-Instruct ◄ Qwen2.5-32B-Instruct": StepShape(num_prompts=256, micro_batch_tokens=8192),
+}
+DDP: dict[str, object] = {"student": "replicated", "buckets": True, "param_dtype": torch.float32, "autocast": True}
+SHARED: dict[str, object] = {"teacher": "sharded"}
+LAYOUTS: dict[str, dict[str, dict[str, object]]] = {
+    **{name: {"FSDP2, teacher whole": {}} for name in PAPER_PAIRS},
+    PAPER_PAIRS[0]: {"DDP, teacher whole": DDP, "FSDP2, teacher whole": {}},
+    "Qwen2.5-7B-Instruct ◄ Qwen2.5-32B-Instruct": {"FSDP2, teacher sharded": SHARED},
+}
 HEADERS = ("student", "teacher", "engine", "rest", "peak", "fits")
 STUDENT = (Part.WEIGHTS, Part.GRADIENTS, Part.MOMENTS, Part.BUCKETS)
 BESIDE = (*STUDENT, Part.TEACHER_WEIGHTS, Part.ENGINE_WEIGHTS, Part.ENGINE_CACHE)
 
 
-class MeasuredPair:
-    """student ◄ teacher by their published sizes; each micro-batch is measured once."""
+class RehearsedPair:
+    """student ◄ teacher by their published sizes."""
 
     def __init__(self, pair: str) -> None:
         configs = published_configs()
         self.student, self.teacher = (ModelSource(configs[name]) for name in pair.split(" ◄ "))
-        self._found: dict[tuple[object, ...], PairBytes] = {}
 
     def items(self, step: StepShape) -> list[MemoryItem]:
         """Of one GPU."""
-        lengths = step.prompt_tokens, step.response_tokens, step.teacher_response_tokens
-        key = (*lengths, step.micro_batch, step.teacher_batch, step.checkpointing, step.engine == "server")
-        if key not in self._found:
-            self._found[key] = PairBytes.measure(self.student, self.teacher, step)
-        return distillation_items(self._found[key], step)
+        cache = 0 if step.engine == "server" else cache_bytes(self.student, step.engine_dtype, step.student_length)
+        return rehearsed_items(self.ledger(step), step) + items_beside(size_of(self.student), cache, step)
+
+    def ledger(self, step: StepShape) -> Ledger:
+        """Of one rank's step under the default objective."""
+        sharding = None
+        if step.student == "fsdp":
+            sharding = Sharding(step.num_replicas, "bfloat16", shard_teacher=step.teacher == "sharded")
+        vocabs = self.student.config.vocab_size, self.teacher.config.vocab_size
+        rows, tables, objective = unit_parts(step.micro_batch * step.response_tokens, *vocabs)
+        distillation = Distillation(
+            self.teacher,
+            objective,
+            micro_batch(rows, tables, step.micro_batch),
+            chunk_tokens=step.chunk_tokens,
+            teacher_batch_tokens=step.teacher_batch_tokens,
+            strip_bytes=step.strip_bytes,
+        )
+        return rehearse_distillation(training_of(self.student, step, sharding, OptimizerConfig()), distillation, HOST)
 
 
-def layout_table(pair: MeasuredPair, base: StepShape, memory: float) -> str:
+def layout_table(pair: RehearsedPair, base: StepShape, layouts: dict[str, dict[str, object]], memory: float) -> str:
     """A line a layout."""
     rows = []
-    for num_gpus, layouts in LAYOUTS.items():
-        for name, changes in layouts.items():
-            step = replace(base, num_gpus=num_gpus, **changes)  # type: ignore[arg-type]
-            rows.append([f"{num_gpus}: {name}", *cells(pair.items(step), memory)])
-    return table(("GPUs: layout, predicted", *HEADERS), rows)
-
-
-def paper_table(pairs: dict[str, MeasuredPair], memory: float) -> str:
-    """A line for each pair of recipes/paper."""
-    rows = [[name, *cells(pair.items(PAPER_STEP), memory)] for name, pair in pairs.items()]
-    return table(("student ◄ teacher, predicted", *HEADERS), rows)
+    for name in follow([*layouts], "layouts"):
+        step = replace(base, **layouts[name])  # type: ignore[arg-type]
+        rows.append([name, *cells(pair.items(step), memory)])
+    return table(("8 GPUs, rehearsed", *HEADERS), rows)
 
 
 def cells(items: list[MemoryItem], memory: float) -> list[str]:
@@ -107,10 +111,8 @@ def main(gpu: str = "h100", write: bool = False) -> None:
     """
     memory, parts = GPU_MEMORY[gpu], []
     for name, step in PAIRS.items():
-        title = f"{name}, {step.num_prompts} responses of {step.response_tokens:,} tokens a step; GB a GPU, predicted"
-        parts += [title, layout_table(MeasuredPair(name), step, memory)]
-    parts.append("The paper's recipes: 8 GPUs, FSDP2, teacher whole, an engine on each; GB a GPU, predicted")
-    parts.append(paper_table({name: MeasuredPair(name) for name in PAPER_PAIRS}, memory))
+        title = f"{name}, {step.num_prompts} responses of {step.response_tokens:,} tokens a step; GB a GPU, rehearsed"
+        parts += [title, layout_table(RehearsedPair(name), step, LAYOUTS[name], memory)]
     publish("layouts", "python -m benchmarks.layouts", "\n\n".join(parts), write=write, page="scaling.md")
 
 

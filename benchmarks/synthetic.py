@@ -45,14 +45,8 @@ def make_problem(
     seed: int = 0,
 ) -> Problem:
     """One response of about num_student_tokens over vocabularies of which 60 % of the smaller is shared."""
-    generator = np.random.default_rng(seed)
     torch.manual_seed(seed)
-    num_shared = int(0.6 * min(student_vocab, teacher_vocab))
-    tables = PairTables(
-        _side_tables(generator, student_vocab, num_shared), _side_tables(generator, teacher_vocab, num_shared), 0
-    )
-    rows = _unit_rows(generator, num_student_tokens, tables, student_vocab, teacher_vocab)
-    labels = make_labels(student_vocab, teacher_vocab, seed)
+    tables, rows, labels, paths = make_units(num_student_tokens, student_vocab, teacher_vocab, seed)
     heads = []
     for vocab, width in ((student_vocab, student_width), (teacher_vocab, teacher_width)):
         projection = nn.Linear(width, vocab, bias=False, dtype=dtype)
@@ -64,9 +58,23 @@ def make_problem(
         rows,
         *heads,
         tables,
-        make_paths(rows, labels, seed),
+        paths,
         labels,
     )
+
+
+def make_units(
+    num_student_tokens: int, student_vocab: int, teacher_vocab: int, seed: int = 0
+) -> tuple[PairTables, UnitRows, tuple[SideLabels, SideLabels], TokenPaths]:
+    """Tables, units, classes and paths of one response of about num_student_tokens."""
+    generator = np.random.default_rng(seed)
+    num_shared = int(0.6 * min(student_vocab, teacher_vocab))
+    tables = PairTables(
+        _side_tables(generator, student_vocab, num_shared), _side_tables(generator, teacher_vocab, num_shared), 0
+    )
+    rows = _unit_rows(generator, num_student_tokens, tables, student_vocab, teacher_vocab)
+    labels = make_labels(student_vocab, teacher_vocab, seed)
+    return tables, rows, labels, make_paths(rows, labels, seed)
 
 
 def _side_tables(generator: np.random.Generator, vocab: int, num_shared: int) -> SideTables:

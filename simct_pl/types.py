@@ -190,13 +190,6 @@ class UnitStats:
     teacher_logprobs_U: Tensor
     token_logprobs_N: Tensor
 
-    @classmethod
-    def allocate(cls, num_units: int, num_tokens: int, like: Tensor) -> UnitStats:
-        """Zeros of like's dtype and device, to be written into (simct_pl.training.unit_stats)."""
-        shapes = {field.name: num_tokens if field.name.endswith("_N") else num_units for field in fields(cls)}
-        arrays = {name: like.new_zeros(shape) for name, shape in shapes.items()}
-        return cls(**arrays | {"supervised_U": arrays["supervised_U"].bool()})
-
     def split(self, num_units: list[int], num_tokens: list[int]) -> list[UnitStats]:
         """One part a response, on the CPU, given how many units and student tokens each contributed."""
         columns = [

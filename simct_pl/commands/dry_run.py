@@ -12,7 +12,7 @@ from simct_pl.errors import PromptDataError, RecipeError
 from simct_pl.models.loading import no_room
 from simct_pl.planning.deployment import Deployment
 from simct_pl.planning.plan import Plan
-from simct_pl.planning.run import NUM_PROMPTS, PlannedRun, PlanningCLI, plan_run
+from simct_pl.planning.run import NUM_PROMPTS, PlannedRun, PlanningCLI, phases_shown, plan_run
 from simct_pl.planning.section import print_sections
 from simct_pl.planning.supervised import plan_supervised, read_lengths, supervised_sections
 from simct_pl.planning.words import GB, plan_sections
@@ -26,14 +26,14 @@ def dry_run(cli: PlanningCLI, gpu: str | None) -> int:
         SimctError: for what would stop the run, after the plan where there is one.
     """
     console = Console()
-    with console.status("reading tokenizers, configurations and prompts, and sizing both models"):
-        if isinstance(cli.model, SFTModule):
-            lengths = read_lengths(cli.model, cli.datamodule, NUM_PROMPTS)
-            plan = plan_supervised(cli.model, cli.datamodule, Deployment.of(cli.settings, gpu), lengths)
-            sections, run = supervised_sections(cli.model, plan, lengths), None
-        else:
-            run = plan_run(cli, gpu)
-            plan, sections = run.plan, plan_sections(run.module, run.rollouts, run.plan, run.lengths)
+    if isinstance(cli.model, SFTModule):
+        lengths = read_lengths(cli.model, cli.datamodule, NUM_PROMPTS)
+        with phases_shown() as started:
+            plan = plan_supervised(cli.model, cli.datamodule, Deployment.of(cli.settings, gpu), lengths, started)
+        sections, run = supervised_sections(cli.model, plan, lengths), None
+    else:
+        run = plan_run(cli, gpu)
+        plan, sections = run.plan, plan_sections(run.module, run.rollouts, run.plan, run.lengths)
     print_sections(console, sections)
     if run is not None:
         check_context(run)
@@ -62,6 +62,6 @@ def check_memory(plan: Plan) -> None:
     there_is = plan.deployment.memory
     if plan.peak > there_is:
         raise RecipeError(
-            f"One rank would need {plan.peak / GB:.1f} GB and has {there_is / GB:.1f} GB (predicted). Lay recipe fsdp2 "
+            f"One rank would need {plan.peak / GB:.1f} GB and has {there_is / GB:.1f} GB (rehearsed). Lay recipe fsdp2 "
             "over it, share the teacher (sharding.shard_teacher), lower micro_batch_tokens, or take more GPUs."
         )

@@ -7,6 +7,7 @@ memory flat.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from simct_pl.losses.inputs.logprobs import ModelLogProbs
 from simct_pl.losses.inputs.unit_rows import UnitRows
 from simct_pl.losses.inputs.vocab_tables import PairTables
+from simct_pl.losses.parcel import Parcel
 
 if TYPE_CHECKING:  # they load transformers
     from transformers import PreTrainedModel
@@ -48,17 +50,10 @@ class UnitChunk:
         cls, student_logits_NK: Tensor, read_logits_XK: Tensor, read_rows_X: Tensor, rows: UnitRows, tables: PairTables
     ) -> UnitChunk:
         """Of rows on the CPU, and the teacher's logits of read_rows_X, ascending, which hold rows.read_rows_X."""
-        device = student_logits_NK.device
-        if rows.paths is None:
-            return cls(student_logits_NK, read_logits_XK, rows.to(device), tables)
-        place_M = torch.searchsorted(read_rows_X, rows.teacher_rows_M)
-        first, count = int(place_M[0]) if len(place_M) else 0, len(place_M)
-        rows_M: slice | Tensor = slice(first, first + count)
-        if count and int(place_M[-1]) - first != count - 1:  # with a gap it is no view
-            rows_M = place_M.to(device, non_blocking=True)
-        paths = rows.paths.with_rows(read_rows_X).on(device)
-        read_XK = read_logits_XK.detach()
-        return cls(student_logits_NK, read_logits_XK[rows_M], rows.to(device), tables, read_XK, paths, rows_M)
+        parcel = Parcel()
+        units = PostedUnits.of(rows, read_rows_X, parcel)
+        parcel.send(student_logits_NK.device)
+        return units.chunk(student_logits_NK, read_logits_XK, tables)
 
     @cached_property
     def student(self) -> ModelLogProbs:
@@ -74,6 +69,43 @@ class UnitChunk:
         return ModelLogProbs(
             logits_MK, rows.teacher_ids_M, rows.teacher_unit_M, rows.teacher_first_U, self.tables.teacher
         )
+
+
+@dataclass(frozen=True, eq=False)
+class PostedUnits:
+    """A few units whose arrays are in a parcel; what is asked of them must wait until it has been sent.
+
+    rows: theirs, there. paths: theirs on a device, if they have any. rows_M: where the units' own logits lie among
+    those that the paths read: a view, or places.
+    """
+
+    rows: Callable[[], UnitRows]
+    paths: Callable[[torch.device], PathArrays] | None
+    rows_M: Callable[[], slice | Tensor]
+
+    @classmethod
+    def of(cls, rows: UnitRows, read_rows_X: Tensor, parcel: Parcel) -> PostedUnits:
+        """rows, on the CPU. read_rows_X: the teacher's rows whose logits are there, ascending, rows.read_rows_X among
+        them.
+        """
+        sent = rows.post(parcel)
+        if rows.paths is None:
+            return cls(sent, None, lambda: slice(None))
+        place_M = torch.searchsorted(read_rows_X, rows.teacher_rows_M)
+        paths = rows.paths.with_rows(read_rows_X).post(parcel)
+        first, count = int(place_M[0]) if len(place_M) else 0, len(place_M)
+        if count and int(place_M[-1]) - first != count - 1:  # with a gap it is no view
+            places = parcel.add({"place_M": place_M})
+            return cls(sent, paths, lambda: places()["place_M"])
+        return cls(sent, paths, lambda: slice(first, first + count))
+
+    def chunk(self, student_logits_NK: Tensor, read_logits_XK: Tensor, tables: PairTables) -> UnitChunk:
+        """With the logits of both sides, on the device that the parcel was sent to."""
+        if self.paths is None:
+            return UnitChunk(student_logits_NK, read_logits_XK, self.rows(), tables)
+        rows_M, read_XK = self.rows_M(), read_logits_XK.detach()
+        paths = self.paths(read_XK.device)
+        return UnitChunk(student_logits_NK, read_XK[rows_M], self.rows(), tables, read_XK, paths, rows_M)
 
 
 @dataclass(frozen=True)

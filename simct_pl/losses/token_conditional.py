@@ -19,9 +19,15 @@ from typing_extensions import override
 from simct_pl.errors import RecipeError
 from simct_pl.losses.base import Objective, RowStats, UnitChunk, UnitLosses
 from simct_pl.losses.divergences import DivergenceName, named_divergence
-from simct_pl.losses.inputs.logprobs import at_least_fp32
 from simct_pl.losses.token_paths.asking import Asker
-from simct_pl.losses.token_paths.masses import Exponentials, SideLabels, StudentMasses, TeacherMasses, logit_gradient
+from simct_pl.losses.token_paths.masses import (
+    Exponentials,
+    MovedIds,
+    SideLabels,
+    StudentMasses,
+    TeacherMasses,
+    logit_gradient,
+)
 from simct_pl.losses.token_paths.path_builder import PathBuilder
 from simct_pl.losses.token_paths.paths import PathArrays
 from simct_pl.losses.token_paths.vocab_links import VocabLinks
@@ -76,25 +82,25 @@ class TokenConditionalLoss(Objective):
             )
         ours, theirs = (side.to(path_logits_XK.device) for side in self._sides)
         self._sides = ours, theirs
-        logits_NK = at_least_fp32(chunk.student_logits_NK)
+        logits_NK = chunk.student_logits_NK
         wants_gradient = torch.is_grad_enabled() and logits_NK.requires_grad
         with torch.no_grad():
+            # The teacher's row goes when its masses are there, before the student's comes.
+            teacher = TeacherMasses.of(path_logits_XK, paths, theirs.label_K, theirs.keep_MK)
+            floored = _log_floored(teacher.mass_NC, paths.num_labels_N, self.floor)
             whole = Exponentials.of(logits_NK, entropy=True)
             student = StudentMasses.of(whole.exp_NK, paths, ours.label_K, ours.keep_MK)
-            teacher = TeacherMasses.of(at_least_fp32(path_logits_XK), paths, theirs.label_K, theirs.keep_MK)
-            num_labels_N = paths.num_classes + paths.num_own_N
-            logt_NC, logt_total_N, teacher_logmass_N = _log_floored(teacher.mass_NC, num_labels_N, self.floor)
             total_N = student.mass_NC.sum(-1)
             compare = _reverse_kl if self._description["divergence"] == "rkl" else self._compare
-            sides = _Sides(student.mass_NC, total_N, logt_NC, logt_total_N, num_labels_N)
+            sides = _Sides(student.mass_NC, total_N, floored.log_NC, floored.log_total_N, paths.num_labels_N)
             compared = compare(sides, paths, wants_gradient)
         loss_N: Tensor = _Compared.apply(logits_NK, compared, whole.exp_NK, student, paths, ours.label_K)
         first_U = chunk.rows.student_first_U
-        loss_U = loss_N.new_zeros(len(first_U)).index_add(0, chunk.rows.student_unit_N, loss_N)
+        loss_U = loss_N.new_zeros(len(first_U)).index_add_(0, chunk.rows.student_unit_N, loss_N)
         tiny = torch.finfo(total_N.dtype).tiny
         masses = (
-            (total_N / whole.sum_N).clamp_min(tiny).log()[first_U],
-            (teacher_logmass_N - teacher.front_N).clamp_max(0.0)[first_U],
+            (total_N / whole.sum_N).clamp_min_(tiny).log_()[first_U],
+            (floored.logmass_N - teacher.front_N).clamp_max_(0.0)[first_U],
         )
         assert whole.entropy_N is not None
         row_stats = RowStats(whole.logz_N, whole.entropy_N, teacher.logz_X[rows_M])
@@ -157,29 +163,37 @@ class _Comparison:
 
 
 def _reverse_kl(sides: _Sides, paths: PathArrays, wants_gradient: bool) -> _Comparison:
-    """What `reverse_kl` gives, in fewer passes.
+    """What `reverse_kl` gives, in fewer passes; the student's masses are written over.
 
     With q = mass / total, KL(q || t) = sum q (log mass - log t) - log total, and its derivative by a mass is
     (log q - log t - KL) / total.
     """
     smoothed_N = sides.smoothed_N
     gap_NC = sides.log_masses().sub_(sides.logt_NC)
-    mean_N = torch.linalg.vecdot(sides.mass_NC, gap_NC) / smoothed_N
+    mean_N = sides.mass_NC.mul_(gap_NC).sum(-1).div_(smoothed_N)
     loss_N = mean_N + (sides.total_N / smoothed_N) * (sides.logt_total_N - smoothed_N.log())
     if not wants_gradient:
         return _Comparison(loss_N)
     return _Comparison(loss_N, gap_NC.sub_(mean_N[:, None]), smoothed_N.reciprocal())
 
 
-def _log_floored(mass_NC: Tensor, num_labels_N: Tensor, floor: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(logs of masses with `floor` of their sum added to each, in their place, log of what these add up to, log of the
-    sum before).
-    """
+@dataclass(frozen=True)
+class _Floored:
+    """Logs of masses with a share of their sum added to each, log of what these add up to, log of the sum before."""
+
+    log_NC: Tensor
+    log_total_N: Tensor
+    logmass_N: Tensor
+
+
+def _log_floored(mass_NC: Tensor, num_labels_N: Tensor, floor: float) -> _Floored:
+    """mass_NC is written to. floor: the share."""
     tiny = torch.finfo(mass_NC.dtype).tiny
     total_N = mass_NC.sum(-1)
-    added_N = (floor * total_N).clamp_min(tiny)
+    added_N = (floor * total_N).clamp_min_(tiny)
     log_NC = mass_NC.add_(added_N[:, None]).log_()
-    return log_NC, (total_N + num_labels_N * added_N).log(), total_N.clamp_min(tiny).log()
+    log_total_N = torch.addcmul(total_N, num_labels_N, added_N).log_()
+    return _Floored(log_NC, log_total_N, total_N.clamp_min(tiny).log_())
 
 
 class _Compared(torch.autograd.Function):
@@ -195,14 +209,16 @@ class _Compared(torch.autograd.Function):
         paths: PathArrays,
         label_K: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(compared.grad_NC, compared.factor_N, exp_NK, student.place_E, student.exp_E)
-        ctx.paths, ctx.label_K = paths, label_K
+        moved = student.moved
+        ctx.save_for_backward(compared.grad_NC, compared.factor_N, exp_NK, moved.place_E, moved.label_E, moved.exp_E)
+        ctx.paths, ctx.label_K, ctx.dtype = paths, label_K, logits_NK.dtype
         return compared.loss_N
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, ...]:
-        grad_NC, factor_N, exp_NK, place_E, exp_E = ctx.saved_tensors
+        grad_NC, factor_N, exp_NK, *moved = ctx.saved_tensors
         by_mass_NC = grad_NC * (factor_N * grad_N)[:, None]
-        grad_NK = logit_gradient(by_mass_NC, exp_NK, place_E, exp_E, ctx.paths, ctx.label_K)
-        return grad_NK, None, None, None, None, None
+        grad_NK = logit_gradient(by_mass_NC, exp_NK, MovedIds(*moved), ctx.paths, ctx.label_K)
+        del by_mass_NC
+        return grad_NK.to(ctx.dtype), None, None, None, None, None

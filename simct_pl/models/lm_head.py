@@ -61,6 +61,28 @@ class LMHead:
             projected = torch.tanh(projected / self.softcap) * self.softcap
         return projected
 
+    # The same in two parts, of which the first needs no memory of its own, and its gradient neither.
+
+    def squash_(self, projected: Tensor) -> Tensor:
+        """All but the last factor, in place; finish(x) = expand(squash_(x))."""
+        if self.scale != 1.0:
+            projected.mul_(self.scale)
+        return projected if self.softcap is None else projected.div_(self.softcap).tanh_()
+
+    def expand(self, squashed: Tensor) -> Tensor:
+        """The last factor."""
+        return squashed if self.softcap is None else squashed * self.softcap
+
+    def squash_backward_(self, squashed: Tensor, gradient: Tensor) -> None:
+        """Write the gradient of what was projected over what it was squashed to. gradient: of the latter."""
+        if self.softcap is None:
+            squashed.copy_(gradient)
+        else:
+            torch.ops.aten.tanh_backward.grad_input(gradient, squashed, grad_input=squashed)
+        factor = self.scale / (self.softcap or 1.0)
+        if factor != 1.0:
+            squashed.mul_(factor)
+
 
 def input_embedding(model: PreTrainedModel) -> Tensor:
     """The rows that a model looks its input tokens up in, [vocabulary, H], detached."""

@@ -8,8 +8,7 @@ by item; as sections of words for a terminal or a page.
     samples     the recipe's own prompts, and how long they are in tokens
     step        sizes and dtypes of one optimizer step
     plan        module, rollouts, deployment, lengths → Plan; supervised: the same for fine-tuning
-    measure     a configuration → its parameters, and the bytes that its own code holds at work
-    live_bytes  the instrument: operators run on tensors that have sizes and no values
-    memory      measured bytes and the step → memory items and their peak
+    rehearsing  the recipe's own step, run without values (simct_pl/rehearsal)
+    memory      what a rehearsal held, and what lives beside it → memory items and their peak
     words, section  a Plan → tables
 """

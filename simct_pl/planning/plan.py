@@ -6,23 +6,28 @@ that the recipe allows, and the memory of one rank.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import lightning as L
 import torch
 
-from simct_pl.errors import RecipeError
-from simct_pl.models.loading import DtypeName, load_config, torch_dtype
+from simct_pl.errors import RecipeError, UnsupportedModelError
+from simct_pl.models.loading import DtypeName, torch_dtype
 from simct_pl.models.sharding import Sharding
 from simct_pl.planning.deployment import Deployment
-from simct_pl.planning.measure import ModelSize, ModelSource
-from simct_pl.planning.memory import MemoryItem, PairBytes, distillation_items, peak_bytes
+from simct_pl.planning.memory import MemoryItem, counted_items, items_beside, peak_bytes, rehearsed_items
+from simct_pl.planning.rehearsing import rehearse_recipe, source_of
 from simct_pl.planning.samples import Lengths
 from simct_pl.planning.step import StepShape
+from simct_pl.rehearsal.models import ModelSize, cache_bytes, size_of
+from simct_pl.rehearsal.training import Started
 from simct_pl.rollout.engine import RolloutProvider
 from simct_pl.training.chunked_loss import CPU_STRIP_BYTES, GPU_STRIP_BYTES
 from simct_pl.training.module import DistillModule
+
+Measured = TypeVar("Measured")
 
 
 @runtime_checkable
@@ -78,8 +83,11 @@ def make_plan(
     rollouts: RolloutProvider,
     deployment: Deployment,
     lengths: Lengths,
+    started: Started = lambda _: None,
 ) -> Plan:
-    """Predict what a fit holds.
+    """Rehearse the recipe's step, and add what lives beside it.
+
+    started: told the name of each phase as it begins.
 
     Raises:
         RecipeError: if the data module does not say how large its batches are, or settings contradict each other.
@@ -88,9 +96,41 @@ def make_plan(
     """
     deployment.check(module.sharding)
     step = step_shape(module, batch_size_of(datamodule), rollouts, deployment, lengths)
-    pair = PairBytes.measure(_source(module, "student"), _source(module, "teacher"), step)
-    sizes = {"student": pair.student, "teacher": pair.teacher}
-    return Plan(deployment, step, sizes, distillation_items(pair, step), pair.why_not)
+    sizes = {role: size_of(source_of(module, role)) for role in ("student", "teacher")}
+    if module.sharding is not None:
+        shared = sizes.values() if step.teacher == "sharded" else (sizes["student"],)
+        check_shardable(shared)
+    why_not: list[str] = []
+    ledger = told(lambda: rehearse_recipe(module, step, lengths, started), why_not)
+    memory = counted_items(sizes, step) if ledger is None else rehearsed_items(ledger, step)
+    started("engine")
+    cache = 0
+    if step.engine != "server" and not step.reserved_bytes:
+        found = told(lambda: cache_bytes(source_of(module, "student"), step.engine_dtype, step.student_length), why_not)
+        cache = found or 0
+    return Plan(deployment, step, sizes, memory + items_beside(sizes["student"], cache, step), tuple(why_not))
+
+
+def told(measure: Callable[[], Measured], why_not: list[str]) -> Measured | None:
+    """The measure, or None and a reason more."""
+    try:
+        return measure()
+    except UnsupportedModelError as error:
+        why_not.append(str(error))
+        return None
+
+
+def check_shardable(sizes: Iterable[ModelSize]) -> None:
+    """Refuse what FSDP2 would: a model that does not name its blocks.
+
+    Raises:
+        UnsupportedModelError: if it does not.
+    """
+    if not all(size.blocks for size in sizes):
+        raise UnsupportedModelError(
+            "A model that the recipe shards does not say which of its modules are decoder blocks (_no_split_modules). "
+            "Leave `sharding` out and use trainer.strategy=ddp."
+        )
 
 
 def step_shape(
@@ -143,9 +183,3 @@ def trained_shape(module: Trained, dtype: DtypeName, batch_size: int, deployment
         reshard=sharding.reshard_after_forward,
         cpu_offload=sharding.cpu_offload,
     )
-
-
-def _source(module: DistillModule, role: str) -> ModelSource:
-    path = module.student_path if role == "student" else module.teacher_path
-    trusted = role in module.trust_remote_code
-    return ModelSource(load_config(role, path, trusted), trusted)

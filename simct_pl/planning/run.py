@@ -5,6 +5,8 @@ In: a recipe, read by PlanningCLI. Out: PlannedRun, or an error that says what w
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +18,14 @@ from simct_pl.errors import RecipeError, RolloutError
 from simct_pl.planning.deployment import Deployment
 from simct_pl.planning.plan import Plan, make_plan
 from simct_pl.planning.samples import Lengths, Sample, measure_lengths, read_samples
+from simct_pl.progress import progress
+from simct_pl.rehearsal.training import Started
 from simct_pl.rollout.engine import RolloutProvider
 from simct_pl.training.checks import NO_ROLLOUTS
 from simct_pl.training.module import DistillModule
 
 NUM_PROMPTS = 64
+NUM_PHASES = 8  # models, five of the step, alignment, engine
 
 
 class PlanningCLI(SimctCLI):
@@ -55,8 +60,20 @@ class PlannedRun:
     plan: Plan
 
 
+@contextmanager
+def phases_shown() -> Iterator[Started]:
+    """A bar that says which phase of the step is being rehearsed; without weights, but at full size."""
+    with progress("rehearsing a step", NUM_PHASES) as bar:
+
+        def started(phase: str) -> None:
+            bar.describe(f"rehearsing a step: {phase.replace('_', ' ')}")
+            bar.advance()
+
+        yield started
+
+
 def plan_run(cli: PlanningCLI, gpu: str | None, num_prompts: int = NUM_PROMPTS, domain: str = "domain") -> PlannedRun:
-    """Check what can be checked without weights, and plan.
+    """Check what can be checked without weights, and plan, with a progress bar.
 
     gpu: a name in step.GPU_MEMORY; None takes the one here, or an H100.
 
@@ -78,5 +95,6 @@ def plan_run(cli: PlanningCLI, gpu: str | None, num_prompts: int = NUM_PROMPTS, 
     datamodule.setup("fit")
     samples = read_samples(datamodule, num_prompts, domain)
     lengths = measure_lengths(module.pair, samples)
-    plan = make_plan(module, datamodule, providers[0], deployment, lengths)
+    with phases_shown() as started:
+        plan = make_plan(module, datamodule, providers[0], deployment, lengths, started)
     return PlannedRun(module, datamodule, providers[0], samples, lengths, plan)

@@ -17,6 +17,7 @@ from simct_pl.tokenization.pair import TokenizerPair
 from simct_pl.types import Prompt, PromptBatch
 
 NO_DOMAIN = "all"
+MOST_TEXTS = 64
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,15 @@ class Lengths:
     """Tokens, of the student's unless said otherwise.
 
     student_prompt, teacher_prompt: the longest of the samples, as either side reads it. response: mean of the reference
-    responses, None without any. teacher_share: the teacher's tokens for one of the student's, on the same text.
+    responses, None without any. teacher_share: the teacher's tokens for one of the student's, on the same text. texts:
+    of which these are the lengths, at most MOST_TEXTS.
     """
 
     student_prompt: int
     teacher_prompt: int
     response: float | None
     teacher_share: float
+    texts: tuple[str, ...]
 
     @property
     def longest_prompt(self) -> int:
@@ -95,4 +98,5 @@ def measure_lengths(pair: TokenizerPair, samples: Sequence[Sample]) -> Lengths:
     texts = responses or [prompt.messages[-1]["content"] for prompt in prompts]
     student, teacher = (sum(map(len, side.encode_batch(texts))) for side in (pair.student, pair.teacher))
     mean = student / len(responses) if responses else None
-    return Lengths(student_prompt, teacher_prompt, mean, teacher / max(student, 1))
+    share = teacher / max(student, 1)
+    return Lengths(student_prompt, teacher_prompt, mean, share, tuple(text for text in texts if text)[:MOST_TEXTS])

@@ -1,7 +1,7 @@
 """The plan of supervised fine-tuning, as `fit --dry_run` prints it. No weights load.
 
-In: an SFTModule, its data module, a Deployment. Out: a Plan, and its sections. Forward, loss and backward are the
-module's own, run on a micro-batch of the longest examples without values.
+In: an SFTModule, its data module, a Deployment. Out: a Plan, and its sections. The step is the module's own, rehearsed
+on a micro-batch of the longest examples.
 """
 
 from __future__ import annotations
@@ -11,14 +11,18 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 import lightning as L
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from simct_pl.models.loading import check_model_path, load_config
 from simct_pl.planning.deployment import Deployment
-from simct_pl.planning.measure import ModelSource, SizedModel
-from simct_pl.planning.memory import check_shardable, told, trained_items
-from simct_pl.planning.plan import Plan, batch_size_of, trained_shape
+from simct_pl.planning.memory import counted_items, items_beside, rehearsed_items
+from simct_pl.planning.plan import Plan, batch_size_of, check_shardable, told, trained_shape
+from simct_pl.planning.rehearsing import HOST, training_of
 from simct_pl.planning.section import Section
 from simct_pl.planning.words import memory_section, number_of
+from simct_pl.rehearsal.models import ModelSource, size_of
+from simct_pl.rehearsal.training import Stage, Started, WithLoss, rehearse
 from simct_pl.warmup.sft import SFTModule
 from simct_pl.warmup.supervised import Example, SupervisedModel
 
@@ -50,9 +54,13 @@ def read_lengths(module: SFTModule, datamodule: L.LightningDataModule, num: int)
 
 
 def plan_supervised(
-    module: SFTModule, datamodule: L.LightningDataModule, deployment: Deployment, lengths: ExampleLengths
+    module: SFTModule,
+    datamodule: L.LightningDataModule,
+    deployment: Deployment,
+    lengths: ExampleLengths,
+    started: Started = lambda _: None,
 ) -> Plan:
-    """Predict what a fit holds with the longest examples.
+    """Rehearse a step of the longest examples. started: told the name of each phase as it begins.
 
     Raises:
         RecipeError: if the data module does not say how large its batches are, or settings contradict each other.
@@ -68,16 +76,27 @@ def plan_supervised(
         response_tokens=lengths.response,
         engine="server",
     )
-    sized = SizedModel(ModelSource(load_config("model", module.model_path)), step.param_dtype)
-    check_shardable(sized, None, step)
-    whole = SupervisedModel(sized.model, module.layout, module.chunk_tokens, module.label_smoothing)
+    source = ModelSource(load_config("model", module.model_path))
+    size = size_of(source)
+    if module.sharding is not None:
+        check_shardable([size])
     examples = [Example([0] * lengths.prompt, [0] * lengths.response, [0] * lengths.response)] * step.micro_batch
+
+    def with_loss(model: PreTrainedModel, stage: Stage) -> WithLoss:
+        whole = SupervisedModel(model, module.layout, module.chunk_tokens, module.label_smoothing)
+
+        def forward() -> Tensor:
+            with stage.phases("student_forward"):
+                loss: Tensor = whole(examples)
+            return loss
+
+        return WithLoss(whole, forward, lambda: [{"params": list(whole.parameters())}])
+
     why_not: list[str] = []
-    work = told(
-        lambda: sized.training(lambda: whole(examples), checkpointing=step.checkpointing, autocast=step.autocast),
-        why_not,
-    )
-    return Plan(deployment, step, {"model": sized.size}, trained_items(sized.size, work, step), tuple(why_not))
+    training = training_of(source, step, module.sharding, module.optimizer_config)
+    ledger = told(lambda: rehearse(training, with_loss, HOST, started), why_not)
+    memory = counted_items({"model": size}, step) if ledger is None else rehearsed_items(ledger, step)
+    return Plan(deployment, step, {"model": size}, memory + items_beside(size, 0, step), tuple(why_not))
 
 
 def supervised_sections(module: SFTModule, plan: Plan, lengths: ExampleLengths) -> list[Section]:

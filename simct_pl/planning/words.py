@@ -56,11 +56,11 @@ def step_section(module: DistillModule, rollouts: RolloutProvider, plan: Plan, l
 
 def memory_section(plan: Plan) -> Section:
     """Of one rank, item by item."""
-    title = f"Memory of one {'GPU' if plan.deployment.gpu else 'process'}, predicted"
+    title = f"Memory of one {'GPU' if plan.deployment.gpu else 'process'}, rehearsed"
     rows: list[tuple[str, ...]] = [(item.part.value, _gb(item.bytes), item.when.value) for item in plan.memory]
     rows += [("peak", _gb(plan.peak), ""), ("there is", _gb(plan.deployment.memory), "")]
-    turns = "Student, teacher and loss take turns: the largest of the three counts."
-    note = f"All responses {plan.step.response_tokens:,} tokens long. {turns}"
+    turns = "Phases of the step take turns: the largest of them counts."
+    note = f"All responses {plan.step.response_tokens:,} tokens long, the step run without values. {turns}"
     missing = "".join(f"\nMissing: {why}" for why in plan.why_not)
     return Section(title, ("", "GB", "while"), rows, note + missing)
 

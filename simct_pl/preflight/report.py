@@ -134,9 +134,9 @@ def length_findings(run: PlannedRun) -> list[Finding]:
 
 
 def memory_findings(run: PlannedRun) -> list[Finding]:
-    """Whether one rank's predicted peak fits."""
+    """Whether one rank's rehearsed peak fits."""
     plan = run.plan
-    missing = [Finding(Severity.CARE, f"The predicted memory lacks a part: {why}") for why in plan.why_not]
+    missing = [Finding(Severity.CARE, f"The rehearsed memory lacks a part: {why}") for why in plan.why_not]
     need, there_is = plan.peak / GB, plan.deployment.memory / GB
     if need > there_is:
         text = f"One rank would need {need:.1f} GB of {there_is:.1f} GB. Lay recipe fsdp2 over it, set shard_teacher"

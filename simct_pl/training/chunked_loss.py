@@ -5,7 +5,7 @@ No tensor of [response x vocabulary] ever exists. What happens, in order:
 1. The units are cut into chunks, between units, so that an objective always sees whole ones.
 2. Each source of logits (the student, the teacher; for objectives in two hidden spaces two more) is projected into a
    buffer that the next chunk uses again.
-3. The objective sees a strip of the chunk, small enough for its temporaries to stay in the caches.
+3. The objective sees a strip of the chunk: on a CPU one whose temporaries stay in the caches, on a GPU all of it.
 4. The strip's gradients are taken at once and written over its logits.
 5. A chunk's gradients become those of its hidden states and of the student's head.
 
@@ -23,25 +23,27 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from simct_pl.losses.base import Objective, UnitChunk, UnitLosses
+from simct_pl.losses.base import Objective, PostedUnits, UnitChunk, UnitLosses
 from simct_pl.losses.inputs.logprobs import at_least_fp32
-from simct_pl.losses.inputs.unit_rows import UnitRows, unit_bounds
+from simct_pl.losses.inputs.unit_rows import UnitRows, even_bounds
 from simct_pl.losses.inputs.vocab_tables import PairTables
+from simct_pl.losses.parcel import Parcel
 from simct_pl.models.lm_head import LMHead
+from simct_pl.training.gradient_sums import GradientSums
 from simct_pl.training.unit_stats import StatsWriter, unit_stats
 from simct_pl.types import UnitStats
 
 # The objective sees a strip of a chunk: as many units as keep one [rows x vocabulary] fp32 temporary within this many
 # bytes. On a CPU temporaries then stay in its caches, and malloc hands out the same pages again instead of mapping new
-# ones; a GPU wants large kernels, but a dozen temporaries live at a time.
+# ones. A GPU wants few and large kernels: 786 rows of 256,000 ids, of which three or four temporaries live at a time.
 CPU_STRIP_BYTES = 16 * 2**20
-GPU_STRIP_BYTES = 128 * 2**20
+GPU_STRIP_BYTES = 768 * 2**20
 # glibc hands freed memory back to the system, and pays for fresh pages at the next allocation, until it has seen a
 # large block freed; its dynamic mmap threshold is capped at 32 MiB.
 MMAP_THRESHOLD_BYTES = 31 * 2**20
 
-# Logits of each source, and the units they belong to (on the CPU) → what the statistics need, and the losses.
-ComputeLosses = Callable[[Sequence[Tensor], UnitRows], tuple[UnitChunk, UnitLosses]]
+# Logits of each source, and the units they belong to → what the statistics need, and the losses.
+ComputeLosses = Callable[[Sequence[Tensor], PostedUnits], tuple[UnitChunk, UnitLosses]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,29 +73,34 @@ def chunked_loss(
     objective: Objective,
     tables: PairTables,
     chunk_tokens: int = 1024,
+    strip_bytes: int | None = None,
 ) -> tuple[Tensor, UnitStats]:
     """Sum of the objective over all units, and its statistics.
 
     Args:
         student_hidden_NH, teacher_hidden_MH: states whose rows UnitRows refers to; any float dtype.
-        rows, chunk_tokens, and what is returned: see sum_over_chunks.
+        rows, chunk_tokens, strip_bytes, and what is returned: see sum_over_chunks.
         student_head, teacher_head: states → logits.
     """
 
-    def compute(logits: Sequence[Tensor], rows: UnitRows) -> tuple[UnitChunk, UnitLosses]:
+    def compute(logits: Sequence[Tensor], units: PostedUnits) -> tuple[UnitChunk, UnitLosses]:
         student_NK, read_XK = logits
-        chunk = UnitChunk.read(student_NK, read_XK, rows.read_rows_X, rows, tables)
+        chunk = units.chunk(student_NK, read_XK, tables)
         return chunk, objective(chunk)
 
     sources = (
         LogitSource(student_hidden_NH, student_head, "student"),
         LogitSource(teacher_hidden_MH.detach(), teacher_head, "teacher"),
     )
-    return sum_over_chunks(sources, rows, compute, chunk_tokens)
+    return sum_over_chunks(sources, rows, compute, chunk_tokens, strip_bytes)
 
 
 def sum_over_chunks(
-    sources: Sequence[LogitSource], rows: UnitRows, compute: ComputeLosses, chunk_tokens: int
+    sources: Sequence[LogitSource],
+    rows: UnitRows,
+    compute: ComputeLosses,
+    chunk_tokens: int,
+    strip_bytes: int | None = None,
 ) -> tuple[Tensor, UnitStats]:
     """Sum of the losses of all units, and their statistics.
 
@@ -106,6 +113,7 @@ def sum_over_chunks(
         rows: the units, best left on the CPU.
         compute: losses of a few units.
         chunk_tokens: at most this many rows of a source have logits at a time (a longer unit is a chunk of its own).
+        strip_bytes: of one [rows x vocabulary] fp32 temporary; what suits the device by default.
 
     Returns:
         (loss_sum, stats). loss_sum can run backward once. Without any unit it is a zero that still runs backward
@@ -113,23 +121,24 @@ def sum_over_chunks(
     """
     states_NH, projection = sources[0].states_RH, sources[0].head.projection
     like = at_least_fp32(states_NH.new_zeros(0, dtype=projection.weight.dtype))
-    stats = UnitStats.allocate(rows.num_units, len(rows.student_ids_N), like)
+    writer = StatsWriter(rows.num_units, len(rows.student_ids_N), like)
     # Whether gradients are wanted is asked here: within an autograd function they are off.
-    work = _Work(sources, rows, compute, chunk_tokens, stats, with_gradients=torch.is_grad_enabled())
+    work = _Work(sources, rows, compute, chunk_tokens, strip_bytes, writer, with_gradients=torch.is_grad_enabled())
     states = [source.states_RH for source in sources]
     loss_sum: Tensor = _ChunkedLoss.apply(work, projection.weight, projection.bias, *states)
-    return loss_sum, stats
+    return loss_sum, writer.stats
 
 
 @dataclass(frozen=True)
 class _Work:
-    """What stays the same from chunk to chunk; stats is written while they run."""
+    """What stays the same from chunk to chunk; writer gets statistics while they run."""
 
     sources: Sequence[LogitSource]
     rows: UnitRows
     compute: ComputeLosses
     chunk_tokens: int
-    stats: UnitStats
+    strip_bytes: int | None
+    writer: StatsWriter
     with_gradients: bool
 
     def weights(self, weight_KH: Tensor, bias_K: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:
@@ -146,7 +155,7 @@ class _ChunkedLoss(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_KH.dtype
         # All gradients are made here in forward, while a chunk's logits exist; backward has nothing to compute again.
         needed = [work.with_gradients and need for need in ctx.needs_input_grad[1:]]
-        sums = _GradientSums.zeros(weight_KH, bias_K, states, needed)
+        sums = GradientSums.zeros(weight_KH, bias_K, states, needed)
         ctx.sums = sums
         # The products' dtype has been chosen above. Autocast must choose nothing after them: the rest is at least fp32.
         with torch.autocast(device, enabled=False):
@@ -167,76 +176,38 @@ class _ChunkedLoss(torch.autograd.Function):
         return (None, *(None if gradient is None else gradient.mul_(grad) for gradient in found))
 
 
-@dataclass(frozen=True)
-class _GradientSums:
-    """Gradients of the loss sum so far, None where none is needed. Over chunks they add up in at least fp32."""
-
-    weight_KH: Tensor | None
-    bias_K: Tensor | None
-    states: list[Tensor | None]
-
-    @classmethod
-    def zeros(
-        cls, weight_KH: Tensor, bias_K: Tensor | None, states: Sequence[Tensor], needed: Sequence[bool]
-    ) -> _GradientSums:
-        sum_dtype = torch.promote_types(weight_KH.dtype, torch.float32)
-        return cls(
-            torch.zeros_like(weight_KH, dtype=sum_dtype) if needed[0] else None,
-            torch.zeros_like(bias_K, dtype=sum_dtype) if needed[1] and bias_K is not None else None,
-            [torch.zeros_like(one) if need else None for one, need in zip(states, needed[2:], strict=True)],
-        )
-
-    def wanted(self) -> list[bool]:
-        """Whether each source's logits need a gradient."""
-        trains_head = self.weight_KH is not None or self.bias_K is not None
-        return [one is not None or (i == 0 and trains_head) for i, one in enumerate(self.states)]
-
-    def add(self, source: int, grad_RK: Tensor, states_RH: Tensor, row_R: Tensor, weight_KH: Tensor) -> None:
-        """A chunk's part, given the gradient of one source's logits. No row of states belongs to two chunks."""
-        states = self.states[source]
-        # logits = states Wᵀ + b, so d states = d logits W, d W = d logitsᵀ states, and d b is the sum over rows.
-        if states is not None:
-            states.index_copy_(0, row_R, (grad_RK @ weight_KH).to(states.dtype))
-        if source > 0:
-            return
-        if self.weight_KH is not None:
-            # Added in place where dtypes allow it, without a [vocabulary x width] temporary for each chunk.
-            if self.weight_KH.dtype == grad_RK.dtype:
-                self.weight_KH.addmm_(grad_RK.T, states_RH)
-            else:
-                self.weight_KH.add_(grad_RK.T @ states_RH)
-        if self.bias_K is not None:
-            self.bias_K.add_(grad_RK.sum(0, dtype=self.bias_K.dtype))
-
-
 def _walk_chunks(
-    work: _Work, states: Sequence[Tensor], weights: Sequence[tuple[Tensor, Tensor | None]], sums: _GradientSums
+    work: _Work, states: Sequence[Tensor], weights: Sequence[tuple[Tensor, Tensor | None]], sums: GradientSums
 ) -> Tensor:
-    """The loss sum; adds to sums and fills work.stats."""
+    """The loss sum; adds to sums, and writes statistics."""
     device = states[0].device
     if device.type == "cpu":
         # Allocated and freed on purpose: from now on glibc keeps freed blocks of up to this size.
         torch.empty(MMAP_THRESHOLD_BYTES, dtype=torch.uint8)
-    parts = [work.rows.slice(start, end) for start, end in unit_bounds(work.rows, work.chunk_tokens)]
+    chunk_rows, strip_rows = _most_rows(work, device, weights)
+    parts = [work.rows.slice(start, end) for start, end in even_bounds(work.rows, chunk_rows)]
     # One buffer a source, as large as its largest chunk, for all chunks.
     most_rows = [max((len(source.rows_in(part)) for part in parts), default=0) for source in work.sources]
     buffers = [weight.new_empty(most, len(weight)) for most, (weight, _) in zip(most_rows, weights, strict=True)]
-    wanted, writer = sums.wanted(), StatsWriter(work.stats)
+    wanted = sums.wanted()
     for part in parts:
-        row = [source.rows_in(part).to(device) for source in work.sources]
+        row, strips = _send_chunk(work, part, strip_rows, device)
         picked = [
             one.index_select(0, row_R).to(weight.dtype)
             for one, row_R, (weight, _) in zip(states, row, weights, strict=True)
         ]
         logits = [
-            _project(states_RH, *head, buffer[: len(states_RH)])
-            for states_RH, head, buffer in zip(picked, weights, buffers, strict=True)
+            source.head.squash_(_project(states_RH, *head, buffer[: len(states_RH)]))
+            for source, states_RH, head, buffer in zip(work.sources, picked, weights, buffers, strict=True)
         ]
-        _compute_chunk(work, part, logits, wanted, writer)
+        for strip in strips:
+            work.writer.add(
+                _compute_strip(work, strip, [one[span] for one, span in zip(logits, strip.spans, strict=True)], wanted)
+            )
         # The buffers hold the gradients now, in the places of the logits.
         for i, _ in filter(lambda pair: pair[1], enumerate(wanted)):
             sums.add(i, logits[i], picked[i], row[i], weights[i][0])
-    return work.stats.loss_U.sum()
+    return work.writer.stats.loss_U.sum()
 
 
 def _project(states_RH: Tensor, weight_KH: Tensor, bias_K: Tensor | None, out_RK: Tensor) -> Tensor:
@@ -245,33 +216,50 @@ def _project(states_RH: Tensor, weight_KH: Tensor, bias_K: Tensor | None, out_RK
     return torch.addmm(bias_K, states_RH, weight_KH.T, out=out_RK)
 
 
-def _compute_chunk(
-    work: _Work, part: UnitRows, logits: Sequence[Tensor], wanted: Sequence[bool], writer: StatsWriter
-) -> None:
-    """Write the statistics. Gradients of the projected logits that want one take the place of the logits."""
-    device = logits[0].device
-    strip_bytes = CPU_STRIP_BYTES if device.type == "cpu" else GPU_STRIP_BYTES
-    # Rows of four-byte numbers, as many columns as the wider vocabulary has.
-    strip_rows = max(1, strip_bytes // (4 * max(one.shape[1] for one in logits)))
+def _most_rows(work: _Work, device: torch.device, weights: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[int, int]:
+    """(of a chunk, of a strip). On a GPU a chunk is one strip: each costs as many kernels, however small it is."""
+    on_cpu = device.type == "cpu" and work.strip_bytes is None
+    strip_bytes = work.strip_bytes or (CPU_STRIP_BYTES if on_cpu else GPU_STRIP_BYTES)
+    # Rows of four-byte numbers, as many columns as the widest vocabulary has.
+    strip_rows = max(1, strip_bytes // (4 * max(len(weight) for weight, _ in weights)))
+    return work.chunk_tokens if on_cpu else min(work.chunk_tokens, strip_rows), strip_rows
+
+
+@dataclass(frozen=True)
+class _Strip:
+    """A few units of a chunk. spans: where the logits of each source lie in the chunk's buffers."""
+
+    units: PostedUnits
+    spans: list[slice]
+
+
+def _send_chunk(
+    work: _Work, part: UnitRows, strip_rows: int, device: torch.device
+) -> tuple[list[Tensor], list[_Strip]]:
+    """(rows of each source's states, the chunk's strips). All that the device needs of them goes there at once."""
+    parcel, strips = Parcel(), []
     of_chunk = [source.rows_in(part) for source in work.sources]
-    for start, end in unit_bounds(part, strip_rows):
+    received = parcel.add({str(i): row_R for i, row_R in enumerate(of_chunk)})
+    for start, end in even_bounds(part, strip_rows):
         rows = part.slice(start, end)
-        projected = []
-        for source, row_R, one in zip(work.sources, of_chunk, logits, strict=True):
+        spans = []
+        for source, row_R in zip(work.sources, of_chunk, strict=True):
             # What a strip reads lies together: rows ascend with the units, and paths end at gaps between these.
             first, last = torch.searchsorted(row_R, source.rows_in(rows)[[0, -1]]).tolist()
-            projected.append(one[first : last + 1])  # a view: what is written over it stands in the chunk's buffer
-        writer.add(_compute_strip(work, rows, projected, wanted))
+            spans.append(slice(first, last + 1))
+        strips.append(_Strip(PostedUnits.of(rows, rows.read_rows_X, parcel), spans))
+    parcel.send(device)
+    return [*received().values()], strips
 
 
-def _compute_strip(work: _Work, rows: UnitRows, projected: Sequence[Tensor], wanted: Sequence[bool]) -> UnitStats:
+def _compute_strip(work: _Work, strip: _Strip, squashed: Sequence[Tensor], wanted: Sequence[bool]) -> UnitStats:
+    """Statistics of a strip. squashed: views of the buffers, over which gradients are written where one is wanted."""
     with torch.set_grad_enabled(any(wanted)):
         # Autograd starts from the projected logits. What lies before them, states and head, is the caller's to do in
         # one go.
-        leaves = [one.detach().requires_grad_(want) for one, want in zip(projected, wanted, strict=True)]
-        chunk, losses = work.compute(
-            [source.head.finish(leaf) for source, leaf in zip(work.sources, leaves, strict=True)], rows
-        )
+        leaves = [one.detach().requires_grad_(want) for one, want in zip(squashed, wanted, strict=True)]
+        logits = [source.head.expand(leaf) for source, leaf in zip(work.sources, leaves, strict=True)]
+        chunk, losses = work.compute(logits, strip.units)
         loss = losses.loss_U.sum()
     if not any(wanted):
         return unit_stats(chunk, losses)
@@ -280,5 +268,5 @@ def _compute_strip(work: _Work, rows: UnitRows, projected: Sequence[Tensor], wan
     gradients = torch.autograd.grad(loss, [leaves[i] for i in trained], allow_unused=True, materialize_grads=True)
     stats = unit_stats(chunk, losses)  # before the logits go: an objective may have left log-probabilities to it
     for i, gradient in zip(trained, gradients, strict=True):
-        projected[i].copy_(gradient)
+        work.sources[i].head.squash_backward_(squashed[i], gradient)
     return stats

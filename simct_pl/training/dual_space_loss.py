@@ -12,9 +12,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from simct_pl.losses.base import UnitChunk, UnitLosses
+from simct_pl.losses.base import PostedUnits, UnitChunk, UnitLosses
 from simct_pl.losses.dual_space import DualSpaceChunk, DualSpaceObjective, PairStates
-from simct_pl.losses.inputs.unit_rows import UnitRows
 from simct_pl.losses.inputs.vocab_tables import PairTables
 from simct_pl.models.lm_head import LMHead
 from simct_pl.training.chunked_loss import LogitSource, sum_over_chunks
@@ -30,6 +29,7 @@ def dual_space_loss(
     projectors: nn.Module,
     tables: PairTables,
     chunk_tokens: int = 1024,
+    strip_bytes: int | None = None,
 ) -> tuple[Tensor, UnitStats]:
     """Sum of the objective over all units, and its statistics: chunked_loss for states that are translated first.
 
@@ -41,9 +41,9 @@ def dual_space_loss(
     # Translated once, whole: that is [rows x width], and it is the heads that must be taken in chunks.
     in_student_NH, in_teacher_MH = objective.translate(projectors, states)
 
-    def compute(logits: Sequence[Tensor], rows: UnitRows) -> tuple[UnitChunk, UnitLosses]:
+    def compute(logits: Sequence[Tensor], posted: PostedUnits) -> tuple[UnitChunk, UnitLosses]:
         student_NK, teacher_MK, in_student_NK, in_teacher_MK = logits
-        units = UnitChunk(student_NK, teacher_MK, rows.to(student_NK.device), tables)
+        units = posted.chunk(student_NK, teacher_MK, tables)
         return units, objective(DualSpaceChunk(units, in_student_NK, in_teacher_MK))
 
     # The student's own logits first, since only the first source's head is trained; and each translated matrix has the
@@ -54,7 +54,7 @@ def dual_space_loss(
         LogitSource(in_student_NH, student_head, "student"),
         LogitSource(in_teacher_MH, teacher_head, "teacher"),
     )
-    loss_sum, stats = sum_over_chunks(sources, states.rows, compute, chunk_tokens)
+    loss_sum, stats = sum_over_chunks(sources, states.rows, compute, chunk_tokens, strip_bytes)
     # A zero that depends on every projector, for ranks whose loss reaches none of them.
     anchor = torch.stack([parameter.flatten()[:0].sum() for parameter in projectors.parameters()]).sum()
     return loss_sum + anchor, stats

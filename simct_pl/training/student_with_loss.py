@@ -34,7 +34,8 @@ class StudentWithLoss(nn.Module):
     token, computes no loss, and still runs backward through all of the student.
 
     Args:
-        student: registered. teacher: not registered (FrozenTeacher). objective, chunk_tokens: see chunked_loss.
+        student: registered. teacher: not registered (FrozenTeacher). objective, chunk_tokens, strip_bytes: see
+            chunked_loss.
         phases: timed. projectors: registered, what the objective's build_projectors made; null for most.
     """
 
@@ -46,11 +47,12 @@ class StudentWithLoss(nn.Module):
         chunk_tokens: int,
         phases: PhaseTimer,
         projectors: nn.Module | None = None,
+        strip_bytes: int | None = None,
     ) -> None:
         super().__init__()
         self.student, self.projectors = student, projectors
         self.teacher, self.objective = teacher, objective
-        self.chunk_tokens, self.phases = chunk_tokens, phases
+        self.chunk_tokens, self.strip_bytes, self.phases = chunk_tokens, strip_bytes, phases
 
     @classmethod
     def build(
@@ -103,6 +105,7 @@ class StudentWithLoss(nn.Module):
                     objective=self.objective,
                     tables=tables,
                     chunk_tokens=self.chunk_tokens,
+                    strip_bytes=self.strip_bytes,
                 )
         self.phases.count_worker(aligned.seconds)
         self.phases.count_forward("student", student.num_tokens, student.num_positions)
@@ -134,6 +137,7 @@ class StudentWithLoss(nn.Module):
             projectors=self.projectors,
             tables=tables,
             chunk_tokens=self.chunk_tokens,
+            strip_bytes=self.strip_bytes,
         )
 
     def bits(self, references: Sequence[Reference]) -> float:

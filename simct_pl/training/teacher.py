@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
+from transformers import PreTrainedModel
 from typing_extensions import override
 
 from simct_pl.models.lm_head import LMHead, ResponseStates, response_states
@@ -44,15 +45,25 @@ class FrozenTeacher:
         device: torch.device = CPU,
     ) -> None:
         read = ReadOnce.load("teacher", path, dtype, trust_remote_code)
-        self.model = read.model.eval().requires_grad_(False)
-        self.max_batch_tokens = max_batch_tokens
-        self.head = LMHead.of(self.model)
+        self._use(read.model, max_batch_tokens)
         self._place(device)
         read.fill(device)
 
     def _place(self, device: torch.device) -> None:
         """Where the weights go, before they are there."""
         self.to(device)
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, max_batch_tokens: int = 16_384) -> FrozenTeacher:
+        """A model that is there already, its head taken as it is."""
+        teacher = cls.__new__(cls)
+        teacher._use(model, max_batch_tokens)
+        return teacher
+
+    def _use(self, model: PreTrainedModel, max_batch_tokens: int) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.max_batch_tokens = max_batch_tokens
+        self.head = LMHead.of(model)
 
     def to(self, device: torch.device) -> FrozenTeacher:
         if self.model.device != device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,8 @@ from torch import Tensor
 from simct_pl.losses.base import UnitChunk, UnitLosses
 from simct_pl.losses.inputs.logprobs import ModelLogProbs, at_least_fp32
 from simct_pl.types import UnitStats
+
+_OF_UNITS = [field.name for field in fields(UnitStats) if field.name not in ("supervised_U", "token_logprobs_N")]
 
 
 @torch.no_grad()
@@ -39,20 +42,24 @@ class StatsWriter:
     """Puts the statistics of one range of units after another into arrays that were allocated before the first.
 
     Small tensors that outlive a chunk would settle between its large temporaries and keep the allocator from using
-    their memory again: the process would grow with the length of the responses.
+    their memory again: the process would grow with the length of the responses. Numbers of units are rows of one
+    matrix, which takes all of a range at once.
     """
 
-    def __init__(self, stats: UnitStats) -> None:
-        self.stats = stats
+    def __init__(self, num_units: int, num_tokens: int, like: Tensor) -> None:
+        self._of_units = like.new_zeros(len(_OF_UNITS), num_units)
+        supervised_U = torch.zeros(num_units, dtype=torch.bool, device=like.device)
+        rows: dict[str, Any] = dict(zip(_OF_UNITS, self._of_units.unbind(), strict=True))
+        self.stats = UnitStats(**rows, supervised_U=supervised_U, token_logprobs_N=like.new_zeros(num_tokens))
         self._next_unit = self._next_token = 0
 
     def add(self, part: UnitStats) -> None:
         """The units after those of the last call."""
         units = slice(self._next_unit, self._next_unit + len(part.loss_U))
         tokens = slice(self._next_token, self._next_token + len(part.token_logprobs_N))
-        for field in fields(UnitStats):
-            place = tokens if field.name.endswith("_N") else units
-            getattr(self.stats, field.name)[place] = getattr(part, field.name)
+        self._of_units[:, units] = torch.stack([getattr(part, name) for name in _OF_UNITS])
+        self.stats.supervised_U[units] = part.supervised_U
+        self.stats.token_logprobs_N[tokens] = part.token_logprobs_N
         self._next_unit, self._next_token = units.stop, tokens.stop
 
 
@@ -72,8 +79,7 @@ def _stop_probability(side: ModelLogProbs, logz_N: Tensor | None, stop_column: i
     """Probability of ending the response at each unit's first token, [U]; 0 when the pair has no stop."""
     if stop_column is None:
         return torch.zeros_like(side.first_U, dtype=at_least_fp32(side.logits_NK[:0]).dtype)
-    # The column's own id and the further stops: any of them ends the response.
-    stop_ids = torch.cat([side.tables.ids_V[stop_column, None], side.tables.stops.ids_E])
+    stop_ids = side.tables.stop_ids(stop_column)
     if logz_N is None:
         return side.first_logp_UK.detach()[:, stop_ids].exp().sum(-1)
     first_U = side.first_U

@@ -23,7 +23,7 @@ LAYERS = (
     ("rollout",),
     ("evaluation",),
     ("training",),
-    ("tasks", "warmup"),
+    ("tasks", "warmup", "rehearsal"),
     ("config",),
     ("planning",),
     ("preflight", "lab"),
@@ -34,7 +34,7 @@ MOST_LOOSE_MODULES = 14
 # Rooms with rooms of their own, from the bottom up as well; what lies loose in the room is above them all, except for
 # the modules that are named.
 INNER_LAYERS = {
-    "losses": ("token_paths", "inputs"),
+    "losses": ("parcel", "token_paths", "inputs"),
     "evaluation": ("grader", "boxed", "sandbox", "maths", "benchmark", "code_benchmark", "benchmarks"),
 }
 

@@ -37,6 +37,7 @@ from simct_pl.errors import CollapseError, ExportError, RecipeError
 from simct_pl.evaluation.grader import Grader
 from simct_pl.losses.base import Objective, UnitChunk, UnitLosses
 from simct_pl.tracking.run_info import RunInfo
+from simct_pl.training.unit_stats import StatsWriter
 from simct_pl.types import LostReason, LostSpan, Prompt, PromptBatch, Rollout, StepRecord, UnitAlignment, UnitStats
 from tests.tiny import data, distill_module, trainer
 
@@ -111,7 +112,7 @@ def test_a_batch_without_units_reports_the_same_names() -> None:
     nothing = UnitAlignment(
         np.empty((0, 6), np.int64), np.arange(5), np.arange(4), b"abcdxyz", False, np.empty(0, bool)
     )
-    empty = StepRecord(full.rollouts, [nothing], [UnitStats.allocate(0, 0, torch.zeros(()))], 0.0, 5)
+    empty = StepRecord(full.rollouts, [nothing], [StatsWriter(0, 0, torch.zeros(())).stats], 0.0, 5)
     assert alignment_metrics([nothing]).keys() == alignment_metrics(full.alignments).keys()
     assert unit_metrics(empty) == dict.fromkeys(unit_metrics(full), 0.0)
 

@@ -132,14 +132,14 @@ def test_what_both_sides_say_is_the_texts_own_conditional_probability(name: str,
 def label_of(rows: UnitRows, links: VocabLinks, i: int) -> dict[int, int]:
     """Label of each student id at token i."""
     assert rows.paths is not None
-    paths = rows.paths.slice(i, i + 1).on(torch.device("cpu"))
-    base = int(paths.base_N)
+    of_token = rows.paths.slice(i, i + 1)
+    paths, base = of_token.on(torch.device("cpu")), int(of_token.base_N)
     classes_K = links.student_label_K
     for _, shift_K in paths.shifted_students:
         classes_K = shift_K.numpy()
     labels = {k: int(label) if base == -2 else base for k, label in enumerate(classes_K)}
     labels |= dict(zip(paths.moved_id_E.tolist(), paths.moved_label_E.tolist(), strict=True))
-    merged = dict(zip(paths.merged_from_J.tolist(), paths.merged_to_J.tolist(), strict=True))
+    merged = dict(zip(of_token.merged_from_J.tolist(), of_token.merged_to_J.tolist(), strict=True))
     return {k: merged.get(label, label) for k, label in labels.items()}
 
 

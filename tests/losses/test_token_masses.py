@@ -136,10 +136,10 @@ def test_what_is_moved_leaves_nothing_behind(name: str) -> None:
     has_NC |= torch.zeros_like(mass_NC).index_add_(1, ours.label_K, left_NK.float()) > 0
     takes = paths.moved_label_E >= 0
     has_NC[paths.moved_token_E[takes], paths.moved_label_E[takes]] = True
-    base_B = paths.base_N[paths.based_token_B]
-    has_NC[paths.based_token_B[base_B >= 0], base_B[base_B >= 0]] = True
-    has_NC[paths.merged_token_J, paths.merged_to_J] = True
-    has_NC[paths.merged_token_J, paths.merged_from_J] = False
+    flat = has_NC.view(-1)
+    flat[paths.base_place_B[paths.base_is_label_B]] = True
+    flat[paths.merged_to_J[paths.merged_is_label_J]] = True
+    flat[paths.merged_from_J] = False
     assert (~has_NC).any()
     assert not mass_NC[~has_NC].any()
 

@@ -1,95 +1,90 @@
-"""Memory items of a step by hand, on two models whose sizes are easy numbers."""
+"""Memory items of a step by hand: a ledger, and two models whose sizes are easy numbers."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
-import torch
-
-from simct_pl.planning.measure import ModelSize, WorkBytes
 from simct_pl.planning.memory import (
     MemoryItem,
     Moment,
-    PairBytes,
     Part,
-    chunk_bytes,
-    distillation_items,
+    counted_items,
+    items_beside,
     peak_bytes,
+    rehearsed_items,
 )
 from simct_pl.planning.step import StepShape
+from simct_pl.rehearsal.ledger import Ledger
+from simct_pl.rehearsal.models import ModelSize
+from simct_pl.rehearsal.training import GRADIENTS, MOMENTS, TEACHER, TRAINED
 
-STUDENT = ModelSize(parameters=1000, blocks=(200, 300, 250), head=100, width=5, vocab=20)
-TEACHER = ModelSize(parameters=4000, blocks=(1600, 1600), head=300, width=10, vocab=30)
-PAIR = PairBytes(STUDENT, TEACHER, WorkBytes(kept=700, most=900), reading=50, cache=11)
+STUDENT = ModelSize(parameters=1000, blocks=(200, 300, 250))
+TEACHER_SIZE = ModelSize(parameters=4000, blocks=(1600, 1600))
+SIZES = {"student": STUDENT, "teacher": TEACHER_SIZE}
 STEP = StepShape(num_prompts=16, num_samples=2, num_gpus=8)  # 4 responses on each
 
 
-def held(step: StepShape, pair: PairBytes = PAIR) -> dict[Part, float]:
-    return {item.part: item.bytes for item in distillation_items(pair, step)}
+def held(items: list[MemoryItem]) -> dict[Part, float]:
+    return {item.part: item.bytes for item in items}
 
 
-def test_sharding_divides_what_it_shards_and_gathers_two_blocks() -> None:
-    sharded, whole = held(STEP), held(replace(STEP, student="replicated", buckets=True))
-    state = {Part.WEIGHTS: 4000, Part.GRADIENTS: 4000, Part.MOMENTS: 8000}
-    assert {part: whole[part] for part in state} == state
-    assert {part: 8 * sharded[part] for part in state} == state
-    assert whole[Part.BUCKETS] == 4000
-    assert sharded[Part.GATHERED] == 2 * (250 + 300 + 250)  # outside, the two largest
-    assert sharded[Part.EXCHANGED] == 300 * (2 + 4)
-    assert held(replace(STEP, reshard=False))[Part.GATHERED] == 2 * 1000
-    assert whole.keys().isdisjoint({Part.GATHERED, Part.EXCHANGED})
-    shared = {Part.KEPT, Part.AT_WORK, Part.TEACHER_WEIGHTS, Part.TEACHER_AT_WORK, Part.HEAD_GRADIENT, Part.LOSS}
-    assert {part: whole[part] for part in shared} == {part: sharded[part] for part in shared}
-    copies = held(replace(STEP, num_replicas=2))
-    assert copies[Part.WEIGHTS] == 4000 / 4
+def ledger() -> Ledger:
+    found = Ledger()
+    found.at_rest = Counter({TRAINED: 500, GRADIENTS: 500, MOMENTS: 1000, TEACHER: 8000, "a.py:1": 7, "b.py:2": 3})
+    found.most_in = {"student_forward": 10_100, "teacher": 10_050, "loss": 10_400, "other": 20_000, "optimizer": 10_010}
+    return found
 
 
-def test_a_sharded_teacher_keeps_what_is_outside_its_blocks_whole() -> None:
-    assert held(STEP)[Part.TEACHER_WEIGHTS] == 2 * 4000
-    sharded = held(replace(STEP, teacher="sharded"))
-    assert sharded[Part.TEACHER_WEIGHTS] == 2 * (800 + 3200 / 8)
-    assert sharded[Part.TEACHER_AT_WORK] == 50 + 2 * 3200
-
-
-def test_where_the_engine_lives() -> None:
-    copy = held(STEP)
-    assert (copy[Part.ENGINE_WEIGHTS], copy[Part.ENGINE_CACHE]) == (2 * 1000, 4 * 11)
-    itself = held(replace(STEP, engine="student"))
-    assert Part.ENGINE_WEIGHTS not in itself
-    assert itself[Part.ENGINE_CACHE] == copy[Part.ENGINE_CACHE]
-    assert held(replace(STEP, engine="server")).keys().isdisjoint({Part.ENGINE_WEIGHTS, Part.ENGINE_CACHE})
-    reserved = held(replace(STEP, reserved_bytes=123.0))
-    assert reserved[Part.ENGINE_RESERVED] == 123
-    assert reserved.keys().isdisjoint({Part.ENGINE_WEIGHTS, Part.ENGINE_CACHE})
-
-
-def test_the_head_s_gradient_is_added_up_in_fp32() -> None:
-    assert held(STEP)[Part.HEAD_GRADIENT] == 100 * (2 + 4)
-    assert held(replace(STEP, param_dtype=torch.float32))[Part.HEAD_GRADIENT] == 100 * 4
-    assert held(replace(STEP, param_dtype=torch.float32, autocast=True))[Part.HEAD_GRADIENT] == 100 * (2 + 4)
-
-
-def test_logits_are_flat_in_length() -> None:
-    longer = replace(STEP, response_tokens=8192, teacher_response_tokens=8064, micro_batch_tokens=1)
-    assert chunk_bytes(PAIR, STEP) == chunk_bytes(PAIR, longer)
-    # 1,024 rows of either vocabulary, and all temporaries of one strip, which here is the whole chunk.
-    assert chunk_bytes(PAIR, STEP) == 1024 * (20 + 30) * 2 + 7.5 * 1024 * 30 * 4
+def test_what_is_there_before_is_told_from_what_a_phase_adds() -> None:
+    items = rehearsed_items(ledger(), STEP)
+    assert [(item.part, item.bytes, item.when) for item in items] == [
+        (Part.WEIGHTS, 500, Moment.ALWAYS),
+        (Part.GRADIENTS, 500, Moment.TRAINING),
+        (Part.MOMENTS, 1000, Moment.ALWAYS),
+        (Part.TEACHER_WEIGHTS, 8000, Moment.ALWAYS),
+        (Part.TABLES, 10, Moment.ALWAYS),
+        (Part.AT_WORK, 90, Moment.FORWARD),
+        (Part.AT_WORK, 40, Moment.TEACHER),
+        (Part.AT_WORK, 390, Moment.LOSS),
+    ]
+    assert peak_bytes(items) == 10_400
+    offloaded = {item.part for item in rehearsed_items(ledger(), replace(STEP, cpu_offload=True))}
+    assert offloaded == {Part.TEACHER_WEIGHTS, Part.TABLES, Part.AT_WORK}
 
 
 def test_of_what_takes_turns_the_most_counts() -> None:
     items = [
         MemoryItem(Part.WEIGHTS, 100),
         MemoryItem(Part.ENGINE_CACHE, 40, Moment.GENERATING),
-        MemoryItem(Part.KEPT, 20, Moment.TRAINING),
+        MemoryItem(Part.GRADIENTS, 20, Moment.TRAINING),
         MemoryItem(Part.AT_WORK, 5, Moment.BACKWARD),
-        MemoryItem(Part.TEACHER_AT_WORK, 15, Moment.TEACHER),
-        MemoryItem(Part.LOSS, 10, Moment.LOSS),
+        MemoryItem(Part.AT_WORK, 15, Moment.TEACHER),
+        MemoryItem(Part.AT_WORK, 10, Moment.LOSS),
     ]
     assert peak_bytes(items) == 100 + 40
     assert peak_bytes([replace(items[1], bytes=30), *items[:1], *items[2:]]) == 100 + 20 + 15
 
 
-def test_what_could_not_be_measured_is_left_out_and_the_rest_stays() -> None:
-    found = held(STEP, PairBytes(STUDENT, TEACHER, None, None, None, ("it reads token by token",)))
-    assert found.keys().isdisjoint({Part.KEPT, Part.AT_WORK, Part.TEACHER_AT_WORK, Part.ENGINE_CACHE})
-    assert found[Part.WEIGHTS] == held(STEP)[Part.WEIGHTS]
+def test_without_a_rehearsal_weights_gradients_and_moments_are_counted() -> None:
+    whole = held(counted_items(SIZES, replace(STEP, student="replicated")))
+    assert whole == {
+        Part.WEIGHTS: 4000,
+        Part.GRADIENTS: 4000,
+        Part.MOMENTS: 8000,
+        Part.TEACHER_WEIGHTS: 2 * 4000,
+    }
+    sharded = held(counted_items(SIZES, replace(STEP, teacher="sharded")))
+    assert sharded[Part.MOMENTS] == 1000
+    assert sharded[Part.TEACHER_WEIGHTS] == 2 * (800 + 3200 / 8)
+    assert held(counted_items(SIZES, replace(STEP, num_replicas=2)))[Part.WEIGHTS] == 4000 / 4
+    assert set(held(counted_items(SIZES, replace(STEP, cpu_offload=True)))) == {Part.TEACHER_WEIGHTS}
+
+
+def test_where_the_engine_lives() -> None:
+    assert held(items_beside(STUDENT, 11, STEP)) == {Part.ENGINE_WEIGHTS: 2 * 1000, Part.ENGINE_CACHE: 4 * 11}
+    assert held(items_beside(STUDENT, 11, replace(STEP, engine="student"))) == {Part.ENGINE_CACHE: 4 * 11}
+    assert items_beside(STUDENT, 0, replace(STEP, engine="server")) == []
+    assert held(items_beside(STUDENT, 0, replace(STEP, reserved_bytes=123.0))) == {Part.ENGINE_RESERVED: 123}
+    buckets = items_beside(STUDENT, 0, replace(STEP, engine="server", buckets=True))
+    assert held(buckets) == {Part.BUCKETS: 4000}

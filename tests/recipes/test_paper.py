@@ -108,7 +108,7 @@ def test_every_pair_is_planned(
     assert run([*arguments(source, pair, models), "--dry_run"]) == 0
     printed = capsys.readouterr().out
     assert "8 H100 (assumed: no GPU here)" in printed or torch.cuda.is_available()
-    for expected in ("VLLMEngine", "64 prompts × 1 a step", "peak", "kept for backward", "shared by 8 ranks"):
+    for expected in ("VLLMEngine", "64 prompts × 1 a step", "peak", "student backward", "shared by 8 ranks"):
         assert expected in printed
     architectures = {"Qwen": "qwen2", "google": "gemma2", "microsoft": "phi3"}
     assert all(architectures[name.partition("/")[0]] in printed for name in PAIRS[pair])

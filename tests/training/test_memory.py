@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
+from benchmarks.live_bytes import LiveBytes
 from benchmarks.loss_forms import FORMS
 from benchmarks.measure import peak_memory
 from benchmarks.synthetic import make_problem
-from simct_pl.planning.live_bytes import LiveBytes
 from tests import warm
 
 MIB = 2**20

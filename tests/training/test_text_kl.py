@@ -14,6 +14,7 @@ from torch import Tensor
 from simct_pl import ALMLoss, DSKDEta, GOLDLoss, OneToOneAligner, SharedVocabLoss, SimCTLoss, XTokenPKL
 from simct_pl.training.module import DistillModule
 from simct_pl.training.text_kl import NUM_SUMS, TextKL, TextKLMetric, text_kl_sums
+from simct_pl.training.unit_stats import StatsWriter
 from simct_pl.types import Rollout, UnitAlignment, UnitStats
 from tests.tiny import distill_module, sampled
 
@@ -95,7 +96,7 @@ def one_response(num_bytes: int, student: float, teacher: float) -> tuple[UnitAl
         False,
         np.array([True]),
     )
-    like = UnitStats.allocate(1, 1, torch.zeros(()))
+    like = StatsWriter(1, 1, torch.zeros(())).stats
     return alignment, replace(
         like, token_logprobs_N=torch.tensor([student]), teacher_logprobs_U=torch.tensor([teacher])
     )
@@ -118,7 +119,7 @@ def test_what_no_unit_covers_is_said() -> None:
     """A response without a unit is no sample, and its bytes lower the coverage."""
     covered, stats = one_response(6, -1.0, -4.0)
     lost = replace(covered, units_U6=np.zeros((0, 6), int), supervised_U=np.zeros(0, bool), text=b"xy")
-    nothing = UnitStats.allocate(0, 0, torch.zeros(()))
+    nothing = StatsWriter(0, 0, torch.zeros(())).stats
     found = TextKL.of(text_kl_sums([covered, lost], [stats, nothing]))
     assert (found.nats_per_byte, found.coverage) == pytest.approx((0.5, 0.75))
     assert math.isnan(found.error)

@@ -108,19 +108,17 @@ def _carve_units(side: ModelLogProbs, own_column_U: Tensor) -> Tensor:
     Done on the token, before any bucket is summed, because "bucket - unit" would cancel where the unit is most of its
     bucket. A unit of one token leaves nothing.
     """
-    unit_E = torch.nonzero(own_column_U).squeeze(-1)
-    if len(unit_E) == 0:
-        return side.first_logp_UK
-    first_E = side.first_U[unit_E]
-    first_logp_E = side.token_logp_N[first_E]
+    first_logp_U = side.token_logp_N[side.first_U]
     # With the first tokens' terms set to 0, the sum over a unit is that of its later tokens.
-    later_logp_E = side.sum_by_unit(side.token_logp_N.index_fill(0, side.first_U, 0.0))[unit_E]
+    later_logp_U = side.sum_by_unit(side.token_logp_N.index_fill(0, side.first_U, 0.0))
     # A later part that is certain to rounding leaves eps of the first token, not nothing.
-    gap_E = later_logp_E.clamp_max(-torch.finfo(first_logp_E.dtype).eps)
-    left_E = first_logp_E + torch.log(-torch.expm1(gap_E))
-    left_E = left_E.masked_fill(side.length_U[unit_E] == 1, -math.inf)
-    # Out of place: these may be the very numbers that the softmax has saved for backward.
-    return side.first_logp_UK.index_put((unit_E, side.ids_N[first_E]), left_E)
+    gap_U = later_logp_U.clamp_max(-torch.finfo(first_logp_U.dtype).eps)
+    left_U = first_logp_U + torch.log(-torch.expm1(gap_U))
+    left_U = left_U.masked_fill(side.length_U == 1, -math.inf)
+    # Which units they are only the device knows: the others' first tokens are written again as they are. Out of place,
+    # because these may be the very numbers that the softmax has saved for backward.
+    value_U = torch.where(own_column_U, left_U, first_logp_U)
+    return side.first_logp_UK.scatter(1, side.ids_N[side.first_U, None], value_U[:, None])
 
 
 def _hidden_columns(column_UV: Tensor, rows: UnitRows) -> Tensor:

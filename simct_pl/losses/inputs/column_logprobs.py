@@ -23,20 +23,25 @@ from simct_pl.losses.inputs.vocab_tables import Merge, SideTables
 LOWEST_SHIFT = -60.0
 
 
-def column_logprobs(first_logp_UK: Tensor, tables: SideTables, *, marginal: bool) -> Tensor:
+def column_logprobs(
+    first_logp_UK: Tensor, tables: SideTables, *, marginal: bool, may_wait: bool | None = None
+) -> Tensor:
     """Log-probability of each shared column, [U, V], from that of every id.
 
-    The stop column is the event "any stop id"; with `marginal`, every column is its whole bucket.
+    The stop column is the event "any stop id"; with `marginal`, every column is its whole bucket. may_wait: the host
+    looks whether a bucket underflows; by default if the numbers are its own.
     """
     columns_UV: Tensor
     if not marginal:
         columns_UV = _ColumnLogProbs.apply(first_logp_UK, tables.ids_V, tables.stops)
         return columns_UV
+    if not (first_logp_UK.device.type == "cpu" if may_wait is None else may_wait):
+        columns_UV = _AnyBucketLogProbs.apply(first_logp_UK, tables.ids_V, tables.bucket_K)
+        return columns_UV
     with torch.no_grad():
         # A model's rows may outnumber its tokenizer's ids.
         mass_UK = first_logp_UK[:, : len(tables.bucket_K)].exp()
-        # One column more than there are, for the ids of no bucket; read through a view afterwards.
-        mass_UX = mass_UK.new_zeros(len(mass_UK), len(tables.ids_V) + 1).index_add_(1, tables.bucket_K, mass_UK)
+        mass_UX = _bucket_sums(mass_UK, tables.bucket_K, len(tables.ids_V))
         smallest = mass_UX[:, :-1].amin() if mass_UX[:, :-1].numel() else mass_UX.new_ones(())
     # A bucket whose probabilities underflow would have the log of 0, and 0 / 0 for a gradient.
     if smallest < torch.finfo(mass_UK.dtype).tiny:
@@ -44,6 +49,11 @@ def column_logprobs(first_logp_UK: Tensor, tables: SideTables, *, marginal: bool
     else:
         columns_UV = _BucketLogProbs.apply(first_logp_UK, mass_UK, mass_UX, tables.bucket_K)
     return columns_UV
+
+
+def _bucket_sums(mass_UK: Tensor, bucket_K: Tensor, num_columns: int) -> Tensor:
+    """With one column more than there are, for the ids of no bucket; read through a view afterwards."""
+    return mass_UK.new_zeros(len(mass_UK), num_columns + 1).index_add_(1, bucket_K, mass_UK)
 
 
 def join_stops(mass_UK: Tensor, tables: SideTables) -> Tensor:
@@ -77,6 +87,38 @@ class _BucketLogProbs(torch.autograd.Function):
         grad_UK = scale_UX.index_select(1, bucket_K).mul_(mass_UK)
         num_padded = ctx.num_ids - grad_UK.shape[1]
         return F.pad(grad_UK, (0, num_padded)) if num_padded else grad_UK, None, None, None
+
+
+class _AnyBucketLogProbs(torch.autograd.Function):
+    """Of buckets of which some may underflow, without looking which: those are summed again at another scale."""
+
+    @staticmethod
+    def forward(ctx: Any, logp_UK: Tensor, ids_V: Tensor, bucket_K: Tensor) -> Tensor:
+        num_ids, num_columns = len(bucket_K), len(ids_V)
+        ctx.save_for_backward(logp_UK, bucket_K)
+        mass_UX = _bucket_sums(logp_UK[:, :num_ids].exp(), bucket_K, num_columns)
+        underflows_UX = mass_UX < torch.finfo(mass_UX.dtype).tiny
+        scaled_UK = logp_UK[:, :num_ids].sub(LOWEST_SHIFT).exp_()
+        low_UX = _bucket_sums(scaled_UK, bucket_K, num_columns).log_().add_(LOWEST_SHIFT)
+        del scaled_UK
+        column_UX = torch.where(underflows_UX, low_UX, mass_UX.log_())
+        # What is lost at that scale too leaves a column at its own log-probability instead of at log 0.
+        column_UV = torch.maximum(column_UX[:, :-1], logp_UK.index_select(1, ids_V))
+        column_UX[:, :-1] = column_UV
+        column_UX[:, -1] = torch.inf  # ids of no bucket have no share in anything
+        ctx.column_UX = column_UX
+        return column_UV
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_UV: Tensor) -> tuple[Tensor, None, None]:
+        """d column / d id = p(id) / p(column)."""
+        logp_UK, bucket_K = ctx.saved_tensors
+        share_UK = logp_UK[:, : len(bucket_K)] - ctx.column_UX.index_select(1, bucket_K)
+        share_UK.exp_().nan_to_num_(0.0)  # an impossible column has no gradient, instead of 0 / 0
+        grad_UK = F.pad(grad_UV, (0, 1)).index_select(1, bucket_K).mul_(share_UK)
+        num_padded = logp_UK.shape[1] - len(bucket_K)
+        return F.pad(grad_UK, (0, num_padded)) if num_padded else grad_UK, None, None
 
 
 class _ColumnLogProbs(torch.autograd.Function):

@@ -52,7 +52,7 @@ class ModelLogProbs:
     @cached_property
     def length_U(self) -> Tensor:
         """Tokens of each unit, int64."""
-        return torch.bincount(self.unit_N, minlength=len(self.first_U))
+        return torch.diff(self.first_U, append=self.first_U.new_full((1,), len(self.unit_N)))
 
     def sum_by_unit(self, value_N: Tensor) -> Tensor:
         return value_N.new_zeros(len(self.first_U)).index_add(0, self.unit_N, value_N)

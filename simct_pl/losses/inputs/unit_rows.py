@@ -6,7 +6,8 @@ arrays; no unit ever crosses from one response into another.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from simct_pl.losses.parcel import Parcel
 from simct_pl.tokenization.shared_vocab import SharedVocab
 from simct_pl.types import (
     BYTE_END,
@@ -25,6 +27,8 @@ from simct_pl.types import (
     TEACHER_START,
     UnitAlignment,
 )
+
+UNEVEN_ROWS = 16  # by which even ranges may differ, for units of several tokens
 
 if TYPE_CHECKING:
     from simct_pl.losses.token_paths.path_builder import PathBuilder
@@ -133,8 +137,16 @@ class UnitRows:
         return cls(**joined)
 
     def to(self, device: torch.device) -> UnitRows:
-        moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in _arrays()}
-        return UnitRows(**moved, paths=self.paths)
+        """The paths stay where they are."""
+        parcel = Parcel()
+        posted = self.post(parcel)
+        parcel.send(device)
+        return posted()
+
+    def post(self, parcel: Parcel) -> Callable[[], UnitRows]:
+        """Put all arrays into a parcel; call what is returned when it has been sent. The paths stay where they are."""
+        received = parcel.add({f.name: getattr(self, f.name) for f in _arrays()})
+        return lambda: UnitRows(**received(), paths=self.paths)
 
     def slice(self, start: int, end: int) -> UnitRows:
         """Units start:end, with N, M, P and the unit numbers counted from the slice's beginning. Best on the CPU."""
@@ -201,6 +213,13 @@ def unit_bounds(rows: UnitRows, max_rows: int) -> Iterator[tuple[int, int]]:
         end = max(fits, start + 1)
         yield start, end
         start = end
+
+
+def even_bounds(rows: UnitRows, max_rows: int) -> Iterator[tuple[int, int]]:
+    """unit_bounds with ranges of about one size: the last one would cost as much as the others, however small."""
+    longest = max(len(rows.student_ids_N), len(rows.teacher_ids_M))
+    number = math.ceil(longest / max_rows)
+    return unit_bounds(rows, min(max_rows, longest // max(number, 1) + UNEVEN_ROWS))
 
 
 def _tokens_of(span_U2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

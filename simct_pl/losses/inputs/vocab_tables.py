@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
@@ -42,6 +42,7 @@ class SideTables:
     stops: Merge
     buckets: Merge
     bucket_K: Tensor
+    _stop_ids: Tensor | None = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
     def build(
@@ -62,13 +63,20 @@ class SideTables:
             torch.as_tensor(merged_K, dtype=torch.int64),
         )
 
+    def stop_ids(self, stop_column: int) -> Tensor:
+        """The column's own id and the further stops, int64: any of them ends the response."""
+        if self._stop_ids is None:
+            object.__setattr__(self, "_stop_ids", torch.cat([self.ids_V[stop_column, None], self.stops.ids_E]))
+        assert self._stop_ids is not None
+        return self._stop_ids
+
     def to(self, device: torch.device) -> SideTables:
         stops, buckets = (_to(merge, device) for merge in (self.stops, self.buckets))
         return SideTables(self.ids_V.to(device), stops, buckets, self.bucket_K.to(device))
 
 
 def _to(merge: Merge, device: torch.device) -> Merge:
-    return Merge(*(getattr(merge, field.name).to(device) for field in fields(merge)))
+    return Merge(*(getattr(merge, f.name).to(device) for f in fields(merge)))
 
 
 @dataclass(frozen=True)
@@ -87,4 +95,7 @@ class PairTables:
         teacher = SideTables.build(
             shared.teacher_ids_V, shared.teacher_columns, shared.teacher_buckets, shared.teacher_extra_stop_ids
         )
-        return cls(student.to(torch.device(device)), teacher.to(torch.device(device)), shared.stop_column)
+        return cls(student, teacher, shared.stop_column).to(torch.device(device))
+
+    def to(self, device: torch.device) -> PairTables:
+        return PairTables(self.student.to(device), self.teacher.to(device), self.stop_column)

@@ -6,13 +6,15 @@ lists; of a strip, PathArrays, in which the lists are written out on the device 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from simct_pl.losses.token_paths.categories import CLASSES
+from simct_pl.losses.parcel import Parcel
+from simct_pl.losses.token_paths.categories import CLASSES, DROPPED
 from simct_pl.losses.token_paths.lists import ListStore
 from simct_pl.losses.token_paths.neighbours import Side
 from simct_pl.losses.token_paths.shift import ShiftStore
@@ -67,78 +69,93 @@ class TokenPaths:
 
     def on(self, device: torch.device) -> PathArrays:
         """Written out; all that is sent goes in one piece, and nothing on the device is waited for."""
-        list_R = torch.cat([self.moved_list_N2.flatten(), self.step_list_P])
-        offsets = torch.from_numpy(self.lists.offsets)
-        start_R = offsets[list_R]
-        length_R = offsets[list_R + 1] - start_R
-        num_moved_lists = 2 * len(self.base_N)
-        sizes = int(length_R[:num_moved_lists].sum()), int(length_R[num_moved_lists:].sum())
+        parcel = Parcel()
+        received = self.post(parcel)
+        parcel.send(device)
+        return received(device)
+
+    def post(self, parcel: Parcel) -> Callable[[torch.device], PathArrays]:
+        """Put all that a device needs into a parcel; call what is returned when it has been sent there."""
+        num_labels = self.num_classes + (int(self.num_own_N.max()) if len(self.num_own_N) else 0)
+        lists = _ListRanges.of(self)
         whole_step_F = (self.step_base_P == CLASSES).nonzero().flatten()
         shifted = _groups(self.shift_N), _groups(self.step_shift_P[whole_step_F])
-        arrays = {name: getattr(self, name) for name in _TENSORS if name not in _HOST_ONLY} | {
-            "start_R": start_R,
-            "length_R": length_R,
-            "based_token_B": (self.base_N != CLASSES).nonzero().flatten(),
-            "whole_step_F": whole_step_F,
-            "kinds_token_D": self.kinds_N.nonzero().flatten(),
-            "kinds_step_G": ((self.step_kinds_P != 0) & (self.step_base_P == CLASSES)).nonzero().flatten(),
-        }
+        arrays = {name: getattr(self, name) for name in _SENT} | lists.arrays
+        arrays |= _places(self, whole_step_F, num_labels)
         arrays |= {f"shifted {side} {number}": rows for side in (0, 1) for number, rows in shifted[side].items()}
-        whole = torch.cat([*arrays.values()])
-        sent = whole.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else whole.to(device)
-        found = dict(zip(arrays, sent.split([len(one) for one in arrays.values()]), strict=True))
-        found["entries_I2"] = self.lists.entries(device)
-        students, teachers = (
-            [
-                (found[f"shifted {place} {number}"], self.shifts.labels(number, side, device))
-                for number in shifted[place]
-            ]
-            for place, side in enumerate(_SIDES)
-        )
-        return PathArrays.of(
-            found,
-            sizes,
-            num_moved_lists,
-            whole_rows_differ=bool((self.step_row_P[whole_step_F].diff() > 0).all()),
-            num_classes=self.num_classes,
-            num_labels=self.num_classes + (int(self.num_own_N.max()) if len(self.num_own_N) else 0),
-            shifted_students=students,
-            shifted_teachers=teachers,
-        )
+        posted = parcel.add(arrays)
+        known: dict[str, Any] = {
+            "whole_rows_differ": bool((self.step_row_P[whole_step_F].diff() > 0).all()),
+            "num_classes": self.num_classes,
+            "num_labels": num_labels,
+        }
+
+        def received(device: torch.device) -> PathArrays:
+            found = posted()
+            students, teachers = (
+                [
+                    (found[f"shifted {place} {number}"], self.shifts.labels(number, side, device))
+                    for number in shifted[place]
+                ]
+                for place, side in enumerate(_SIDES)
+            )
+            written: dict[str, Any] = {**lists.write_out(found, self.lists.entries(device))}
+            kept: dict[str, Any] = {f.name: found[f.name] for f in fields(PathArrays) if f.name in found}
+            return PathArrays(**kept, **written, **known, shifted_students=students, shifted_teachers=teachers)
+
+        return received
 
 
 @dataclass(frozen=True)
 class PathArrays:
-    """TokenPaths with the lists written out, on the device of the logits.
+    """TokenPaths with the lists written out, on the device of the logits. Places count in a flat [tokens x num_labels];
+    what goes there is no label, and adds nothing, where `is_label` says so.
 
     moved_token_E, moved_id_E, moved_label_E: student ids with another label than the base, at token E.
     listed_step_Q, listed_id_Q, listed_label_Q: teacher ids with another label, at step Q; the id that goes on may be
         one of them.
-    based_token_B: tokens whose base is not CLASSES. whole_step_F: steps whose base is CLASSES, at most one a token.
-    whole_rows_differ: no two of these steps read one row.
+    num_labels_N: how many labels each token has.
+    based_token_B, base_place_B, base_is_label_B: tokens whose base is not CLASSES, and where it is.
+    step_first_P: the first step of each step's token. step_is_whole_P: its base is CLASSES. step_is_front_P: it is of
+        the token before the position. step_place_P: where its token's labels begin.
+    end_from_V, end_place_V: which of the steps, followed by the tokens, have a label of their own for what leaves the
+        path there, or follows it to its end; and where.
+    whole_step_F: steps whose base is CLASSES, at most one a token. whole_token_F, whole_row_F: theirs. own_row_N: the
+        row of each token's whole step, or another one of its own. whole_rows_differ: no two of these steps read one
+        row.
+    merged_from_J, merged_to_J: places; merged_is_label_J.
     kinds_token_D, kinds_mask_D, kinds_step_G, kinds_mask_G: where kinds of ids are dropped, and which; of steps, those
         whose base is CLASSES.
     shifted_students, shifted_teachers: (places in N, places in F, and the label of each id there) of each shift.
     """
 
-    base_N: Tensor
-    own_N: Tensor
     num_own_N: Tensor
+    num_labels_N: Tensor
     moved_token_E: Tensor
     moved_id_E: Tensor
     moved_label_E: Tensor
     step_token_P: Tensor
     step_row_P: Tensor
     step_id_P: Tensor
-    step_base_P: Tensor
+    step_first_P: Tensor
+    step_place_P: Tensor
+    step_is_whole_P: Tensor
+    step_is_front_P: Tensor
+    end_from_V: Tensor
+    end_place_V: Tensor
     listed_step_Q: Tensor
     listed_id_Q: Tensor
     listed_label_Q: Tensor
-    merged_token_J: Tensor
     merged_from_J: Tensor
     merged_to_J: Tensor
+    merged_is_label_J: Tensor
     based_token_B: Tensor
+    base_place_B: Tensor
+    base_is_label_B: Tensor
     whole_step_F: Tensor
+    whole_token_F: Tensor
+    whole_row_F: Tensor
+    own_row_N: Tensor
     kinds_token_D: Tensor
     kinds_mask_D: Tensor
     kinds_step_G: Tensor
@@ -149,30 +166,9 @@ class PathArrays:
     shifted_students: list[tuple[Tensor, Tensor]]
     shifted_teachers: list[tuple[Tensor, Tensor]]
 
-    @classmethod
-    def of(cls, found: dict[str, Tensor], sizes: tuple[int, int], num_moved_lists: int, **known: Any) -> PathArrays:
-        """found: arrays of TokenPaths; the entries of all lists; where each of its own, first the student's, then the
-        steps', begins in them and how long it is. sizes: entries of both, all told. known: the fields that are
-        no arrays.
-        """
-        kept: dict[str, Any] = {f.name: found[f.name] for f in fields(cls) if f.name in found}
-        written = []
-        for size, of in zip(sizes, (slice(num_moved_lists), slice(num_moved_lists, None)), strict=True):
-            row_I, place_I = _write_out(found["start_R"][of], found["length_R"][of], size)
-            written.append((row_I, *found["entries_I2"][place_I].long().unbind(1)))
-        (moved_list_E, moved_id_E, moved_label_E), (listed_step_Q, listed_id_Q, listed_label_Q) = written
-        return cls(
-            **kept,
-            moved_token_E=moved_list_E // 2,
-            moved_id_E=moved_id_E,
-            moved_label_E=moved_label_E,
-            listed_step_Q=listed_step_Q,
-            listed_id_Q=listed_id_Q,
-            listed_label_Q=listed_label_Q,
-            kinds_mask_D=found["kinds_N"][found["kinds_token_D"]],
-            kinds_mask_G=found["step_kinds_P"][found["kinds_step_G"]],
-            **known,
-        )
+    @property
+    def num_tokens(self) -> int:
+        return len(self.num_own_N)
 
     def unused(self) -> Tensor:
         """Own labels that a token does not have, bool [N, num_labels - num_classes]."""
@@ -180,10 +176,85 @@ class PathArrays:
         return own >= self.num_own_N[:, None]
 
 
+def _places(paths: TokenPaths, whole_step_F: Tensor, num_labels: int) -> dict[str, Tensor]:
+    """What PathArrays knows of positions: all of it is counted on the host, where that costs no kernel."""
+    token_P, base_P, base_N = paths.step_token_P, paths.step_base_P, paths.base_N
+    token_N = torch.arange(len(base_N))
+    based_B = (base_N != CLASSES).nonzero().flatten()
+    token_F, row_F = token_P[whole_step_F], paths.step_row_P[whole_step_F]
+    own_row_N = torch.zeros_like(base_N).index_copy_(0, token_P, paths.step_row_P).index_copy_(0, token_F, row_F)
+    end_label_I, end_token_I = torch.cat([base_P, paths.own_N]), torch.cat([token_P, token_N])
+    end_V = (end_label_I >= 0).nonzero().flatten()
+    kinds_D = paths.kinds_N.nonzero().flatten()
+    kinds_G = ((paths.step_kinds_P != 0) & (base_P == CLASSES)).nonzero().flatten()
+    start_J = paths.merged_token_J * num_labels
+    return {
+        "num_labels_N": paths.num_classes + paths.num_own_N,
+        "step_first_P": torch.searchsorted(token_P, token_P),
+        "step_place_P": token_P * num_labels,
+        "step_is_whole_P": base_P == CLASSES,
+        "step_is_front_P": (base_P == DROPPED) & (base_N[token_P] == CLASSES),
+        "end_from_V": end_V,
+        "end_place_V": end_token_I[end_V] * num_labels + end_label_I[end_V],
+        "merged_from_J": start_J + paths.merged_from_J,
+        "merged_to_J": start_J + paths.merged_to_J.clamp_min(0),
+        "merged_is_label_J": paths.merged_to_J >= 0,
+        "based_token_B": based_B,
+        "base_place_B": based_B * num_labels + base_N[based_B].clamp_min(0),
+        "base_is_label_B": base_N[based_B] >= 0,
+        "whole_step_F": whole_step_F,
+        "whole_token_F": token_F,
+        "whole_row_F": row_F,
+        "own_row_N": own_row_N,
+        "kinds_token_D": kinds_D,
+        "kinds_mask_D": paths.kinds_N[kinds_D],
+        "kinds_step_G": kinds_G,
+        "kinds_mask_G": paths.step_kinds_P[kinds_G],
+    }
+
+
+@dataclass(frozen=True)
+class _ListRanges:
+    """Where the lists of some paths lie among all entries. sizes: entries of the students' and of the steps' lists."""
+
+    arrays: dict[str, Tensor]
+    num_moved_lists: int
+    sizes: tuple[int, int]
+
+    @classmethod
+    def of(cls, paths: TokenPaths) -> _ListRanges:
+        list_R = torch.cat([paths.moved_list_N2.flatten(), paths.step_list_P])
+        offsets = torch.from_numpy(paths.lists.offsets)
+        start_R = offsets[list_R]
+        length_R = offsets[list_R + 1] - start_R
+        end_R = length_R.cumsum(0)
+        num_moved_lists = paths.moved_list_N2.numel()
+        num_moved, num_all = (int(end_R[n - 1]) if n else 0 for n in (num_moved_lists, len(list_R)))
+        arrays = {"list_length_R": length_R, "list_shift_R": start_R - end_R + length_R}
+        return cls(arrays, num_moved_lists, (num_moved, num_all - num_moved))
+
+    def write_out(self, found: dict[str, Tensor], entries_I2: Tensor) -> dict[str, Tensor]:
+        """Every entry of every range, and whose it is."""
+        range_I = torch.repeat_interleave(found["list_length_R"], output_size=sum(self.sizes))
+        place_I = torch.arange(len(range_I), device=range_I.device).add_(found["list_shift_R"][range_I])
+        id_I, label_I = entries_I2[place_I].long().unbind(1)
+        (range_E, range_Q), (id_E, id_Q), (label_E, label_Q) = (
+            one.split(self.sizes) for one in (range_I, id_I, label_I)
+        )
+        return {
+            "moved_token_E": range_E // 2,
+            "moved_id_E": id_E,
+            "moved_label_E": label_E,
+            "listed_step_Q": range_Q - self.num_moved_lists,
+            "listed_id_Q": id_Q,
+            "listed_label_Q": label_Q,
+        }
+
+
 _TENSORS = [
     field.name for field in fields(TokenPaths) if field.name not in ("lists", "shifts", "num_classes", "num_labels")
 ]
-_HOST_ONLY = ("moved_list_N2", "step_list_P", "shift_N", "step_shift_P")
+_SENT = ("num_own_N", "step_token_P", "step_row_P", "step_id_P")
 _SIDES: tuple[Side, Side] = ("student", "teacher")
 _BY_TOKEN = ("step_token_P", "merged_token_J")
 
@@ -201,10 +272,3 @@ def _groups(shift_N: Tensor) -> dict[int, Tensor]:
 
 def _range(index: Tensor, start: int, end: int) -> slice:
     return slice(*torch.searchsorted(index, torch.tensor([start, end])).tolist())
-
-
-def _write_out(start_R: Tensor, length_R: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """(the range, the place) of every place in some ranges, int64 [size]; size: their lengths' sum."""
-    row_I = torch.repeat_interleave(torch.arange(len(length_R), device=length_R.device), length_R, output_size=size)
-    shift_R = start_R - length_R.cumsum(0) + length_R
-    return row_I, torch.arange(size, device=length_R.device) + shift_R[row_I]

@@ -1,0 +1,82 @@
+"""The recipe's own step, rehearsed: its models, its objective, and responses made of its own texts.
+
+In: a module, a StepShape and Lengths. Out: the Ledger of one micro-batch of the longest responses on one rank. Sizes
+are those of PyTorch's CPU operators, with strips as a GPU gets them; what a kernel allocates for itself, and what an
+allocator keeps, is not among them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from simct_pl.losses.inputs.vocab_tables import PairTables
+from simct_pl.models.loading import load_config
+from simct_pl.models.sharding import Sharding
+from simct_pl.planning.samples import Lengths
+from simct_pl.planning.step import StepShape
+from simct_pl.rehearsal.ledger import Ledger
+from simct_pl.rehearsal.models import ModelSource
+from simct_pl.rehearsal.pair import Distillation, MicroBatch, rehearse_distillation
+from simct_pl.rehearsal.training import Started, Training
+from simct_pl.training.chunked_loss import CPU_STRIP_BYTES
+from simct_pl.training.module import DistillModule
+from simct_pl.training.optim import OptimizerConfig
+from simct_pl.types import Prompt, Rollout
+
+HOST = "cpu"
+
+
+def source_of(module: DistillModule, role: str) -> ModelSource:
+    """What one of both models is built from."""
+    path = module.student_path if role == "student" else module.teacher_path
+    trusted = role in module.trust_remote_code
+    return ModelSource(load_config(role, path, trusted), trusted)
+
+
+def training_of(
+    source: ModelSource, step: StepShape, sharding: Sharding | None, optimizer: OptimizerConfig
+) -> Training:
+    """How one rank trains a model. What would lie in host memory is rehearsed on the device, and not planned there."""
+    return Training(
+        source,
+        dtype=step.dtype,
+        autocast=step.autocast,
+        gradient_checkpointing=step.checkpointing,
+        sharding=None if sharding is None else replace(sharding, cpu_offload=False),
+        num_ranks=step.num_gpus,
+        keeps_gradients=step.num_micro_batches > 1,
+        optimizer=optimizer,
+    )
+
+
+def rehearse_recipe(module: DistillModule, step: StepShape, lengths: Lengths, started: Started) -> Ledger:
+    """See rehearsal.training.rehearse.
+
+    Raises:
+        UnsupportedModelError: if a model cannot be built, sharded or followed.
+    """
+    distillation = Distillation(
+        source_of(module, "teacher"),
+        module.objective,
+        micro_batch(module, step, lengths),
+        module.pair,
+        step.teacher_dtype,
+        step.chunk_tokens,
+        step.teacher_batch_tokens,
+        strip_bytes=None if step.strip_bytes == CPU_STRIP_BYTES else step.strip_bytes,
+    )
+    training = training_of(source_of(module, "student"), step, module.sharding, module.optimizer_config)
+    return rehearse_distillation(training, distillation, HOST, started)
+
+
+def micro_batch(module: DistillModule, step: StepShape, lengths: Lengths) -> MicroBatch:
+    """Of responses that are all as long as the step allows, and say what the recipe's texts say, over and over."""
+    module.objective.prepare(module.pair)
+    text_ids = [token for text in lengths.texts for token in module.pair.student.encode(text)]
+    response_ids = (text_ids * (step.response_tokens // len(text_ids) + 1))[: step.response_tokens]
+    prompt = Prompt(0, ({"role": "user", "content": lengths.texts[0]},))
+    logprobs = [0.0] * len(response_ids)
+    rollout = Rollout(prompt, 0, [0] * step.prompt_tokens, response_ids, logprobs, "length", 0, 0)
+    rollouts = [rollout] * step.micro_batch
+    aligned = replace(module.align(rollouts), teacher_prompt_ids=[[0] * step.prompt_tokens] * step.micro_batch)
+    return MicroBatch(rollouts, aligned, PairTables.build(module.pair.shared_vocab))
