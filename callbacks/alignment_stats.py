@@ -41,12 +41,13 @@ class AlignmentStats(L.Callback):
         units with so many student and teacher tokens. align/length_1, length_2, length_3, length_4_7, length_8_up: the
         same by tokens on the longer side. align/lost_bytes, align/lost_<reason>: bytes and stretches without a unit.
     align/student_candidate_mass, align/teacher_candidate_mass: probability held by the candidates.
-    align/non_canonical: responses that the student's own tokenizer would have spelt with other ids.
     loss/shared_units, loss/span_units: the loss per response token from either kind of unit.
     policy/entropy: of the student at unit starts, nats. policy/stop_probability, policy/teacher_stop_probability.
+    The following are of the responses that the student itself has sampled, and left out in a step without any:
     policy/text_kl, policy/text_kl_error, policy/text_kl_coverage: of the whole batch, over all ranks; see TextKL.
+    align/non_canonical: those that the student's own tokenizer would have spelt with other ids.
     rollout/response_tokens, rollout/truncation_rate.
-    rollout/accuracy: the module's grader's mean over the training responses, at their own temperature.
+    rollout/accuracy: the module's grader's mean, at the responses' own temperature.
 
     Args:
         grade_responses: log rollout/accuracy. A grader that runs code would slow every step.
@@ -72,18 +73,27 @@ class AlignmentStats(L.Callback):
         module = distilled(self, pl_module)
         assert batch.record is not None
         record = batch.record
-        sums = text_kl_sums(record.alignments, record.stats)
-        metrics = {
-            **alignment_metrics(record.alignments),
-            **unit_metrics(record),
-            **TextKL.of(gather_scalars(module, sums.tolist()).sum(0)).metrics("policy/text_kl"),
-            "align/non_canonical": _non_canonical_share(module, record),
-            "rollout/response_tokens": _mean([len(r.response_ids) for r in record.rollouts]),
-            "rollout/truncation_rate": _mean([not r.stopped for r in record.rollouts]),
+        metrics = {**alignment_metrics(record.alignments), **unit_metrics(record)}
+        pl_module.log_dict(metrics, batch_size=len(record.rollouts), sync_dist=True)
+        own = self._own_metrics(module, record.own)
+        pl_module.log_dict(own, batch_size=max(len(record.own.rollouts), 1))
+
+    def _own_metrics(self, module: DistillModule, own: StepRecord) -> dict[str, float]:
+        """Of the student's own responses, over all ranks: of one rank's prompts the teacher may answer all."""
+        sums = {
+            "align/non_canonical": _num_non_canonical(module, own),
+            "rollout/response_tokens": sum(len(r.response_ids) for r in own.rollouts),
+            "rollout/truncation_rate": sum(not r.stopped for r in own.rollouts),
         }
         if self.grade_responses:
-            metrics["rollout/accuracy"] = _accuracy(module, record)
-        pl_module.log_dict(metrics, batch_size=len(record.rollouts), sync_dist=True)
+            sums["rollout/accuracy"] = _sum_of_grades(module, own)
+        text_kl = text_kl_sums(own.alignments, own.stats).tolist()
+        gathered = gather_scalars(module, [float(len(own.rollouts)), *sums.values(), *text_kl]).sum(0)
+        number, *totals = gathered[: len(sums) + 1].tolist()
+        if number == 0:
+            return {}
+        means = {name: total / number for name, total in zip(sums, totals, strict=True)}
+        return means | TextKL.of(gathered[len(sums) + 1 :]).metrics("policy/text_kl")
 
 
 def alignment_metrics(alignments: list[UnitAlignment]) -> dict[str, float]:
@@ -150,20 +160,16 @@ def _lengths(alignment: UnitAlignment) -> np.ndarray:
     return lengths_U2
 
 
-def _non_canonical_share(module: DistillModule, record: StepRecord) -> float:
-    """Share of responses whose text the student's tokenizer would spell with other ids than those sampled."""
-    tokenizer, odd = module.pair.student, []
+def _num_non_canonical(module: DistillModule, record: StepRecord) -> float:
+    """Responses whose text the student's tokenizer would spell with other ids than those sampled."""
+    tokenizer, number = module.pair.student, 0
     for rollout, alignment in zip(record.rollouts, record.alignments, strict=True):
         ids = rollout.response_ids[: len(rollout.response_ids) - rollout.stopped]
-        odd.append(not tokenizer.is_canonical(alignment.text.decode(errors="replace"), ids))
-    return _mean(odd)
+        number += not tokenizer.is_canonical(alignment.text.decode(errors="replace"), ids)
+    return float(number)
 
 
-def _accuracy(module: DistillModule, record: StepRecord) -> float:
+def _sum_of_grades(module: DistillModule, record: StepRecord) -> float:
     assert module.grader is not None
     texts = [alignment.text.decode(errors="replace") for alignment in record.alignments]
-    return _mean([module.grader(r.prompt, text) for r, text in zip(record.rollouts, texts, strict=True)])
-
-
-def _mean(values: list[int] | list[bool] | list[float]) -> float:
-    return sum(values) / max(len(values), 1)
+    return float(sum(module.grader(r.prompt, text) for r, text in zip(record.rollouts, texts, strict=True)))

@@ -9,9 +9,9 @@ Shape letters, used in names everywhere:
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -133,8 +133,10 @@ class Prompt:
 class Rollout:
     """One sampled response.
 
+    author: whose words they are; a teacher's are spelt in the student's ids.
     prompt_ids, response_ids: the student's own ids; the response includes the stop when finish_reason is "stop".
-    engine_logprobs: log-probability of each response id at temperature 1, before top-k and top-p, as the engine saw it.
+    engine_logprobs: log-probability of each response id at temperature 1, before top-k and top-p, as the engine saw it;
+        NaN of what the student has not sampled.
     """
 
     prompt: Prompt
@@ -145,6 +147,7 @@ class Rollout:
     finish_reason: str
     policy_version: int
     seed: int
+    author: Literal["student", "teacher"] = "student"
 
     @property
     def stopped(self) -> bool:
@@ -208,3 +211,14 @@ class StepRecord:
     stats: list[UnitStats]
     loss_sum: float
     num_global_tokens: int
+
+    @property
+    def own(self) -> StepRecord:
+        """The same of the student's own responses alone: for what says something about its policy."""
+        kept = [i for i, rollout in enumerate(self.rollouts) if rollout.author == "student"]
+        return replace(
+            self,
+            rollouts=[self.rollouts[i] for i in kept],
+            alignments=[self.alignments[i] for i in kept],
+            stats=[self.stats[i] for i in kept],
+        )

@@ -145,11 +145,13 @@ class ObjectiveBase(ABC):
     path_builder: makes UnitRows.paths, for objectives that follow the teacher's path; null for others, and before
         `prepare`.
     projector_lr: peak learning rate of what build_projectors makes; it follows the student's schedule.
+    own_responses_only: whether it is right only of responses that the student itself has sampled.
     """
 
     uses_prefixes: bool = False
     path_builder: PathBuilder | None = None
     projector_lr: float = 1e-3
+    own_responses_only: bool = False
 
     def prepare(self, pair: TokenizerPair) -> None:  # noqa: B027 - most objectives need nothing
         """Make what depends on the two tokenizers alone, before any weights load. By default, nothing.
