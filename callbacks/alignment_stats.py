@@ -42,6 +42,8 @@ class AlignmentStats(L.Callback):
         same by tokens on the longer side. align/lost_bytes, align/lost_<reason>: bytes and stretches without a unit.
     align/student_candidate_mass, align/teacher_candidate_mass: probability held by the candidates.
     loss/shared_units, loss/span_units: the loss per response token from either kind of unit.
+    With an anchor: loss/anchor, its part of the loss per response token; policy/anchor_kl, KL(student || starting
+        student) per student token in a supervised unit, nats.
     policy/entropy: of the student at unit starts, nats. policy/stop_probability, policy/teacher_stop_probability.
     The following are of the responses that the student itself has sampled, and left out in a step without any:
     policy/text_kl, policy/text_kl_error, policy/text_kl_coverage: of the whole batch, over all ranks; see TextKL.
@@ -74,6 +76,8 @@ class AlignmentStats(L.Callback):
         assert batch.record is not None
         record = batch.record
         metrics = {**alignment_metrics(record.alignments), **unit_metrics(record)}
+        if module.anchor_weight > 0:
+            metrics |= anchor_metrics(record, module.anchor_weight)
         pl_module.log_dict(metrics, batch_size=len(record.rollouts), sync_dist=True)
         own = self._own_metrics(module, record.own)
         pl_module.log_dict(own, batch_size=max(len(record.own.rollouts), 1))
@@ -151,6 +155,14 @@ def unit_metrics(record: StepRecord) -> dict[str, float]:
         "policy/stop_probability": means["student_stop_U"],
         "policy/teacher_stop_probability": means["teacher_stop_U"],
     }
+
+
+def anchor_metrics(record: StepRecord, weight: float) -> dict[str, float]:
+    """What the anchor adds to the loss, and the divergence that it is made of."""
+    total = sum(float(stats.anchor_U.double().sum()) for stats in record.stats)
+    num_tokens = sum(a.num_student_tokens for a in record.alignments)
+    num_read = sum(a.num_supervised_student_tokens for a in record.alignments)
+    return {"loss/anchor": total / max(num_tokens, 1), "policy/anchor_kl": total / weight / max(num_read, 1)}
 
 
 def _lengths(alignment: UnitAlignment) -> np.ndarray:

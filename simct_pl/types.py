@@ -179,7 +179,8 @@ class UnitStats:
 
     Per unit: loss_U, supervised_U, student_logmass_U and teacher_logmass_U (log candidate mass), student_entropy_U
     (nats, full vocabulary, at the unit's first token), student_stop_U and teacher_stop_U (probability of stop there),
-    teacher_logprobs_U (log-probability of the unit in the teacher's own tokens).
+    teacher_logprobs_U (log-probability of the unit in the teacher's own tokens), anchor_U (its part of the loss that
+    holds the student to where it began; 0 without an anchor).
     Per student token in a unit: token_logprobs_N.
     """
 
@@ -191,6 +192,7 @@ class UnitStats:
     student_stop_U: Tensor
     teacher_stop_U: Tensor
     teacher_logprobs_U: Tensor
+    anchor_U: Tensor
     token_logprobs_N: Tensor
 
     def split(self, num_units: list[int], num_tokens: list[int]) -> list[UnitStats]:

@@ -123,6 +123,7 @@ class UnitLosses:
     sides.
 
     row_stats: what an objective that does not read the chunk's log-probabilities has found out, for the statistics.
+    anchor_U: what is minimised beside the objective, added by whoever computes it (simct_pl.training.anchor).
     """
 
     loss_U: Tensor
@@ -130,6 +131,7 @@ class UnitLosses:
     student_logmass_U: Tensor
     teacher_logmass_U: Tensor
     row_stats: RowStats | None = None
+    anchor_U: Tensor | None = None
 
     @classmethod
     def over_everything(cls, loss_U: Tensor, supervised_U: Tensor) -> UnitLosses:

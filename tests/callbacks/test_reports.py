@@ -73,6 +73,7 @@ def record(
         student_stop_U=torch.tensor([0.0, 0.3, 0.9]),
         teacher_stop_U=torch.tensor([0.0, 0.0, 0.6]),
         teacher_logprobs_U=torch.tensor([-1.0, -3.0 - drift, -0.75]),
+        anchor_U=torch.tensor([0.25, 0.5, 0.0]),
         token_logprobs_N=torch.tensor([-0.5, -1.25, -1.5, -0.5]),
     )
     return StepRecord([rollout], [alignment], [stats], sum(losses), 5)

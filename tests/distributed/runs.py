@@ -234,7 +234,7 @@ def on_two_ranks(folder: Path, untied: str) -> None:
     fsdp2(folder)
     run("resumed on 2", sharded(**RAGGED), resume=folder / "fsdp2.ckpt")
     everything = Sharding(reshard_after_forward=False, cpu_offload=True, shard_teacher=True)
-    batches = {"teacher_batch_tokens": 60, **RAGGED}
+    batches = {"teacher_batch_tokens": 60, "anchor_weight": 5.0, **RAGGED}
     objective = TokenConditionalLoss()
     with reading(first=True):
         run("everything", sharded(sharding=everything, objective=objective, gradient_checkpointing=True, **batches))

@@ -60,7 +60,7 @@ def one_rank(folder: Path, untied: str) -> Callable[[str], Trace]:
     @cache
     def trace(name: str) -> Trace:
         overrides: dict[str, Any] = {
-            "everything": {"objective": TokenConditionalLoss()},
+            "everything": {"objective": TokenConditionalLoss(), "anchor_weight": 5.0},
             "hsdp": {"student": untied},
             "half deaf": {"kind": HalfDeaf},
         }.get(name, {})
