@@ -37,6 +37,7 @@ class AlignmentStats(L.Callback):
 
     align/coverage: student tokens in a unit. align/supervised_tokens: student tokens in a unit that the objective
         supervised.
+    align/tokens_outside_1_1: student tokens that are no 1:1 unit, those in no unit among them.
     align/multi_token_units: units that are not 1:1. align/units_1_1, units_1_n, units_n_1, units_n_m: share of the
         units with so many student and teacher tokens. align/length_1, length_2, length_3, length_4_7, length_8_up: the
         same by tokens on the longer side. align/lost_bytes, align/lost_<reason>: bytes and stretches without a unit.
@@ -108,6 +109,7 @@ def alignment_metrics(alignments: list[UnitAlignment]) -> dict[str, float]:
     lost = sum((a.lost_counts for a in alignments), Counter[str]())
     metrics = {
         "align/coverage": sum(a.coverage * a.num_student_tokens for a in alignments) / max(num_tokens, 1),
+        "align/tokens_outside_1_1": 1 - (sum(a.num_units for a in alignments) - num_multi) / max(num_tokens, 1),
         "align/multi_token_units": num_multi / num_units,
         **_shape_shares(alignments),
         "align/lost_bytes": float(sum(span.byte_end - span.byte_start for a in alignments for span in a.lost)),
