@@ -2,7 +2,8 @@
 
 A batch comes in with prompts. `rollout` or `teacher_rollout` writes responses into it before the step; after the step
 the others read its record. Into the run's files: `checkpoint`, `hf_export`, `recipe_log`, `learning_curve`. Into its
-metrics: `alignment_stats`, `policy_mismatch`, `timing`, `benchmark`; into its artifacts `sample_table`.
+metrics: `alignment_stats`, `policy_mismatch`, `span_gradients`, `timing`, `benchmark`; into its artifacts
+`sample_table`.
 `collapse_guard` warns or stops, and `distilled` asks whether the module is one of distillation.
 """
 
@@ -16,6 +17,7 @@ from callbacks.policy_mismatch import PolicyMismatch
 from callbacks.recipe_log import RecipeLog
 from callbacks.rollout import RolloutCallback
 from callbacks.sample_table import SampleTable
+from callbacks.span_gradients import SpanGradients
 from callbacks.teacher_rollout import TeacherRollout
 from callbacks.timing import TimingCallback
 
@@ -30,6 +32,7 @@ __all__ = [
     "RecipeLog",
     "RolloutCallback",
     "SampleTable",
+    "SpanGradients",
     "TeacherRollout",
     "TimingCallback",
 ]

@@ -37,16 +37,20 @@ class AlignmentStats(L.Callback):
 
     align/coverage: student tokens in a unit. align/supervised_tokens: student tokens in a unit that the objective
         supervised.
+    align/tokens_outside_1_1: student tokens that are no 1:1 unit, those in no unit among them.
     align/multi_token_units: units that are not 1:1. align/units_1_1, units_1_n, units_n_1, units_n_m: share of the
         units with so many student and teacher tokens. align/length_1, length_2, length_3, length_4_7, length_8_up: the
         same by tokens on the longer side. align/lost_bytes, align/lost_<reason>: bytes and stretches without a unit.
     align/student_candidate_mass, align/teacher_candidate_mass: probability held by the candidates.
-    align/non_canonical: responses that the student's own tokenizer would have spelt with other ids.
     loss/shared_units, loss/span_units: the loss per response token from either kind of unit.
+    With an anchor: loss/anchor, its part of the loss per response token; policy/anchor_kl, KL(student || starting
+        student) per student token in a supervised unit, nats.
     policy/entropy: of the student at unit starts, nats. policy/stop_probability, policy/teacher_stop_probability.
+    The following are of the responses that the student itself has sampled, and left out in a step without any:
     policy/text_kl, policy/text_kl_error, policy/text_kl_coverage: of the whole batch, over all ranks; see TextKL.
+    align/non_canonical: those that the student's own tokenizer would have spelt with other ids.
     rollout/response_tokens, rollout/truncation_rate.
-    rollout/accuracy: the module's grader's mean over the training responses, at their own temperature.
+    rollout/accuracy: the module's grader's mean, at the responses' own temperature.
 
     Args:
         grade_responses: log rollout/accuracy. A grader that runs code would slow every step.
@@ -72,18 +76,29 @@ class AlignmentStats(L.Callback):
         module = distilled(self, pl_module)
         assert batch.record is not None
         record = batch.record
-        sums = text_kl_sums(record.alignments, record.stats)
-        metrics = {
-            **alignment_metrics(record.alignments),
-            **unit_metrics(record),
-            **TextKL.of(gather_scalars(module, sums.tolist()).sum(0)).metrics("policy/text_kl"),
-            "align/non_canonical": _non_canonical_share(module, record),
-            "rollout/response_tokens": _mean([len(r.response_ids) for r in record.rollouts]),
-            "rollout/truncation_rate": _mean([not r.stopped for r in record.rollouts]),
+        metrics = {**alignment_metrics(record.alignments), **unit_metrics(record)}
+        if module.anchor_weight > 0:
+            metrics |= anchor_metrics(record, module.anchor_weight)
+        pl_module.log_dict(metrics, batch_size=len(record.rollouts), sync_dist=True)
+        own = self._own_metrics(module, record.own)
+        pl_module.log_dict(own, batch_size=max(len(record.own.rollouts), 1))
+
+    def _own_metrics(self, module: DistillModule, own: StepRecord) -> dict[str, float]:
+        """Of the student's own responses, over all ranks: of one rank's prompts the teacher may answer all."""
+        sums = {
+            "align/non_canonical": _num_non_canonical(module, own),
+            "rollout/response_tokens": sum(len(r.response_ids) for r in own.rollouts),
+            "rollout/truncation_rate": sum(not r.stopped for r in own.rollouts),
         }
         if self.grade_responses:
-            metrics["rollout/accuracy"] = _accuracy(module, record)
-        pl_module.log_dict(metrics, batch_size=len(record.rollouts), sync_dist=True)
+            sums["rollout/accuracy"] = _sum_of_grades(module, own)
+        text_kl = text_kl_sums(own.alignments, own.stats).tolist()
+        gathered = gather_scalars(module, [float(len(own.rollouts)), *sums.values(), *text_kl]).sum(0)
+        number, *totals = gathered[: len(sums) + 1].tolist()
+        if number == 0:
+            return {}
+        means = {name: total / number for name, total in zip(sums, totals, strict=True)}
+        return means | TextKL.of(gathered[len(sums) + 1 :]).metrics("policy/text_kl")
 
 
 def alignment_metrics(alignments: list[UnitAlignment]) -> dict[str, float]:
@@ -94,6 +109,7 @@ def alignment_metrics(alignments: list[UnitAlignment]) -> dict[str, float]:
     lost = sum((a.lost_counts for a in alignments), Counter[str]())
     metrics = {
         "align/coverage": sum(a.coverage * a.num_student_tokens for a in alignments) / max(num_tokens, 1),
+        "align/tokens_outside_1_1": 1 - (sum(a.num_units for a in alignments) - num_multi) / max(num_tokens, 1),
         "align/multi_token_units": num_multi / num_units,
         **_shape_shares(alignments),
         "align/lost_bytes": float(sum(span.byte_end - span.byte_start for a in alignments for span in a.lost)),
@@ -143,6 +159,14 @@ def unit_metrics(record: StepRecord) -> dict[str, float]:
     }
 
 
+def anchor_metrics(record: StepRecord, weight: float) -> dict[str, float]:
+    """What the anchor adds to the loss, and the divergence that it is made of."""
+    total = sum(float(stats.anchor_U.double().sum()) for stats in record.stats)
+    num_tokens = sum(a.num_student_tokens for a in record.alignments)
+    num_read = sum(a.num_supervised_student_tokens for a in record.alignments)
+    return {"loss/anchor": total / max(num_tokens, 1), "policy/anchor_kl": total / weight / max(num_read, 1)}
+
+
 def _lengths(alignment: UnitAlignment) -> np.ndarray:
     """Tokens a unit, [U, 2] (student, teacher)."""
     ends_U2, starts_U2 = (alignment.units_U6[:, columns] for columns in (_ENDS, _STARTS))
@@ -150,20 +174,16 @@ def _lengths(alignment: UnitAlignment) -> np.ndarray:
     return lengths_U2
 
 
-def _non_canonical_share(module: DistillModule, record: StepRecord) -> float:
-    """Share of responses whose text the student's tokenizer would spell with other ids than those sampled."""
-    tokenizer, odd = module.pair.student, []
+def _num_non_canonical(module: DistillModule, record: StepRecord) -> float:
+    """Responses whose text the student's tokenizer would spell with other ids than those sampled."""
+    tokenizer, number = module.pair.student, 0
     for rollout, alignment in zip(record.rollouts, record.alignments, strict=True):
         ids = rollout.response_ids[: len(rollout.response_ids) - rollout.stopped]
-        odd.append(not tokenizer.is_canonical(alignment.text.decode(errors="replace"), ids))
-    return _mean(odd)
+        number += not tokenizer.is_canonical(alignment.text.decode(errors="replace"), ids)
+    return float(number)
 
 
-def _accuracy(module: DistillModule, record: StepRecord) -> float:
+def _sum_of_grades(module: DistillModule, record: StepRecord) -> float:
     assert module.grader is not None
     texts = [alignment.text.decode(errors="replace") for alignment in record.alignments]
-    return _mean([module.grader(r.prompt, text) for r, text in zip(record.rollouts, texts, strict=True)])
-
-
-def _mean(values: list[int] | list[bool] | list[float]) -> float:
-    return sum(values) / max(len(values), 1)
+    return float(sum(module.grader(r.prompt, text) for r, text in zip(record.rollouts, texts, strict=True)))

@@ -106,6 +106,9 @@ class CollapseGuard(L.Callback):
         found = {}
         if not math.isfinite(record.loss_sum):
             found["loss"] = f"The loss of step {step} is {record.loss_sum}."
+        record = record.own  # a teacher's responses say nothing of where the student goes
+        if not record.rollouts:
+            return found
         lengths = [len(rollout.response_ids) for rollout in record.rollouts]
         ratio = self.length.update(sum(lengths) / len(lengths))
         if ratio > self.max_length_ratio:

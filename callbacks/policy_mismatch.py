@@ -31,8 +31,9 @@ class PolicyMismatch(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: PromptBatch, batch_idx: int
     ) -> None:
-        if batch.rollouts:
-            lag = max(trainer.global_step - rollout.policy_version for rollout in batch.rollouts)
+        own = [rollout for rollout in batch.rollouts or [] if rollout.author == "student"]
+        if own:
+            lag = max(trainer.global_step - rollout.policy_version for rollout in own)
             pl_module.log("policy/lag", float(lag), batch_size=len(batch))
 
     @override
@@ -40,7 +41,7 @@ class PolicyMismatch(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: PromptBatch, batch_idx: int
     ) -> None:
         assert batch.record is not None
-        gap_N = logprob_gap(batch.record)
+        gap_N = logprob_gap(batch.record.own)  # of the teacher's words the engine knows nothing
         if len(gap_N) == 0:
             return
         mean, p99 = gap_N.mean().item(), gap_N.quantile(0.99).item()

@@ -1,4 +1,5 @@
-"""RolloutCallback: the student answers the prompts of a step before the step, with the weights of that step.
+"""RolloutCallback: the student answers the prompts of a step before the step, with the weights of that step; a share of
+them the teacher answers instead, where a recipe says so.
 
 Generation happens in `on_train_batch_start` and writes into the batch in place. A data set that generates would be one
 optimizer step stale, because Lightning fetches a batch ahead.
@@ -6,12 +7,14 @@ optimizer step stale, because Lightning fetches a batch ahead.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import islice
 
 import lightning as L
 from typing_extensions import override
 
 from callbacks.distilled import distilled
+from callbacks.teacher_answers import teacher_rollouts
 from simct_pl.errors import PromptDataError, RecipeError
 from simct_pl.models.loading import no_room
 from simct_pl.rollout.engine import RolloutEngine, RolloutProvider, SamplingParams, StudentSource, sample_seed
@@ -21,6 +24,7 @@ from simct_pl.training.module import DistillModule
 from simct_pl.types import Prompt, PromptBatch, Rollout
 
 NUM_CHECKED_BATCHES = 64
+AUTHOR = -1  # as a sample's index: the stream that says who answers a prompt
 
 
 class RolloutCallback(RolloutProvider):
@@ -32,6 +36,13 @@ class RolloutCallback(RolloutProvider):
         val_sampling: the same for held-out prompts; by default greedy with training's max_tokens.
         engine: who generates; HFEngine by default. It outlives fit and validate; engine.close() ends it.
         seed: with step, prompt and sample index it determines every sample; by default the run's seed_everything.
+        teacher_share: probability that the teacher answers a training prompt, with all its samples (GKD's 1 - lambda,
+            arXiv 2306.13649). Drawn for each prompt and step from the seed, so that neither ranks nor a resume matter,
+            and what the student answers it answers as it would without the others.
+        teacher_sampling: how the teacher answers, in its own tokens; by default as `sampling`.
+
+    Raises:
+        RecipeError: for a number out of its range, or a teacher_sampling that nothing is drawn with.
     """
 
     def __init__(
@@ -41,20 +52,32 @@ class RolloutCallback(RolloutProvider):
         val_sampling: SamplingParams | None = None,
         engine: RolloutEngine | None = None,
         seed: int | None = None,
+        teacher_share: float = 0.0,
+        teacher_sampling: SamplingParams | None = None,
     ) -> None:
         if num_samples < 1:
             raise RecipeError(f"num_samples is {num_samples}; expected at least one response a prompt.")
+        if not 0 <= teacher_share <= 1:
+            raise RecipeError(f"teacher_share is {teacher_share}; expected a share between 0 (nobody's) and 1 (all).")
+        if teacher_sampling is not None and teacher_share == 0:
+            raise RecipeError(
+                "teacher_sampling is given, and teacher_share is 0: the teacher answers nothing. Set teacher_share, or "
+                "leave teacher_sampling out."
+            )
         self.sampling = sampling
         self.val_sampling = val_sampling or SamplingParams(temperature=0.0, max_tokens=sampling.max_tokens)
         self.num_samples = num_samples
         self.engine = engine or HFEngine()
         self.seed = run_seed(seed)
+        self.teacher_share, self.teacher_sampling = teacher_share, teacher_sampling or sampling
+        self.on_policy = teacher_share < 1
         self._checked_data: object = None
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Check the first prompts against the student's context, before any weights load."""
+        """Check the first prompts against the models' contexts, before any weights load."""
         module = distilled(self, pl_module)
+        self._check_teacher_can_answer(module)
         trusted = "student" in module.trust_remote_code
         self.engine.check(StudentSource(module.student_path, module.student_context, trusted, trainer.world_size))
         datamodule = getattr(trainer, "datamodule", None)
@@ -77,10 +100,26 @@ class RolloutCallback(RolloutProvider):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: PromptBatch, batch_idx: int
     ) -> None:
         module = distilled(self, pl_module)
-        # Before the step, with the weights of the step: this is what makes it on-policy.
-        self._refresh(module, trainer.global_step)
-        batch.rollouts = self._generate(module, batch, self.sampling, self.num_samples, trainer.global_step)
-        self._finish(module)
+        step = trainer.global_step
+        by_teacher = [self._asks_teacher(step, prompt) for prompt in batch.prompts]
+        own = [prompt for prompt, taught in zip(batch.prompts, by_teacher, strict=True) if not taught]
+        others = [prompt for prompt, taught in zip(batch.prompts, by_teacher, strict=True) if taught]
+        answers: list[Rollout] = []
+        if self.teacher_share < 1:
+            # Before the step, with the weights of the step: this is what makes it on-policy. On every rank, whoever
+            # answers its prompts: a sharded student takes all of them.
+            self._refresh(module, step)
+            answers = self._generate(module, own, self.sampling, self.num_samples, step)
+            self._finish(module)
+        with module.phases("rollout"):
+            asked = self._asked(others, self.num_samples, step)
+            teachers = teacher_rollouts(module, asked, self.teacher_sampling, step)
+        # In the order of the prompts again.
+        sources = {False: iter(answers), True: iter(teachers)}
+        batch.rollouts = [next(sources[who]) for who in by_teacher for _ in range(self.num_samples)]
+        if self.teacher_share > 0:
+            share = sum(by_teacher) / max(len(by_teacher), 1)
+            pl_module.log("rollout/teacher_share", share, batch_size=len(batch), sync_dist=True)
 
     @override
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -97,7 +136,7 @@ class RolloutCallback(RolloutProvider):
         dataloader_idx: int = 0,
     ) -> None:
         # Step -1 for the seeds: held-out prompts draw the same at every validation.
-        batch.rollouts = self._generate(distilled(self, pl_module), batch, self.val_sampling, 1, step=-1)
+        batch.rollouts = self._generate(distilled(self, pl_module), batch.prompts, self.val_sampling, 1, step=-1)
 
     @override
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -114,30 +153,35 @@ class RolloutCallback(RolloutProvider):
         with module.phases("rollout"):
             self.engine.finish()
 
+    def _asks_teacher(self, step: int, prompt: Prompt) -> bool:
+        # 63 bits as a number in [0, 1): a stream of its own, so that it has nothing to do with what is sampled.
+        return sample_seed(self.seed, step, prompt.index, AUTHOR) / 2**63 < self.teacher_share
+
+    def _asked(self, prompts: Sequence[Prompt], num_samples: int, step: int) -> list[tuple[Prompt, int, int]]:
+        """(prompt, sample index, seed) of each sample. The seed says where it stands in the run, so that neither the
+        batch nor the rank matters.
+        """
+        samples = range(num_samples)
+        return [(p, sample, sample_seed(self.seed, step, p.index, sample)) for p in prompts for sample in samples]
+
     def _generate(
-        self, module: DistillModule, batch: PromptBatch, sampling: SamplingParams, num_samples: int, step: int
+        self, module: DistillModule, prompts: Sequence[Prompt], sampling: SamplingParams, num_samples: int, step: int
     ) -> list[Rollout]:
+        if not prompts:
+            return []
         context = module.student_context
-        # One request a sample. Its seed says where the sample stands in the run, so that neither the batch nor the rank
-        # matters.
-        requests: list[tuple[Prompt, int, list[int], int]] = []
-        for prompt in batch.prompts:
-            prompt_ids = self._render(module, prompt, sampling, context)
-            for sample in range(num_samples):
-                requests.append((prompt, sample, prompt_ids, sample_seed(self.seed, step, prompt.index, sample)))
+        # One request a sample.
+        asked = self._asked(prompts, num_samples, step)
+        prompts_ids = [ids for p in prompts for ids in [self._render(module, p, sampling, context)] * num_samples]
         with module.phases("rollout"):
-            generations = self.engine.generate(
-                [prompt_ids for _, _, prompt_ids, _ in requests],
-                [seed for *_, seed in requests],
-                sampling,
-                module.pair.student.stop_ids,
-            )
+            seeds = [seed for *_, seed in asked]
+            generations = self.engine.generate(prompts_ids, seeds, sampling, module.pair.student.stop_ids)
         # What the engine says it holds, and not the step: policy/lag compares the two.
         version = self.engine.policy_version
         assert version is not None
         return [
             Rollout(prompt, sample, ids, g.response_ids, g.logprobs, g.finish_reason, version, seed)
-            for (prompt, sample, ids, seed), g in zip(requests, generations, strict=True)
+            for (prompt, sample, seed), ids, g in zip(asked, prompts_ids, generations, strict=True)
         ]
 
     @staticmethod
@@ -147,8 +191,23 @@ class RolloutCallback(RolloutProvider):
             raise PromptDataError(too_long)
         return prompt_ids
 
-    @staticmethod
-    def _check_teacher(module: DistillModule, prompt: Prompt) -> None:
+    def _check_teacher_can_answer(self, module: DistillModule) -> None:
+        """Refuse what a share of the teacher's answers cannot be combined with."""
+        if self.teacher_share == 0:
+            return
+        if module.sharding is not None and module.sharding.shard_teacher:
+            raise RecipeError(
+                f"{type(self).__name__}: the teacher generates on each rank by itself, for teacher_share="
+                f"{self.teacher_share:g}; set sharding.shard_teacher to false."
+            )
+        if module.objective.own_responses_only:
+            raise RecipeError(
+                f"{type(module.objective).__name__} takes every response for the student's own sample, and with "
+                f"teacher_share={self.teacher_share:g} the teacher writes some. Leave teacher_share out (and "
+                "TeacherRollout), or take another objective."
+            )
+
+    def _check_teacher(self, module: DistillModule, prompt: Prompt) -> None:
         """The teacher's template must take the messages, and leave room for an answer."""
         num_tokens = len(module.pair.teacher.render_prompt(prompt.teacher_messages or prompt.messages))
         if module.teacher_context is not None and num_tokens >= module.teacher_context:
@@ -157,3 +216,7 @@ class RolloutCallback(RolloutProvider):
                 f"{module.teacher_context}. "
                 "Leave long prompts out (max_prompt_chars), or shorten teacher_system_prompt."
             )
+        if self.teacher_share > 0:
+            limit, context = self.teacher_sampling.max_tokens, module.teacher_context
+            if too_long := no_room(f"Prompt {prompt.index}", num_tokens, limit, context, model="teacher"):
+                raise PromptDataError(too_long)

@@ -15,7 +15,7 @@ from simct_pl.types import BYTE_END, BYTE_START, PromptBatch, StepRecord, UnitAl
 
 
 class SampleTable(L.Callback):
-    """Logs `samples.json` to MLflow: step, prompt, response, finish reason, loss, and the loss per unit.
+    """Logs `samples.json` to MLflow: step, prompt, response, its author, finish reason, loss, and the loss per unit.
 
     Args:
         every_n_steps: how often, from the first step on. num_samples: responses a time.
@@ -42,7 +42,7 @@ class SampleTable(L.Callback):
 
 
 def sample_rows(record: StepRecord, num_samples: int) -> list[dict[str, Any]]:
-    """One row a response: texts, finish reason, its loss sum, and `unit loss` pairs in text order."""
+    """One row a response: texts, author, finish reason, its loss sum, and `unit loss` pairs in text order."""
     rows = []
     for rollout, alignment, stats in list(zip(record.rollouts, record.alignments, record.stats, strict=True))[
         :num_samples
@@ -52,6 +52,7 @@ def sample_rows(record: StepRecord, num_samples: int) -> list[dict[str, Any]]:
             {
                 "prompt": rollout.prompt.messages[-1]["content"],
                 "response": alignment.text.decode(errors="replace"),
+                "author": rollout.author,
                 "finish_reason": rollout.finish_reason,
                 "loss": sum(losses),
                 "unit_losses": [

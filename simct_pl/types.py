@@ -9,9 +9,9 @@ Shape letters, used in names everywhere:
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -133,8 +133,10 @@ class Prompt:
 class Rollout:
     """One sampled response.
 
+    author: whose words they are; a teacher's are spelt in the student's ids.
     prompt_ids, response_ids: the student's own ids; the response includes the stop when finish_reason is "stop".
-    engine_logprobs: log-probability of each response id at temperature 1, before top-k and top-p, as the engine saw it.
+    engine_logprobs: log-probability of each response id at temperature 1, before top-k and top-p, as the engine saw it;
+        NaN of what the student has not sampled.
     """
 
     prompt: Prompt
@@ -145,6 +147,7 @@ class Rollout:
     finish_reason: str
     policy_version: int
     seed: int
+    author: Literal["student", "teacher"] = "student"
 
     @property
     def stopped(self) -> bool:
@@ -176,7 +179,8 @@ class UnitStats:
 
     Per unit: loss_U, supervised_U, student_logmass_U and teacher_logmass_U (log candidate mass), student_entropy_U
     (nats, full vocabulary, at the unit's first token), student_stop_U and teacher_stop_U (probability of stop there),
-    teacher_logprobs_U (log-probability of the unit in the teacher's own tokens).
+    teacher_logprobs_U (log-probability of the unit in the teacher's own tokens), anchor_U (its part of the loss that
+    holds the student to where it began; 0 without an anchor).
     Per student token in a unit: token_logprobs_N.
     """
 
@@ -188,6 +192,7 @@ class UnitStats:
     student_stop_U: Tensor
     teacher_stop_U: Tensor
     teacher_logprobs_U: Tensor
+    anchor_U: Tensor
     token_logprobs_N: Tensor
 
     def split(self, num_units: list[int], num_tokens: list[int]) -> list[UnitStats]:
@@ -208,3 +213,14 @@ class StepRecord:
     stats: list[UnitStats]
     loss_sum: float
     num_global_tokens: int
+
+    @property
+    def own(self) -> StepRecord:
+        """The same of the student's own responses alone: for what says something about its policy."""
+        kept = [i for i, rollout in enumerate(self.rollouts) if rollout.author == "student"]
+        return replace(
+            self,
+            rollouts=[self.rollouts[i] for i in kept],
+            alignments=[self.alignments[i] for i in kept],
+            stats=[self.stats[i] for i in kept],
+        )

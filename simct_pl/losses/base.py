@@ -123,6 +123,7 @@ class UnitLosses:
     sides.
 
     row_stats: what an objective that does not read the chunk's log-probabilities has found out, for the statistics.
+    anchor_U: what is minimised beside the objective, added by whoever computes it (simct_pl.training.anchor).
     """
 
     loss_U: Tensor
@@ -130,6 +131,7 @@ class UnitLosses:
     student_logmass_U: Tensor
     teacher_logmass_U: Tensor
     row_stats: RowStats | None = None
+    anchor_U: Tensor | None = None
 
     @classmethod
     def over_everything(cls, loss_U: Tensor, supervised_U: Tensor) -> UnitLosses:
@@ -145,11 +147,13 @@ class ObjectiveBase(ABC):
     path_builder: makes UnitRows.paths, for objectives that follow the teacher's path; null for others, and before
         `prepare`.
     projector_lr: peak learning rate of what build_projectors makes; it follows the student's schedule.
+    own_responses_only: whether it is right only of responses that the student itself has sampled.
     """
 
     uses_prefixes: bool = False
     path_builder: PathBuilder | None = None
     projector_lr: float = 1e-3
+    own_responses_only: bool = False
 
     def prepare(self, pair: TokenizerPair) -> None:  # noqa: B027 - most objectives need nothing
         """Make what depends on the two tokenizers alone, before any weights load. By default, nothing.

@@ -29,6 +29,8 @@ class DPCALoss(Objective):
         RecipeError: for a clip that is not above 0.
     """
 
+    own_responses_only = True
+
     def __init__(self, clip: float | None = None) -> None:
         if clip is not None and clip <= 0:
             raise RecipeError(f"clip is {clip}; expected more than 0, or null to leave credits as they are.")

@@ -45,6 +45,7 @@ class MixtureLoss(Objective):
             raise RecipeError("MixtureLoss has no parts; expected at least one objective.")
         self.parts = parts
         self.uses_prefixes = any(part.objective.uses_prefixes for part in parts)
+        self.own_responses_only = any(part.objective.own_responses_only for part in parts)
 
     @override
     def prepare(self, pair: TokenizerPair) -> None:

@@ -25,6 +25,7 @@ class Part(Enum):
     MOMENTS = "AdamW moments"
     BUCKETS = "DDP's buckets"
     TEACHER_WEIGHTS = "teacher weights"
+    ANCHOR_WEIGHTS = "starting student's weights"
     TABLES = "tables of both vocabularies"
     ENGINE_WEIGHTS = "engine weights"
     ENGINE_CACHE = "engine KV cache"
@@ -106,18 +107,25 @@ def counted_items(sizes: dict[str, ModelSize], step: StepShape) -> list[MemoryIt
         MemoryItem(Part.GRADIENTS, state, Moment.TRAINING),
         MemoryItem(Part.MOMENTS, 2 * state),
     ]
-    for size in others:
-        shared = sum(size.blocks) * (1 - 1 / step.shard_size) if step.teacher == "sharded" else 0
-        items.append(MemoryItem(Part.TEACHER_WEIGHTS, (size.parameters - shared) * step.teacher_dtype.itemsize))
+    items += [MemoryItem(Part.TEACHER_WEIGHTS, _frozen_bytes(size, step)) for size in others]
     return [item for item in items if not (step.cpu_offload and item.part in OFFLOADED)]
 
 
+def _frozen_bytes(size: ModelSize, step: StepShape) -> float:
+    """Weights of a model that only reads, on one rank."""
+    shared = sum(size.blocks) * (1 - 1 / step.shard_size) if step.teacher == "sharded" else 0
+    return (size.parameters - shared) * step.teacher_dtype.itemsize
+
+
 def items_beside(trained: ModelSize, cache: int, step: StepShape) -> list[MemoryItem]:
-    """What is no part of a rehearsal: DDP's second copy of the gradients, and the engine that lives beside the trainer.
+    """What is no part of a rehearsal: DDP's second copy of the gradients, the starting student of an anchor, and the
+    engine that lives beside the trainer.
 
     cache: bytes of one sequence that the student generates.
     """
     items = [MemoryItem(Part.BUCKETS, trained.parameters * step.dtype.itemsize)] if step.buckets else []
+    if step.anchor:
+        items.append(MemoryItem(Part.ANCHOR_WEIGHTS, _frozen_bytes(trained, step)))
     if step.engine == "server":
         return items
     if step.reserved_bytes:

@@ -150,6 +150,7 @@ def step_shape(
         teacher_batch_tokens=module.teacher_batch_tokens,
         teacher_dtype=torch_dtype(module.teacher_dtype),
         teacher="sharded" if sharding is not None and sharding.shard_teacher else "replicated",
+        anchor=module.anchor_weight > 0,
         engine="copy" if generates and sharding is not None else engine.placement,
         engine_dtype=step.dtype if generates else step.product_dtype,
         reserved_bytes=(engine.reserved_share or 0.0) * deployment.memory,

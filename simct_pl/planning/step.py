@@ -36,6 +36,7 @@ class StepShape:
         buckets: DDP's buckets are a second copy of the gradients (no gradient_as_bucket_view).
         cpu_offload: weights, gradients and moments lie in host memory.
         engine: who samples: a "copy" of the student on each GPU, the "student" itself, or a "server" on other GPUs.
+        anchor: a frozen copy of the student is there too, in teacher_dtype, shared out as the teacher is.
         reserved_bytes: what the engine takes whatever it needs, in place of its weights and cache; 0: what it needs.
     """
 
@@ -63,6 +64,7 @@ class StepShape:
     buckets: bool = False
     cpu_offload: bool = False
     engine: Literal["copy", "student", "server"] = "copy"
+    anchor: bool = False
     reserved_bytes: float = 0.0
 
     @property

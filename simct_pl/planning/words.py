@@ -48,6 +48,7 @@ def step_section(module: DistillModule, rollouts: RolloutProvider, plan: Plan, l
         ("reference responses", response),
         ("micro-batches", f"{step.num_micro_batches} of {step.micro_batch} on each rank, at the longest"),
         ("aligner, objective", f"{type(module.aligner).__name__}, {_objective_words(module)}"),
+        ("anchor", f"the starting student, weight {module.anchor_weight:g}" if step.anchor else "none"),
         ("AdamW", f"lr {optimizer.lr:g}, betas {optimizer.betas}, warm-up {optimizer.warmup_ratio:.0%}"),
         ("optimizer steps", str(steps) if steps else "not set (trainer.max_steps)"),
     ]

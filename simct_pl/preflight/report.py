@@ -19,7 +19,16 @@ from simct_pl.preflight.score import ScoreReport
 from simct_pl.preflight.sides import SideReport
 from simct_pl.preflight.taught import HEADERS as TAUGHT_HEADERS
 from simct_pl.preflight.taught import TITLE, Taught
-from simct_pl.preflight.units import HEADERS, MANY_SPANS, DomainReport, coverage_findings, domain_reports, sample_text
+from simct_pl.preflight.units import (
+    HEADERS,
+    MANY_SPANS,
+    DomainReport,
+    coverage_findings,
+    domain_reports,
+    outside_share,
+    outside_words,
+    sample_text,
+)
 
 FEW_SHARED = 1000  # fewer shared tokens than that, in vocabularies larger than ten times as many, are hardly a signal
 FULL = 0.9  # of the memory
@@ -76,7 +85,11 @@ def build_preflight(
         step_section(module, run.rollouts, run.plan, run.lengths),
         memory_section(run.plan),
     )
-    figures = {"agreement": taught.as_json() if taught else None, "classes": classes.as_json() if classes else None}
+    figures = {
+        "agreement": taught.as_json() if taught else None,
+        "classes": classes.as_json() if classes else None,
+        "outside_1_1": outside_share(domains),
+    }
     return Preflight(name, sections, tuple(sorted(found, key=lambda finding: -finding.severity)), figures)
 
 
@@ -181,8 +194,9 @@ def _domain_section(run: PlannedRun, domains: Sequence[DomainReport]) -> Section
     with_responses = any(sample.prompt.response for sample in run.samples)
     what = "reference responses" if with_responses else "prompts (the data have no reference responses)"
     note = (
-        "student, teacher: their tokens. 1:1, others: shares of the minimal units. covered, supervised: shares of the "
-        f"student's tokens, by {type(run.module.aligner).__name__}. The first {len(run.samples)} {what}."
+        "student, teacher: their tokens. 1:1: share of the minimal units. outside: share of the student's tokens that "
+        f"are none of these. covered, supervised: shares of them, by {type(run.module.aligner).__name__}. The first "
+        f"{len(run.samples)} {what}. {outside_words(outside_share(domains))}"
     )
     return Section("Units of your own texts", HEADERS, [domain.row() for domain in domains], note)
 

@@ -110,7 +110,7 @@ class RolloutProvider(L.Callback):
     """A callback that fills every batch's `rollouts` before the step; DistillModule refuses to start without one.
 
     sampling, num_samples: of training rollouts, responses a prompt. engine: who generates. on_policy: whether the
-        responses are the student's own.
+        responses are the student's own, some of them at least.
     """
 
     on_policy: bool = True

@@ -5,12 +5,15 @@ In: the trainer and the recipe's sharding. Out: nothing, or an error that says w
 
 from __future__ import annotations
 
+import math
+
 import lightning as L
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from simct_pl.errors import RecipeError, RolloutError
 from simct_pl.models.sharding import Sharding
 from simct_pl.rollout.engine import RolloutProvider
+from simct_pl.types import PromptBatch, Rollout
 
 NO_ROLLOUTS = (
     "Nobody generates rollouts. Add callbacks.RolloutCallback to trainer.callbacks; in an overlay, "
@@ -29,6 +32,27 @@ def check_trainer(trainer: L.Trainer, sharding: Sharding | None) -> None:
         raise RolloutError(NO_ROLLOUTS)
     check_precision(trainer)
     check_sharding(trainer, sharding)
+
+
+def rollouts_of(batch: PromptBatch) -> list[Rollout]:
+    """The batch's responses.
+
+    Raises:
+        RolloutError: if nobody has written any.
+    """
+    if not batch.rollouts:
+        raise RolloutError(NO_ROLLOUTS)
+    return batch.rollouts
+
+
+def check_anchor_weight(weight: float) -> None:
+    """Whether it pulls towards the starting student, if at all.
+
+    Raises:
+        RecipeError: for a weight below 0.
+    """
+    if not 0 <= weight < math.inf:
+        raise RecipeError(f"anchor_weight is {weight}; expected 0 (nothing is loaded) or more.")
 
 
 def check_precision(trainer: L.Trainer) -> None:

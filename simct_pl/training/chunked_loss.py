@@ -15,9 +15,9 @@ within the root module's forward only: run this in there (simct_pl.training.stud
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +29,9 @@ from simct_pl.losses.inputs.unit_rows import UnitRows, even_bounds
 from simct_pl.losses.inputs.vocab_tables import PairTables
 from simct_pl.losses.parcel import Parcel
 from simct_pl.models.lm_head import LMHead
+from simct_pl.training.anchor import AnchorStates
 from simct_pl.training.gradient_sums import GradientSums
+from simct_pl.training.logit_source import ComputeLosses, LogitSource
 from simct_pl.training.unit_stats import StatsWriter, unit_stats
 from simct_pl.types import UnitStats
 
@@ -41,26 +43,6 @@ GPU_STRIP_BYTES = 768 * 2**20
 # glibc hands freed memory back to the system, and pays for fresh pages at the next allocation, until it has seen a
 # large block freed; its dynamic mmap threshold is capped at 32 MiB.
 MMAP_THRESHOLD_BYTES = 31 * 2**20
-
-# Logits of each source, and the units they belong to → what the statistics need, and the losses.
-ComputeLosses = Callable[[Sequence[Tensor], PostedUnits], tuple[UnitChunk, UnitLosses]]
-
-
-@dataclass(frozen=True, eq=False)
-class LogitSource:
-    """One matrix of the logits that an objective compares, not yet made.
-
-    states_RH: a row for each response token of `side`, any float dtype. head: reads them. Gradients reach the states
-    that autograd asks for, and the head of the first source alone.
-    """
-
-    states_RH: Tensor
-    head: LMHead
-    side: Literal["student", "teacher"]
-
-    def rows_in(self, rows: UnitRows) -> Tensor:
-        """The states that an objective reads for some units, ascending; of the teacher's, neighbours may share some."""
-        return rows.student_rows_N if self.side == "student" else rows.read_rows_X
 
 
 def chunked_loss(
@@ -74,12 +56,13 @@ def chunked_loss(
     tables: PairTables,
     chunk_tokens: int = 1024,
     strip_bytes: int | None = None,
+    anchor: AnchorStates | None = None,
 ) -> tuple[Tensor, UnitStats]:
     """Sum of the objective over all units, and its statistics.
 
     Args:
         student_hidden_NH, teacher_hidden_MH: states whose rows UnitRows refers to; any float dtype.
-        rows, chunk_tokens, strip_bytes, and what is returned: see sum_over_chunks.
+        rows, chunk_tokens, strip_bytes, anchor, and what is returned: see sum_over_chunks.
         student_head, teacher_head: states → logits.
     """
 
@@ -92,7 +75,7 @@ def chunked_loss(
         LogitSource(student_hidden_NH, student_head, "student"),
         LogitSource(teacher_hidden_MH.detach(), teacher_head, "teacher"),
     )
-    return sum_over_chunks(sources, rows, compute, chunk_tokens, strip_bytes)
+    return sum_over_chunks(sources, rows, compute, chunk_tokens, strip_bytes, anchor)
 
 
 def sum_over_chunks(
@@ -101,6 +84,7 @@ def sum_over_chunks(
     compute: ComputeLosses,
     chunk_tokens: int,
     strip_bytes: int | None = None,
+    anchor: AnchorStates | None = None,
 ) -> tuple[Tensor, UnitStats]:
     """Sum of the losses of all units, and their statistics.
 
@@ -114,11 +98,14 @@ def sum_over_chunks(
         compute: losses of a few units.
         chunk_tokens: at most this many rows of a source have logits at a time (a longer unit is a chunk of its own).
         strip_bytes: of one [rows x vocabulary] fp32 temporary; what suits the device by default.
+        anchor: what the student is held to beside, if anything.
 
     Returns:
         (loss_sum, stats). loss_sum can run backward once. Without any unit it is a zero that still runs backward
         through the student, so that ranks on which nothing aligns keep collectives in step.
     """
+    if anchor is not None:
+        sources, compute = anchor.join(sources, compute)
     states_NH, projection = sources[0].states_RH, sources[0].head.projection
     like = at_least_fp32(states_NH.new_zeros(0, dtype=projection.weight.dtype))
     writer = StatsWriter(rows.num_units, len(rows.student_ids_N), like)
@@ -207,7 +194,7 @@ def _walk_chunks(
         # The buffers hold the gradients now, in the places of the logits.
         for i, _ in filter(lambda pair: pair[1], enumerate(wanted)):
             sums.add(i, logits[i], picked[i], row[i], weights[i][0])
-    return work.writer.stats.loss_U.sum()
+    return work.writer.stats.loss_U.sum() + work.writer.stats.anchor_U.sum()
 
 
 def _project(states_RH: Tensor, weight_KH: Tensor, bias_K: Tensor | None, out_RK: Tensor) -> Tensor:
@@ -260,7 +247,7 @@ def _compute_strip(work: _Work, strip: _Strip, squashed: Sequence[Tensor], wante
         leaves = [one.detach().requires_grad_(want) for one, want in zip(squashed, wanted, strict=True)]
         logits = [source.head.expand(leaf) for source, leaf in zip(work.sources, leaves, strict=True)]
         chunk, losses = work.compute(logits, strip.units)
-        loss = losses.loss_U.sum()
+        loss = losses.loss_U.sum() if losses.anchor_U is None else (losses.loss_U + losses.anchor_U).sum()
     if not any(wanted):
         return unit_stats(chunk, losses)
     trained = [i for i, want in enumerate(wanted) if want]

@@ -16,7 +16,9 @@ from simct_pl.losses.base import PostedUnits, UnitChunk, UnitLosses
 from simct_pl.losses.dual_space import DualSpaceChunk, DualSpaceObjective, PairStates
 from simct_pl.losses.inputs.vocab_tables import PairTables
 from simct_pl.models.lm_head import LMHead
-from simct_pl.training.chunked_loss import LogitSource, sum_over_chunks
+from simct_pl.training.anchor import AnchorStates
+from simct_pl.training.chunked_loss import sum_over_chunks
+from simct_pl.training.logit_source import LogitSource
 from simct_pl.types import UnitStats
 
 
@@ -30,6 +32,7 @@ def dual_space_loss(
     tables: PairTables,
     chunk_tokens: int = 1024,
     strip_bytes: int | None = None,
+    anchor: AnchorStates | None = None,
 ) -> tuple[Tensor, UnitStats]:
     """Sum of the objective over all units, and its statistics: chunked_loss for states that are translated first.
 
@@ -54,7 +57,7 @@ def dual_space_loss(
         LogitSource(in_student_NH, student_head, "student"),
         LogitSource(in_teacher_MH, teacher_head, "teacher"),
     )
-    loss_sum, stats = sum_over_chunks(sources, states.rows, compute, chunk_tokens, strip_bytes)
+    loss_sum, stats = sum_over_chunks(sources, states.rows, compute, chunk_tokens, strip_bytes, anchor)
     # A zero that depends on every projector, for ranks whose loss reaches none of them.
-    anchor = torch.stack([parameter.flatten()[:0].sum() for parameter in projectors.parameters()]).sum()
-    return loss_sum + anchor, stats
+    nothing = torch.stack([parameter.flatten()[:0].sum() for parameter in projectors.parameters()]).sum()
+    return loss_sum + nothing, stats

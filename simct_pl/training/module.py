@@ -24,7 +24,6 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from simct_pl.alignment.base import Aligner
-from simct_pl.errors import RolloutError
 from simct_pl.evaluation.grader import Grader
 from simct_pl.losses.base import Objective
 from simct_pl.losses.dual_space import DualSpaceObjective
@@ -36,13 +35,14 @@ from simct_pl.models.read_once import ReadOnce
 from simct_pl.models.sharding import Sharding, free_gathered
 from simct_pl.tokenization.pair import TokenizerPair
 from simct_pl.training.aligned_batch import AlignedBatch
-from simct_pl.training.checks import NO_ROLLOUTS, check_trainer
+from simct_pl.training.anchor import Anchor
+from simct_pl.training.checks import check_anchor_weight, check_trainer, rollouts_of
 from simct_pl.training.collectives import exchange_device, exchange_gradients, gather_scalars, pad_to_max_over_ranks
 from simct_pl.training.held_out import HeldOutMetrics, HeldOutResult
 from simct_pl.training.optim import GuardedStep, OptimizerConfig
 from simct_pl.training.step_timer import PhaseTimer
 from simct_pl.training.student_with_loss import StudentWithLoss
-from simct_pl.training.teacher import FrozenTeacher, ShardedTeacher
+from simct_pl.training.teacher import FrozenTeacher, load_frozen
 from simct_pl.types import Prompt, PromptBatch, Rollout, StepRecord, UnitStats
 
 
@@ -62,6 +62,8 @@ class DistillModule(L.LightningModule):
         student_dtype, teacher_dtype: of the weights (autocast is the trainer's `precision`).
         gradient_checkpointing: recompute the student's layers in backward.
         trust_remote_code: "student", "teacher" entries allow that model's own Python code to run; nobody's by default.
+        anchor_weight: of KL(student || starting student) per student token; above 0 a frozen copy (in teacher_dtype,
+            sharded like the teacher) is loaded too.
         sharding: how ranks share the student's weights, gradients and moments (FSDP2); null: each has them all.
     """
 
@@ -81,6 +83,7 @@ class DistillModule(L.LightningModule):
         gradient_checkpointing: bool = False,
         trust_remote_code: tuple[str, ...] = (),
         sharding: Sharding | None = None,
+        anchor_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -93,7 +96,8 @@ class DistillModule(L.LightningModule):
         self.teacher_dtype: DtypeName = teacher_dtype
         self.gradient_checkpointing = gradient_checkpointing
         self.trust_remote_code = trust_remote_code
-        self.sharding = sharding
+        self.sharding, self.anchor_weight = sharding, anchor_weight
+        check_anchor_weight(anchor_weight)
         self.held_out = HeldOutMetrics()
         self._held_out_parts: list[tuple[list[Rollout], AlignedBatch]] = []
         self._references: list[Prompt] = []
@@ -144,19 +148,21 @@ class DistillModule(L.LightningModule):
         student = read.model
         if self.gradient_checkpointing:
             student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self.teacher = self._load_teacher()
+        self.teacher = self._load_frozen("teacher", self.teacher_path, self.teacher_batch_tokens)
         parts = student.train(), self.teacher, self.objective, self.pair, self.chunk_tokens, self.phases
-        self.student_with_loss = StudentWithLoss.build(*parts)
+        anchor = None
+        if self.anchor_weight > 0:  # from the recipe's path: on a resume too, this is where the student began
+            start = self._load_frozen("student", self.student_path, self.micro_batch_tokens)
+            anchor = Anchor(start, self.anchor_weight)
+        self.student_with_loss = StudentWithLoss.build(*parts, anchor)
         if self.sharding is not None:
             self.sharding.shard_student(self.student_with_loss, student, self._mesh)
         read.fill(exchange_device(self))
 
-    def _load_teacher(self) -> FrozenTeacher:
-        trust = "teacher" in self.trust_remote_code
-        arguments = self.teacher_path, self.teacher_dtype, self.teacher_batch_tokens, trust, exchange_device(self)
-        if self.sharding is not None and self.sharding.shard_teacher:
-            return ShardedTeacher(self._mesh, *arguments)
-        return FrozenTeacher(*arguments)
+    def _load_frozen(self, role: str, path: str, batch_tokens: int) -> FrozenTeacher:
+        mesh = self._mesh if self.sharding is not None and self.sharding.shard_teacher else None
+        trust = role in self.trust_remote_code
+        return load_frozen(role, path, self.teacher_dtype, batch_tokens, trust, exchange_device(self), mesh)
 
     @cached_property
     def _mesh(self) -> DeviceMesh:
@@ -185,7 +191,7 @@ class DistillModule(L.LightningModule):
 
     @override
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        rollouts = self._require_rollouts(batch)
+        rollouts = rollouts_of(batch)
         # The divisor is known before any backward, and is the same on all ranks: how a batch is cut cannot matter.
         num_tokens = sum(len(rollout.response_ids) for rollout in rollouts)
         num_global_tokens = max(int(gather_scalars(self, num_tokens).sum()), 1)  # a teacher's answers may spell nothing
@@ -241,11 +247,6 @@ class DistillModule(L.LightningModule):
         finally:
             worker.shutdown(cancel_futures=True)
 
-    def _require_rollouts(self, batch: PromptBatch) -> list[Rollout]:
-        if not batch.rollouts:
-            raise RolloutError(NO_ROLLOUTS)
-        return batch.rollouts
-
     def _pack(self, rollouts: list[Rollout]) -> list[list[int]]:
         return pack_by_length([len(r.prompt_ids) + len(r.response_ids) for r in rollouts], self.micro_batch_tokens)
 
@@ -256,7 +257,7 @@ class DistillModule(L.LightningModule):
         """Grade the responses. What takes the models waits for the epoch's end: ranks may have unequal shares, or none,
         and only then know how many forwards the others need.
         """
-        rollouts = self._require_rollouts(batch)
+        rollouts = rollouts_of(batch)
         groups = self._pack(rollouts)
         parts = [[rollouts[i] for i in members] for members in groups]
         aligned = [self.align(part) for part in parts]

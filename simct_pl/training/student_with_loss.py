@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -20,6 +21,7 @@ from simct_pl.models.bits_per_byte import Reference, bits_of
 from simct_pl.models.lm_head import LMHead, response_states
 from simct_pl.tokenization.pair import TokenizerPair
 from simct_pl.training.aligned_batch import AlignedBatch
+from simct_pl.training.anchor import Anchor, AnchorStates
 from simct_pl.training.chunked_loss import chunked_loss
 from simct_pl.training.dual_space_loss import dual_space_loss
 from simct_pl.training.step_timer import PhaseTimer
@@ -36,6 +38,7 @@ class StudentWithLoss(nn.Module):
     Args:
         student: registered. teacher: not registered (FrozenTeacher). objective, chunk_tokens, strip_bytes: see
             chunked_loss.
+        anchor: not registered either; without gradients, as in validation, it is left out.
         phases: timed. projectors: registered, what the objective's build_projectors made; null for most.
     """
 
@@ -48,10 +51,11 @@ class StudentWithLoss(nn.Module):
         phases: PhaseTimer,
         projectors: nn.Module | None = None,
         strip_bytes: int | None = None,
+        anchor: Anchor | None = None,
     ) -> None:
         super().__init__()
         self.student, self.projectors = student, projectors
-        self.teacher, self.objective = teacher, objective
+        self.teacher, self.objective, self.anchor = teacher, objective, anchor
         self.chunk_tokens, self.strip_bytes, self.phases = chunk_tokens, strip_bytes, phases
 
     @classmethod
@@ -63,10 +67,11 @@ class StudentWithLoss(nn.Module):
         pair: TokenizerPair,
         chunk_tokens: int,
         phases: PhaseTimer,
+        anchor: Anchor | None = None,
     ) -> StudentWithLoss:
         """With all that the objective needs beside the models; the student is not sharded yet."""
         projectors = objective.build_projectors(student, teacher.model, pair)
-        return cls(student, teacher, objective, chunk_tokens, phases, projectors)
+        return cls(student, teacher, objective, chunk_tokens, phases, projectors, anchor=anchor)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """For an optimizer: the student's, and the projectors' with their own learning rate."""
@@ -92,9 +97,14 @@ class StudentWithLoss(nn.Module):
         with self.phases("teacher"):
             device = student.hidden_NH.device
             teacher = self.teacher.to(device).states(aligned.teacher_prompt_ids, aligned.teacher_response_ids)
+            anchor = None
+            if self.anchor is not None and torch.is_grad_enabled():
+                anchor = self.anchor.states(rollouts, device)
         with self.phases("loss"):
             if isinstance(self.objective, DualSpaceObjective):
-                loss, stats = self._dual_space_loss(rollouts, aligned, student.hidden_NH, teacher.hidden_NH, tables)
+                loss, stats = self._dual_space_loss(
+                    rollouts, aligned, student.hidden_NH, teacher.hidden_NH, tables, anchor
+                )
             else:
                 loss, stats = chunked_loss(
                     student.hidden_NH,
@@ -106,6 +116,7 @@ class StudentWithLoss(nn.Module):
                     tables=tables,
                     chunk_tokens=self.chunk_tokens,
                     strip_bytes=self.strip_bytes,
+                    anchor=anchor,
                 )
         self.phases.count_worker(aligned.seconds)
         self.phases.count_forward("student", student.num_tokens, student.num_positions)
@@ -119,6 +130,7 @@ class StudentWithLoss(nn.Module):
         student_hidden_NH: Tensor,
         teacher_hidden_MH: Tensor,
         tables: PairTables,
+        anchor: AnchorStates | None,
     ) -> tuple[Tensor, UnitStats]:
         assert isinstance(self.objective, DualSpaceObjective)
         assert self.projectors is not None
@@ -138,6 +150,7 @@ class StudentWithLoss(nn.Module):
             tables=tables,
             chunk_tokens=self.chunk_tokens,
             strip_bytes=self.strip_bytes,
+            anchor=anchor,
         )
 
     def bits(self, references: Sequence[Reference]) -> float:

@@ -31,7 +31,7 @@ class FrozenTeacher:
 
     Args:
         path: model folder or hub name. dtype: of the weights. max_batch_tokens: padded tokens a forward. device: where
-            the weights go, and where ranks exchange tensors.
+            the weights go, and where ranks exchange tensors. role: what errors call it.
     """
 
     without_gradients: type[torch.inference_mode] | type[torch.no_grad] = torch.inference_mode
@@ -43,8 +43,9 @@ class FrozenTeacher:
         max_batch_tokens: int = 16_384,
         trust_remote_code: bool = False,
         device: torch.device = CPU,
+        role: str = "teacher",
     ) -> None:
-        read = ReadOnce.load("teacher", path, dtype, trust_remote_code)
+        read = ReadOnce.load(role, path, dtype, trust_remote_code)
         self._use(read.model, max_batch_tokens)
         self._place(device)
         read.fill(device)
@@ -117,3 +118,20 @@ class ShardedTeacher(FrozenTeacher):
         most = torch.tensor(len(groups), device=self.model.device)
         torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
         return groups + [[]] * (int(most) - len(groups))
+
+
+def load_frozen(
+    role: str,
+    path: str,
+    dtype: DtypeName,
+    max_batch_tokens: int,
+    trust_remote_code: bool,
+    device: torch.device,
+    mesh: DeviceMesh | None,
+) -> FrozenTeacher:
+    """A model that only reads: whole on each rank, or shared by those of a mesh. Collective.
+
+    role, and the others: see FrozenTeacher.
+    """
+    arguments = path, dtype, max_batch_tokens, trust_remote_code, device, role
+    return FrozenTeacher(*arguments) if mesh is None else ShardedTeacher(mesh, *arguments)

@@ -34,6 +34,7 @@ def unit_stats(chunk: UnitChunk, losses: UnitLosses) -> UnitStats:
         student_stop_U=_stop_probability(student, logz_N, chunk.tables.stop_column),
         teacher_stop_U=_stop_probability(teacher, logz_M, chunk.tables.stop_column),
         teacher_logprobs_U=teacher.sum_by_unit(_token_logprobs(teacher, logz_M)),
+        anchor_U=torch.zeros_like(losses.loss_U) if losses.anchor_U is None else losses.anchor_U.detach(),
         token_logprobs_N=_token_logprobs(student, logz_N),
     )
 

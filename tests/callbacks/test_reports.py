@@ -27,7 +27,7 @@ from callbacks import (
     SampleTable,
     TimingCallback,
 )
-from callbacks.alignment_stats import alignment_metrics, unit_metrics
+from callbacks.alignment_stats import alignment_metrics, anchor_metrics, unit_metrics
 from callbacks.collapse_guard import RunningReference
 from callbacks.learning_curve import draw_curves, limits
 from callbacks.policy_mismatch import logprob_gap
@@ -73,6 +73,7 @@ def record(
         student_stop_U=torch.tensor([0.0, 0.3, 0.9]),
         teacher_stop_U=torch.tensor([0.0, 0.0, 0.6]),
         teacher_logprobs_U=torch.tensor([-1.0, -3.0 - drift, -0.75]),
+        anchor_U=torch.tensor([0.25, 0.5, 0.0]),
         token_logprobs_N=torch.tensor([-0.5, -1.25, -1.5, -0.5]),
     )
     return StepRecord([rollout], [alignment], [stats], sum(losses), 5)
@@ -87,6 +88,7 @@ def batch_of(step: StepRecord) -> PromptBatch:
 def test_alignment_metrics() -> None:
     assert alignment_metrics(record().alignments) == {
         "align/coverage": pytest.approx(4 / 5),
+        "align/tokens_outside_1_1": pytest.approx(3 / 5),
         "align/multi_token_units": pytest.approx(1 / 3),
         **{f"align/units_{name}": pytest.approx(n / 3) for name, n in zip(SHAPES, (2, 0, 1, 0), strict=True)},
         **{f"align/length_{name}": pytest.approx(n / 3) for name, n in zip(LENGTHS, (2, 1, 0, 0, 0), strict=True)},
@@ -128,6 +130,11 @@ def test_unit_metrics() -> None:
         "policy/stop_probability": pytest.approx(0.4),
         "policy/teacher_stop_probability": pytest.approx(0.2),
     }
+
+
+def test_anchor_metrics() -> None:
+    found = anchor_metrics(record(), weight=0.5)
+    assert found == pytest.approx({"loss/anchor": 0.75 / 5, "policy/anchor_kl": 0.75 / 0.5 / 4})
 
 
 def test_logprob_gap_skips_what_is_in_no_unit() -> None:

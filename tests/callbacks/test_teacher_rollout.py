@@ -9,6 +9,7 @@ import lightning as L
 import pytest
 
 from callbacks import RolloutCallback, TeacherRollout
+from callbacks.teacher_answers import in_students_tokens
 from simct_pl import CrossEntropyLoss, SimCTLoss
 from simct_pl.errors import RecipeError
 from simct_pl.losses.base import Objective
@@ -70,7 +71,7 @@ def test_a_response_that_the_student_has_no_room_for_is_cut() -> None:
     whole = [*module.pair.student.encode("1+2= 3, total 3"), module.pair.student.stop_ids[0]]
     for room, expected, reason in ((len(whole), whole, "stop"), (len(whole) - 1, whole[:-1], "length")):
         module.__dict__["student_context"] = len(prompt_ids) + room
-        rollout = TeacherRollout._in_students_tokens(module, prompt, 0, 1, said, 5)
+        rollout = in_students_tokens(module, prompt, 0, 1, said, 5)
         assert (rollout.response_ids, rollout.finish_reason) == (expected, reason)
         assert len(rollout.engine_logprobs) == len(expected)
 

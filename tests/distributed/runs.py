@@ -24,8 +24,9 @@ from torch import Tensor
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.utils.data import DataLoader, IterableDataset
 
-from callbacks import AlignmentStats, HFExport, PolicyMismatch
+from callbacks import AlignmentStats, HFExport, PolicyMismatch, SpanGradients
 from simct_pl.errors import ExportError, ModelFolderError
+from simct_pl.losses.base import Objective
 from simct_pl.losses.inputs.unit_rows import build_unit_rows
 from simct_pl.losses.token_conditional import TokenConditionalLoss
 from simct_pl.models.sharding import ShardedStrategy, Sharding, full_parameters, full_tensor, is_sharded
@@ -47,8 +48,8 @@ RAGGED = {"micro_batch_tokens": 80}  # so few that ranks get several micro-batch
 @dataclass
 class Trace:
     """What a fit did: a number a step (text KL: with its error and coverage), whole gradients of the first step as the
-    optimizer saw them, whole weights at the end, held-out metrics, and the number of micro-batches of each rank,
-    [steps][ranks].
+    optimizer saw them, whole weights at the end, held-out metrics, the number of micro-batches of each rank,
+    [steps][ranks], and of each step SpanGradients' two numbers where it can run.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -58,6 +59,7 @@ class Trace:
     weights: dict[str, Tensor] = field(default_factory=dict)
     held_out: dict[str, float] = field(default_factory=dict)
     num_groups: list[list[float]] = field(default_factory=list)
+    spans: list[list[float]] = field(default_factory=list)
 
 
 class Recorder(L.Callback):
@@ -79,6 +81,8 @@ class Recorder(L.Callback):
         self.trace.norms.append(float(trainer.callback_metrics["optim/grad_norm"]))
         names = [f"policy/text_kl{part}" for part in ("", "_error", "_coverage")]
         self.trace.text_kl.append([float(trainer.callback_metrics[name]) for name in names])
+        if (names := ["span/cosine", "span/norm_ratio"])[0] in trainer.callback_metrics:
+            self.trace.spans.append([float(trainer.callback_metrics[name]) for name in names])
         assert batch.rollouts is not None
         self.trace.num_groups.append(gather_scalars(pl_module, len(pl_module._pack(batch.rollouts))).tolist())
 
@@ -131,11 +135,13 @@ def fit(
 ) -> Trace:
     """Fit; the first rank leaves `<name>.pt`, and unless it resumes a checkpoint `<name>.ckpt` of the first epoch."""
     recorder = Recorder(None if resume else folder / f"{name}.ckpt")
+    can_compare = module.sharding is None and isinstance(module.objective, Objective)
     exports = [HFExport(str(folder / f"{name}-export"))] if export else []
     run = trainer(
         folder,
         PolicyMismatch(),
         AlignmentStats(),
+        *([SpanGradients(every_n_steps=1)] if can_compare else []),
         recorder,
         *exports,
         max_steps=NUM_STEPS,
@@ -234,7 +240,7 @@ def on_two_ranks(folder: Path, untied: str) -> None:
     fsdp2(folder)
     run("resumed on 2", sharded(**RAGGED), resume=folder / "fsdp2.ckpt")
     everything = Sharding(reshard_after_forward=False, cpu_offload=True, shard_teacher=True)
-    batches = {"teacher_batch_tokens": 60, **RAGGED}
+    batches = {"teacher_batch_tokens": 60, "anchor_weight": 5.0, **RAGGED}
     objective = TokenConditionalLoss()
     with reading(first=True):
         run("everything", sharded(sharding=everything, objective=objective, gradient_checkpointing=True, **batches))

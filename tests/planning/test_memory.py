@@ -53,6 +53,14 @@ def test_what_is_there_before_is_told_from_what_a_phase_adds() -> None:
     assert offloaded == {Part.TEACHER_WEIGHTS, Part.TABLES, Part.AT_WORK}
 
 
+def test_an_anchor_is_one_more_frozen_student() -> None:
+    step = replace(STEP, anchor=True, engine="server")
+    assert not items_beside(STUDENT, 0, replace(step, anchor=False))
+    assert held(items_beside(STUDENT, 0, step)) == {Part.ANCHOR_WEIGHTS: 2 * 1000}
+    sharded = replace(step, teacher="sharded")  # of 750 in blocks each of 8 ranks has an eighth
+    assert held(items_beside(STUDENT, 0, sharded)) == {Part.ANCHOR_WEIGHTS: 2 * (250 + 750 / 8)}
+
+
 def test_of_what_takes_turns_the_most_counts() -> None:
     items = [
         MemoryItem(Part.WEIGHTS, 100),

@@ -12,7 +12,7 @@ from simct_pl.alignment import CommonBoundaryAligner, OneToOneAligner
 from simct_pl.planning.samples import Sample
 from simct_pl.preflight.findings import Finding, Severity, verdict
 from simct_pl.preflight.sides import SideReport
-from simct_pl.preflight.units import coverage_findings, domain_reports
+from simct_pl.preflight.units import coverage_findings, domain_reports, outside_share, outside_words
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer
 from simct_pl.tokenization.pair import TokenizerPair
 from simct_pl.types import Prompt
@@ -94,10 +94,25 @@ def test_units_are_counted_by_domain() -> None:
         assert report.num_units == sum(units for units, _, _ in expected)
         assert report.num_one_to_one == sum(ones for _, ones, _ in expected)
         assert report.num_one_to_one < report.num_units
+        assert report.outside == pytest.approx(1 - sum(tokens for _, _, tokens in expected) / report.student_tokens)
         assert report.coverage == 1.0
         assert report.lost == {}
         assert narrow.covered == pytest.approx(sum(tokens for _, _, tokens in expected))
         assert narrow.num_units == report.num_units
+
+
+def test_the_share_outside_1_1_is_over_tokens_and_says_what_it_implies() -> None:
+    pair = unloaded_module().pair
+    samples = [Sample(Prompt(0, ({"role": "user", "content": "?"},), text), text) for text in ("total 9", "13+25= 38")]
+    reports = domain_reports(pair, CommonBoundaryAligner(), samples)
+    ones = sum(counted(pair, text)[1] for text in ("total 9", "13+25= 38"))
+    tokens = sum(len(pair.student.encode(text)) for text in ("total 9", "13+25= 38"))
+    assert outside_share(reports) == pytest.approx(1 - ones / tokens)
+    assert 0 < outside_share(reports) < 1
+    assert "All of the student's tokens" in outside_words(0.0)
+    for share, expected in ((0.08, "ablations/exact beside"), (0.15, "ablations/exact beside"), (0.3, "beyond the 3")):
+        assert expected in outside_words(share)
+        assert f"{share:.1%}" in outside_words(share)
 
 
 def test_low_coverage_is_a_finding_by_its_size() -> None:
