@@ -135,6 +135,7 @@ class Rollout:
 
     prompt_ids, response_ids: the student's own ids; the response includes the stop when finish_reason is "stop".
     engine_logprobs: log-probability of each response id at temperature 1, before top-k and top-p, as the engine saw it.
+    num_unsupervised: response ids at the beginning that are read and not learned (thinking that is skipped).
     """
 
     prompt: Prompt
@@ -145,6 +146,12 @@ class Rollout:
     finish_reason: str
     policy_version: int
     seed: int
+    num_unsupervised: int = 0
+
+    @property
+    def num_targets(self) -> int:
+        """Response ids that the loss is a mean over."""
+        return len(self.response_ids) - self.num_unsupervised
 
     @property
     def stopped(self) -> bool:
