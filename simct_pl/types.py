@@ -114,7 +114,7 @@ class Prompt:
     """One prompt as messages, with whatever the data set knows about its answer.
 
     index: position in the data set, from which sampling seeds derive.
-    teacher_messages: what the teacher reads instead of messages, when its system prompt differs.
+    teacher_messages: what the teacher reads instead of messages, when its system prompt differs or it is shown more.
     response: a reference response (supervised fine-tuning, bits per byte).
     unsupervised_spans: byte ranges [start, end) of the response that supervised fine-tuning reads and does not predict.
         The stop counts as one byte behind the response.

@@ -141,6 +141,14 @@ def with_system_prompt(messages: Sequence[Message], system_prompt: str | None) -
     return [{"role": "system", "content": system_prompt}, *messages]
 
 
+def with_shown_messages(messages: Sequence[Message], shown: Sequence[Message]) -> list[Message]:
+    """The messages behind others: a system message joins in front of the one that is there, the rest comes after it."""
+    num_system = int(bool(messages) and messages[0]["role"] == "system")
+    instructions = shown[0]["content"] if shown and shown[0]["role"] == "system" else None
+    rest = shown if instructions is None else shown[1:]
+    return with_system_prompt([*messages[:num_system], *rest, *messages[num_system:]], instructions)
+
+
 def _render(
     tokenizer: PreTrainedTokenizerFast,
     messages: list[Message],

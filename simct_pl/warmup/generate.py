@@ -122,6 +122,11 @@ class PromptReader:
         self.domain_field, self.system_prompt = domain_field, system_prompt
         self.context, self.max_tokens = context, max_tokens
         self.num_too_long = 0
+        if source.teacher_field is not None:
+            raise RecipeError(
+                f"teacher_field is {source.teacher_field!r}; `generate` has one model, and asks it what a student "
+                "would be asked. Drop it, or put its text into the prompts."
+            )
 
     def read(self) -> list[RenderedPrompt]:
         """The prompts, in order.

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -248,3 +249,9 @@ def test_arguments_of_the_template_reach_the_prompts_and_the_settings(tmp_path: 
     question = [{"role": "user", "content": "1+2?"}]
     plain = ModelTokenizer.from_pretrained(TEACHER).render_prompt(question)
     assert asked.tokenizer.render_prompt(question) == [*plain, *asked.tokenizer.encode("=")]
+
+
+def test_what_rows_show_a_teacher_is_refused_where_there_is_none(tmp_path: Path) -> None:
+    source = replace(questions(tmp_path / "q.jsonl", 2), teacher_field="total")
+    with pytest.raises(RecipeError, match=r"teacher_field is 'total'; `generate` has one model.*Drop it"):
+        run(tmp_path / "run", prompts=source)
