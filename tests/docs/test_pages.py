@@ -20,7 +20,7 @@ from simct_pl.training.text_kl import TextKL
 from simct_pl.types import LostReason
 from tests.docs.pages import DOCS, ROOT, files_of, read
 
-PAGES = ["README.md", "concepts.md", "recipes.md", "troubleshooting.md", "extending.md"]
+PAGES = ["README.md", "concepts.md", "recipes.md", "troubleshooting.md", "extending.md", "library.md"]
 CLASS_HOMES = (errors, callbacks, simct_pl)
 # Named in the pages, and at home in a module of their own.
 OTHER_CLASSES = {
@@ -30,6 +30,9 @@ OTHER_CLASSES = {
     "MergingAligner": "simct_pl.alignment.coarse",
     "NumberAligner": "docs/extending.md",
     "Objective": "simct_pl.losses.base",
+    "ModelCheckpoint": "lightning.pytorch.callbacks",
+    "ChatSettings": "simct_pl.training.chat",
+    "StepRecord": "simct_pl.types",
     "PromptBatch": "simct_pl.types",
     "Rollout": "simct_pl.types",
     "TokenizedPair": "simct_pl.tokenization.pair",
