@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,7 @@ class SFTModule(L.LightningModule):
         gradient_checkpointing: recompute the layers in backward.
         sharding: how ranks share weights, gradients and moments (FSDP2); null: each has them all.
         template: arguments of the model's chat template.
-        thinking: of responses that begin with <think> … </think>: "supervised" like the rest, "skipped" (read, and not
-            predicted), or "left_out" of the response.
+        thinking: a response's <think> … </think> is "supervised", "skipped" (read, not predicted) or "left_out".
     """
 
     def __init__(
@@ -93,17 +93,15 @@ class SFTModule(L.LightningModule):
         if not 0 <= label_smoothing < 1:
             raise RecipeError(f"label_smoothing is {label_smoothing}; expected a share in [0, 1).")
         self.model_path, self.output = os.path.expanduser(model), output
-        self.from_scratch, self.init_seed = from_scratch, init_seed
+        self.from_scratch, self.init_seed, self.template, self.thinking = from_scratch, init_seed, template, thinking
         self.label_smoothing, self.optimizer_config = label_smoothing, optimizer
         self.grader, self.max_response_tokens = grader, max_response_tokens
         self.dtype_name: DtypeName = dtype
         self.layout = layout or PaddedRows()
         self.micro_batch_tokens, self.chunk_tokens = micro_batch_tokens, chunk_tokens
         self.gradient_checkpointing, self.sharding = gradient_checkpointing, sharding
-        self.template, self.thinking = template, thinking
-        self.guarded_step = GuardedStep(optimizer.max_grad_norm)
+        self.guarded_step, self.engine = GuardedStep(optimizer.max_grad_norm), HFEngine()
         self.supervised: SupervisedModel | None = None
-        self.engine = HFEngine()
         self.means = torch.nn.ModuleDict({name: MeanMetric() for name in ("loss", "bits_per_byte", "accuracy")})
         self._held_out: list[Prompt] = []
 
@@ -129,6 +127,9 @@ class SFTModule(L.LightningModule):
             check_sharding(self._trainer, self.sharding)
         check_model_path("model", self.model_path, needs_weights=not self.from_scratch)
         _ = self.context, self.tokenizer  # reads the configuration, the template and its arguments
+        if stage == "fit" and (datamodule := getattr(self._trainer, "datamodule", None)) is not None:
+            for batch in islice(datamodule.train_dataloader(), 1):  # a template may refuse its messages
+                self.examples(batch.prompts)
         if self.output is not None:
             check_output(Path(self.output), () if self.from_scratch else (self.model_path,))
 

@@ -149,6 +149,14 @@ def test_arguments_of_the_template_are_the_models(folder: Path) -> None:
         module(folder, template={"long": True}).setup("fit")
 
 
+def test_messages_that_the_template_refuses_are_refused_before_weights_load(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('not like this') }}")
+    sft = SFTModule(str(folder), from_scratch=True)
+    with pytest.raises(TokenizerError, match=r"untrained refuses messages with the roles \['user'\]: not like this"):
+        L.Trainer(max_steps=1, **SILENT).fit(sft, datamodule=ArithmeticDataModule(batch_size=4, num_train_batches=2))
+    assert sft.supervised is None
+
+
 @pytest.mark.parametrize("layout", [PackedRow(), PaddedRows()], ids=["packed", "padded"])
 @pytest.mark.parametrize(("micro_batch_tokens", "chunk_tokens"), [(1, 3), (40, 1024), (10_000, 7)])
 def test_neither_layout_nor_cuts_change_the_loss(
