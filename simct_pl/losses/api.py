@@ -8,8 +8,8 @@ from torch import Tensor
 
 from simct_pl.errors import AlignmentError, require_choice
 from simct_pl.losses.base import Objective, UnitChunk
+from simct_pl.losses.columns.candidate_scores import PrefixName, ScoreName
 from simct_pl.losses.divergences import DivergenceName
-from simct_pl.losses.inputs.candidate_scores import PrefixName, ScoreName
 from simct_pl.losses.inputs.unit_rows import build_unit_rows
 from simct_pl.losses.inputs.vocab_tables import PairTables
 from simct_pl.losses.shared_vocab import SharedVocabLoss

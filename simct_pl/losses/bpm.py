@@ -33,8 +33,8 @@ from typing_extensions import override
 
 from simct_pl.errors import RecipeError
 from simct_pl.losses.base import Objective, UnitChunk, UnitLosses
+from simct_pl.losses.columns.column_logprobs import join_stops
 from simct_pl.losses.divergences import DivergenceName, named_divergence
-from simct_pl.losses.inputs.column_logprobs import join_stops
 from simct_pl.losses.inputs.logprobs import at_least_fp32
 from simct_pl.tokenization.pair import TokenizerPair
 from simct_pl.tokenization.shared_vocab import SharedVocab

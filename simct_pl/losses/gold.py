@@ -18,7 +18,7 @@ from torch import Tensor
 
 from simct_pl.errors import RecipeError, require_choice
 from simct_pl.losses.base import Objective, UnitChunk, UnitLosses
-from simct_pl.losses.inputs.column_logprobs import join_stops
+from simct_pl.losses.columns.column_logprobs import join_stops
 from simct_pl.losses.inputs.logprobs import ModelLogProbs, at_least_fp32
 from simct_pl.losses.sorted_mass import check_top_k, sorted_l1
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 
 from simct_pl.losses.base import Objective, UnitChunk, UnitLosses
+from simct_pl.losses.columns.column_logprobs import column_logprobs
 from simct_pl.losses.divergences import DivergenceName, named_divergence
-from simct_pl.losses.inputs.column_logprobs import column_logprobs
 
 
 class SharedVocabLoss(Objective):

@@ -11,8 +11,8 @@ import torch
 
 from simct_pl.errors import RecipeError
 from simct_pl.losses.base import Objective, UnitChunk, UnitLosses
+from simct_pl.losses.columns.candidate_scores import CandidateRule, PrefixName, ScoreName, score_side
 from simct_pl.losses.divergences import DivergenceName, named_divergence
-from simct_pl.losses.inputs.candidate_scores import CandidateRule, PrefixName, ScoreName, score_side
 
 
 class SimCTLoss(Objective):

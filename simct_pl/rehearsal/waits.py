@@ -41,7 +41,7 @@ ALLOWED: dict[str, tuple[Allowed, ...]] = {
     f"{LOSSES}token_paths/shift.py:ShiftStore.labels": (
         Allowed("upload", None, "run", "labels behind some bytes, kept there"),
     ),
-    f"{LOSSES}inputs/column_logprobs.py:column_logprobs": (
+    f"{LOSSES}columns/column_logprobs.py:column_logprobs": (
         Allowed("item", 0, "step", "whether a bucket underflows, on CPUs alone; there it does not", answer=False),
     ),
     f"{TRAINING}optim.py:GuardedStep.__call__": (

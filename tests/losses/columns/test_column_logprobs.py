@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from simct_pl.losses.inputs.column_logprobs import column_logprobs
+from simct_pl.losses.columns.column_logprobs import column_logprobs
 from simct_pl.losses.inputs.vocab_tables import SideTables
 
 NUM_IDS = 9

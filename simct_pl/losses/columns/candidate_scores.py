@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from simct_pl.errors import RecipeError, require_choice
-from simct_pl.losses.inputs.column_logprobs import column_logprobs
+from simct_pl.losses.columns.column_logprobs import column_logprobs
 from simct_pl.losses.inputs.logprobs import ModelLogProbs, at_least_fp32
 from simct_pl.losses.inputs.unit_rows import UnitRows
 from simct_pl.losses.inputs.vocab_tables import SideTables
