@@ -71,10 +71,11 @@ class SpanGradients(L.Callback):
         if trainer.global_step % self.every_n_steps != 0:
             return
         module = distilled(self, pl_module)
+        rollouts = module.chat.supervised_part(module.pair, rollouts_of(batch)[: self.num_responses])
         # What it draws (dropout) must not move the run's own draws.
         devices = [module.device] if module.device.type == "cuda" else []
         with torch.random.fork_rng(devices), trainer.precision_plugin.train_step_context():
-            shared, others = gradients_by_kind(module, rollouts_of(batch)[: self.num_responses])
+            shared, others = gradients_by_kind(module, rollouts)
         for gradient in (*shared, *others):
             gradient.copy_(trainer.strategy.reduce(gradient, reduce_op="sum"))
         metrics = compare(shared, others)

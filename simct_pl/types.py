@@ -114,7 +114,7 @@ class Prompt:
     """One prompt as messages, with whatever the data set knows about its answer.
 
     index: position in the data set, from which sampling seeds derive.
-    teacher_messages: what the teacher reads instead of messages, when its system prompt differs.
+    teacher_messages: what the teacher reads instead of messages, when its system prompt differs or it is shown more.
     response: a reference response (supervised fine-tuning, bits per byte).
     unsupervised_spans: byte ranges [start, end) of the response that supervised fine-tuning reads and does not predict.
         The stop counts as one byte behind the response.
@@ -137,6 +137,7 @@ class Rollout:
     prompt_ids, response_ids: the student's own ids; the response includes the stop when finish_reason is "stop".
     engine_logprobs: log-probability of each response id at temperature 1, before top-k and top-p, as the engine saw it;
         NaN of what the student has not sampled.
+    num_unsupervised: response ids at the beginning that are read and not learned (thinking that is skipped).
     """
 
     prompt: Prompt
@@ -148,6 +149,12 @@ class Rollout:
     policy_version: int
     seed: int
     author: Literal["student", "teacher"] = "student"
+    num_unsupervised: int = 0
+
+    @property
+    def num_targets(self) -> int:
+        """Response ids that the loss is a mean over."""
+        return len(self.response_ids) - self.num_unsupervised
 
     @property
     def stopped(self) -> bool:

@@ -15,7 +15,7 @@ from simct_pl.types import Message
 ROLES = ("system", "developer", "user", "assistant", "tool")
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", **{role: role for role in ROLES}}
 TEXT = "text"  # the type of a content's part that is read
-FIX = "Correct prompt_field, or convert or leave out such rows."
+FIX = "Correct prompt_field (teacher_field), or convert or leave out such rows."
 
 
 def read_messages(place: str, value: Any) -> list[Message]:

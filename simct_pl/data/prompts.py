@@ -6,7 +6,7 @@ Each model renders the messages by its own template later on, so the same batch 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import lightning as L
 from datasets import IterableDataset
 from datasets.distributed import split_dataset_by_node
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 from torch.utils.data import IterableDataset as TorchIterableDataset
 from typing_extensions import override
@@ -35,6 +35,8 @@ class PromptStream(TorchIterableDataset[Prompt]):
     file: what the source reads, when that is a local file; looked at with every row.
     num_prompts: of a pass on each rank, where that is known: the stream has a length then, and ends there.
     num_too_long: prompts of the present pass, of all ranks, left out so far by max_prompt_chars.
+    num_unshown: prompts of the present pass, of this rank, in which the teacher is shown nothing of its own, where the
+        source's teacher_field says what.
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class PromptStream(TorchIterableDataset[Prompt]):
         self.rank, self.world_size = rank, world_size
         self.system_prompt, self.teacher_system_prompt = system_prompt, teacher_system_prompt
         self.epoch, self.num_done = epoch, num_done
-        self.num_too_long = 0
+        self.num_too_long = self.num_unshown = 0
         self.file, self.num_prompts = file, num_prompts
 
     def __len__(self) -> int:
@@ -68,7 +70,7 @@ class PromptStream(TorchIterableDataset[Prompt]):
         # Rows that are left out are read all the same: the shuffle draws the next one among those that came before.
         num_done, self.num_done = self.num_done, 0
         yield from islice(self._pass(), num_done, self.num_prompts)
-        self._report_too_long()
+        self._report()
 
     def _pass(self) -> Iterator[Prompt]:
         # Each row is marked with its place in the file first: that is what a prompt is known by ever after.
@@ -79,16 +81,33 @@ class PromptStream(TorchIterableDataset[Prompt]):
         if self.shuffle_buffer:
             rows = rows.shuffle(seed=self.seed + self.epoch, buffer_size=self.shuffle_buffer)
         # Long prompts leave before the ranks share the rest out, so that each gets as many as the others.
-        self.num_too_long = 0
+        self.num_too_long = self.num_unshown = 0
         if self.source.max_prompt_chars is not None:
             rows = rows.filter(self._is_short)
         if self.world_size > 1:
             rows = split_dataset_by_node(rows, self.rank, self.world_size)
         self.epoch += 1
         for row in self._readable(rows):
-            yield self._with_system_prompts(self.source.prompt(row.pop("_index"), row))
+            prompt = self.source.prompt(row.pop("_index"), row)
+            self._count_unshown(prompt)
+            yield self._with_system_prompts(prompt)
 
-    def _report_too_long(self) -> None:
+    def _count_unshown(self, prompt: Prompt) -> None:
+        if self.source.teacher_field is None or prompt.teacher_messages is not None:
+            return
+        self.num_unshown += 1
+        if self.num_unshown == 1 and self.epoch == 1:  # a long pass may never come to its report
+            rank_zero_warn(
+                f"{self.source.path}: row {prompt.index} has no {self.source.teacher_field!r}: the teacher reads it as "
+                "the student does. The end of a pass says how many there are."
+            )
+
+    def _report(self) -> None:
+        if self.num_unshown:
+            rank_zero_info(
+                f"{self.source.path}: {self.num_unshown} prompts of this rank without {self.source.teacher_field!r}, "
+                "which the teacher read as the student did."
+            )
         if self.num_too_long:
             rank_zero_info(
                 f"{self.source.path}: {self.num_too_long} prompts left out, longer than "
@@ -112,12 +131,10 @@ class PromptStream(TorchIterableDataset[Prompt]):
         if self.system_prompt is None and self.teacher_system_prompt is None:
             return prompt
         teacher_text = self.teacher_system_prompt or self.system_prompt
-        return Prompt(
-            prompt.index,
-            tuple(with_system_prompt(prompt.messages, self.system_prompt)),
-            prompt.response,
-            prompt.answer,
-            tuple(with_system_prompt(prompt.messages, teacher_text)),
+        return replace(
+            prompt,
+            messages=tuple(with_system_prompt(prompt.messages, self.system_prompt)),
+            teacher_messages=tuple(with_system_prompt(prompt.teacher_messages or prompt.messages, teacher_text)),
         )
 
 

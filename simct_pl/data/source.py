@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
@@ -22,9 +22,11 @@ from simct_pl.data.local_rows import local_rows, naming
 from simct_pl.data.messages import check_text, read_messages, split_answer
 from simct_pl.errors import MissingFileError, PromptDataError, RecipeError
 from simct_pl.files.fingerprint import FileFingerprint
-from simct_pl.types import Prompt
+from simct_pl.tokenization.chat import with_shown_messages
+from simct_pl.types import Message, Prompt
 
 BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+WHICH_FIELD = "Set prompt_field (response_field, answer_field) to the right name."
 COMPRESSIONS = {".gz", ".zst", ".xz", ".bz2"}
 
 
@@ -38,6 +40,9 @@ class PromptSource:
         answer that a conversation ends with, if it does.
     answer_field: what the grader compares with; a list or a structure becomes JSON. answer_pattern: a regular
         expression whose first group is the answer inside it.
+    teacher_field: what the teacher alone is shown beside its system prompt (a reference, a hint): a text, which joins
+        its system prompt, or messages, which come before the prompt's. teacher_required: rows without it are refused;
+        false: the teacher reads them as the student does, and they are counted and reported.
     skip, limit: rows left out at the beginning, and at most so many taken after them.
     max_prompt_chars: longer prompts are left out, counted and reported.
 
@@ -52,6 +57,8 @@ class PromptSource:
     response_field: str | None = None
     answer_field: str | None = None
     answer_pattern: str | None = None
+    teacher_field: str | None = None
+    teacher_required: bool = True
     skip: int = 0
     limit: int | None = None
     max_prompt_chars: int | None = None
@@ -161,16 +168,30 @@ class PromptSource:
             answer = match.group(1)
         if answer is not None:
             check_text(f"{place}: {self.answer_field!r}", answer)
-        return Prompt(index, tuple(messages), response, answer)
+        return Prompt(index, tuple(messages), response, answer, self._teacher_messages(index, row, messages))
 
-    def _field(self, index: int, row: Mapping[str, Any], name: str) -> Any:
+    def _teacher_messages(
+        self, index: int, row: Mapping[str, Any], messages: Sequence[Message]
+    ) -> tuple[Message, ...] | None:
+        """The prompt with what the row shows the teacher alone; None if there is nothing of that kind."""
+        if self.teacher_field is None or (not self.teacher_required and _is_empty(row.get(self.teacher_field))):
+            return None
+        fix = "Set teacher_field to the right name, or teacher_required to false: the teacher then reads no more."
+        value = self._field(index, row, self.teacher_field, fix)
+        shown = [{"role": "system", "content": value}] if isinstance(value, str) else value
+        place = f"Row {index} of {self.path!r}: {self.teacher_field!r}"
+        return tuple(with_shown_messages(messages, read_messages(place, shown)))
+
+    def _field(self, index: int, row: Mapping[str, Any], name: str, fix: str = WHICH_FIELD) -> Any:
         value = row.get(name)
-        if value is None or value == "" or value != value:  # the last: not a number, which stands for an empty cell
-            raise PromptDataError(
-                f"Row {index} of {self.path!r} has no {name!r}; its fields are {', '.join(sorted(row))}. "
-                "Set prompt_field (response_field, answer_field) to the right name."
-            )
+        if _is_empty(value):
+            fields = ", ".join(sorted(row))
+            raise PromptDataError(f"Row {index} of {self.path!r} has no {name!r}; its fields are {fields}. {fix}")
         return value
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or value == "" or value != value  # the last: not a number, which stands for an empty cell
 
 
 def _as_text(place: str, value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from simct_pl.errors import RecipeError
 from simct_pl.evaluation.benchmark import Benchmark
@@ -29,6 +30,7 @@ def evaluate(
     dtype: DtypeName = "bfloat16",
     trust_remote_code: bool = False,
     tracking_uri: str | None = TRACKING_URI,
+    template: dict[str, Any] | None = None,
 ) -> list[BenchmarkResult]:
     """Score a model.
 
@@ -40,6 +42,7 @@ def evaluate(
         protocol: sampling, seeds, limits.
         dtype: of the weights.
         trust_remote_code: whether the model's own Python code may run.
+        template: arguments of the model's chat template, {enable_thinking: false} say.
         tracking_uri: of MLflow; null: results are not sent there.
 
     Raises:
@@ -48,7 +51,7 @@ def evaluate(
     names = [benchmark.name for benchmark in benchmarks]
     if not names or len(set(names)) != len(names):
         raise RecipeError(f"benchmarks are {names}; expected at least one, and none twice.")
-    asked = InferenceModel.check(model, engine, dtype, trust_remote_code)
+    asked = InferenceModel.check(model, engine, dtype, trust_remote_code, template)
     folder = Path(output or Path("runs/evaluation") / Path(asked.path).name).expanduser()
     evaluation = Evaluation(asked.identity, asked.tokenizer, asked.context, asked.engine, protocol, folder)
     for benchmark in benchmarks:
@@ -60,5 +63,10 @@ def evaluate(
     print_results(results, f"{asked.path}, {protocol.num_seeds} seeds, temperature {protocol.temperature}")
     if tracking_uri is not None:
         logger = RunLogger(str(folder / "tracking"), tracking_uri, run_name=f"evaluate {Path(asked.path).name}")
-        log_results(logger, results, folder, json.dumps({"model": asked.path, "dtype": dtype, **asdict(protocol)}))
+        log_results(
+            logger,
+            results,
+            folder,
+            json.dumps({"model": asked.path, "dtype": dtype, "template": template, **asdict(protocol)}),
+        )
     return results

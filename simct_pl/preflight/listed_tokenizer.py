@@ -33,6 +33,7 @@ class ListedTokenizer(ModelTokenizer):
         self, table: TokenBytes, read: Callable[[Sequence[str]], list[list[int]]], stop_id: int, name: str
     ) -> None:
         self.table, self.name, self.found_stop_ids = table, name, (stop_id,)
+        self.template: dict[str, object] = {}
         self._read = read
 
     @override

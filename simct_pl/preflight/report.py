@@ -75,7 +75,7 @@ def build_preflight(
     classes = _classes(run)
     sections = (
         model_section(module, run.plan),
-        _side_section(sides),
+        _side_section(sides, module.chat.thinking),
         _shared_section(run),
         _domain_section(run, domains),
         _taught_section(taught),
@@ -164,9 +164,10 @@ def memory_findings(run: PlannedRun) -> list[Finding]:
 # ---- sections ----
 
 
-def _side_section(sides: Sequence[SideReport]) -> Section:
+def _side_section(sides: Sequence[SideReport], thinking: str) -> Section:
     rows = {
         "chat template": [("its own" if side.has_template else "none") for side in sides],
+        "arguments of the template": [side.arguments for side in sides],
         "stops, primary first": [" ".join(side.stops) or "none" for side in sides],
         "prompts begin with BOS": [side.bos_words for side in sides],
         "vocabulary": [side.rows_words for side in sides],
@@ -175,8 +176,9 @@ def _side_section(sides: Sequence[SideReport]) -> Section:
         "configuration's dtype": [side.config_dtype for side in sides],
         "tokens of the prompt below": [str(side.num_prompt_tokens) for side in sides],
     }
+    note = f"The student's <think> … </think>, where it writes one, is {thinking.replace('_', ' ')}."
     return Section(
-        "Tokenizers and templates", ("", "student", "teacher"), [(name, *cells) for name, cells in rows.items()]
+        "Tokenizers and templates", ("", "student", "teacher"), [(name, *cells) for name, cells in rows.items()], note
     )
 
 

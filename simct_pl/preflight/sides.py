@@ -18,15 +18,16 @@ SHOWN_CHARACTERS = 1200
 
 @dataclass(frozen=True)
 class SideReport:
-    """role: "student" or "teacher". stops: as strings, the primary one first. rendered: the prompt in the model's own
-    template, as text. num_bos: BOS tokens that the rendered prompt begins with; adds_bos: whether the tokenizer puts
-    one in front of a text by itself. num_ids, num_rows: ids of the tokenizer, rows of the embeddings. softcap: of the
-    logits, None without.
+    """role: "student" or "teacher". arguments: of its chat template, as words. stops: as strings, the primary one
+    first. rendered: the prompt in the model's own template, as text. num_bos: BOS tokens that the rendered prompt
+    begins with; adds_bos: whether the tokenizer puts one in front of a text by itself. num_ids, num_rows: ids of the
+    tokenizer, rows of the embeddings. softcap: of the logits, None without.
     """
 
     role: str
     architecture: str
     has_template: bool
+    arguments: str
     stops: tuple[str, ...]
     rendered: str
     num_prompt_tokens: int
@@ -56,6 +57,7 @@ class SideReport:
             role=role,
             architecture=text_config.model_type,
             has_template=hf.chat_template is not None,
+            arguments=", ".join(f"{name}={value!r}" for name, value in tokenizer.template.items()) or "none",
             stops=tuple(str(hf.convert_ids_to_tokens(token)) for token in tokenizer.found_stop_ids),
             rendered=str(hf.decode(ids, skip_special_tokens=False)),
             num_prompt_tokens=len(ids),

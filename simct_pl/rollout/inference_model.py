@@ -33,9 +33,14 @@ class InferenceModel:
 
     @classmethod
     def check(
-        cls, path: str, engine: RolloutEngine | None, dtype: DtypeName, trust_remote_code: bool = False
+        cls,
+        path: str,
+        engine: RolloutEngine | None,
+        dtype: DtypeName,
+        trust_remote_code: bool = False,
+        template: dict[str, Any] | None = None,
     ) -> InferenceModel:
-        """Read all but the weights. engine: HFEngine by default.
+        """Read all but the weights. engine: HFEngine by default. template: arguments of the model's chat template.
 
         Raises:
             SimctError: if the model is not as it should be, or the engine cannot generate with it.
@@ -43,7 +48,7 @@ class InferenceModel:
         path, engine = os.path.expanduser(path), engine or HFEngine()
         check_model_path("model", path)
         context = context_length("model", path, trust_remote_code)
-        tokenizer = ModelTokenizer.from_pretrained(path)
+        tokenizer = ModelTokenizer.from_pretrained(path, template)
         engine.check(StudentSource(path, context, trust_remote_code, num_ranks=1))
         return cls(path, tokenizer, context, engine, dtype, trust_remote_code)
 

@@ -1,15 +1,18 @@
 """Prompts in each model's own chat template, and the tokens that end a turn.
 
-In: messages. Out: prompt ids. A prompt is rendered and tokenised by itself; response ids are appended, and the
-boundary is never inferred. A templated text already has its control tokens, so none are added to it (no second BOS).
+In: messages, and arguments of the template (`enable_thinking`). Out: prompt ids. A prompt is rendered and tokenised by
+itself; response ids are appended, and the boundary is never inferred. A templated text already has its control tokens,
+so none are added to it (no second BOS).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
+from jinja2 import Environment, TemplateError, meta
 
 from simct_pl.errors import PromptDataError, TokenizerError
 from simct_pl.tokenization.bytes import as_bytes
@@ -18,22 +21,37 @@ from simct_pl.types import Message
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+NO_ARGUMENTS: Mapping[str, Any] = {}
+# Variables that every rendering sets itself.
+_OURS = {"messages", "add_generation_prompt", "continue_final_message"}
+# Roles whose words a template may not leave out; it may shorten an assistant's (its thinking) or rewrite a tool's.
+_ASKING = ("system", "developer", "user")
 _QUESTION, _ANSWER = "Question 7481.", "Answer 9265."  # words no template contains
 
 
-def render_prompt(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message]) -> list[int]:
+def render_prompt(
+    tokenizer: PreTrainedTokenizerFast,
+    messages: Sequence[Message],
+    arguments: Mapping[str, Any] = NO_ARGUMENTS,
+    name: str = "the tokenizer",
+) -> list[int]:
     """Ids of a prompt, up to where the assistant's words begin.
 
     Without a chat template the contents are joined by line breaks; the tokenizer's own BOS stays, an EOS does not.
 
+    Args:
+        arguments: of the template, beside the messages. name: how errors call the tokenizer.
+
     Raises:
-        TokenizerError: if the template refuses the messages, for example a system role, or UTF-8 cannot write them.
+        TokenizerError: if the template refuses the messages, for example a system role, or leaves one of them out, or
+            UTF-8 cannot write them.
         PromptDataError: if nothing is left to condition on, not even a BOS.
     """
     if tokenizer.chat_template is None:
         ids = _plain_prompt(tokenizer, "\n".join(message["content"] for message in messages))
     else:
-        text = _render(tokenizer, list(messages), add_generation_prompt=True)
+        text = _render(tokenizer, list(messages), arguments, name, add_generation_prompt=True)
+        _check_complete(text, messages, name)
         as_bytes(text)
         ids = tokenizer.encode(text, add_special_tokens=False)
     if not ids:
@@ -41,14 +59,56 @@ def render_prompt(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message
     return ids
 
 
-def find_stop_ids(tokenizer: PreTrainedTokenizerFast, generation_stop_ids: Sequence[int] = ()) -> tuple[int, ...]:
+def check_arguments(tokenizer: PreTrainedTokenizerFast, arguments: Mapping[str, Any], name: str) -> None:
+    """Refuse arguments that the tokenizer's chat template does not use: they would change nothing, unseen.
+
+    Raises:
+        TokenizerError: naming the tokenizer and the argument, with the arguments that its template has.
+    """
+    if not arguments:
+        return
+    if tokenizer.chat_template is None:
+        raise TokenizerError(
+            f"{name} has no chat template, so the template arguments {', '.join(sorted(arguments))} change nothing. "
+            "Drop them, or give the model a chat_template.jinja."
+        )
+    variables = _template_variables(tokenizer, name)
+    for argument in arguments:
+        if argument in _OURS:
+            raise TokenizerError(f"The template argument {argument!r} of {name} is set by each rendering; drop it.")
+        if argument not in variables:
+            near = difflib.get_close_matches(argument, variables, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise TokenizerError(
+                f"The chat template of {name} does not use the argument {argument!r}; it has "
+                f"{', '.join(sorted(variables)) or 'none'}.{hint} Correct or drop it, or change the chat template."
+            )
+
+
+def _template_variables(tokenizer: PreTrainedTokenizerFast, name: str) -> set[str]:
+    """What a template reads and does not make itself, without what is always there: messages, special tokens, range."""
+    environment = Environment(extensions=["jinja2.ext.loopcontrols"])  # parses alone; nothing is rendered by it
+    source = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", str(tokenizer.get_chat_template()))
+    try:
+        found = meta.find_undeclared_variables(environment.parse(source))
+    except TemplateError as error:
+        raise TokenizerError(f"The chat template of {name} cannot be read: {error}. Correct it.") from error
+    always = {*_OURS, *environment.globals, *tokenizer.special_tokens_map, "raise_exception", "strftime_now"}
+    return {variable for variable in found - always if not variable.endswith("_token")}
+
+
+def find_stop_ids(
+    tokenizer: PreTrainedTokenizerFast,
+    generation_stop_ids: Sequence[int] = (),
+    arguments: Mapping[str, Any] = NO_ARGUMENTS,
+) -> tuple[int, ...]:
     """Every id that ends a turn, the primary one first, none twice; empty if there is none.
 
     The primary is the control token right after an assistant's words in the chat template: `<|im_end|>`,
     `<end_of_turn>` or `<|end|>` is often not the tokenizer's eos. Then come the eos ids of the generation config,
     then the tokenizer's eos.
     """
-    found = [*_template_stop(tokenizer), *generation_stop_ids]
+    found = [*_template_stop(tokenizer, arguments), *generation_stop_ids]
     if tokenizer.eos_token_id is not None:
         found.append(tokenizer.eos_token_id)
     # A generation config may name rows of a padded embedding that the tokenizer does not have.
@@ -56,13 +116,13 @@ def find_stop_ids(tokenizer: PreTrainedTokenizerFast, generation_stop_ids: Seque
     return tuple(dict.fromkeys(known))
 
 
-def _template_stop(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+def _template_stop(tokenizer: PreTrainedTokenizerFast, arguments: Mapping[str, Any]) -> list[int]:
     """The added token that the template puts right after the last assistant message, if any."""
     if tokenizer.chat_template is None:
         return []
     turns = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
     try:
-        text = _render(tokenizer, turns, add_generation_prompt=False)
+        text = _render(tokenizer, turns, arguments, "the tokenizer", add_generation_prompt=False)
     except TokenizerError:  # a template that takes other messages only; the other sources remain
         return []
     # Whatever the template writes behind the answer: its first token is the stop, if it is a control token at all.
@@ -81,16 +141,49 @@ def with_system_prompt(messages: Sequence[Message], system_prompt: str | None) -
     return [{"role": "system", "content": system_prompt}, *messages]
 
 
-def _render(tokenizer: PreTrainedTokenizerFast, messages: list[Message], add_generation_prompt: bool) -> str:
+def with_shown_messages(messages: Sequence[Message], shown: Sequence[Message]) -> list[Message]:
+    """The messages behind others: a system message joins in front of the one that is there, the rest comes after it."""
+    num_system = int(bool(messages) and messages[0]["role"] == "system")
+    instructions = shown[0]["content"] if shown and shown[0]["role"] == "system" else None
+    rest = shown if instructions is None else shown[1:]
+    return with_system_prompt([*messages[:num_system], *rest, *messages[num_system:]], instructions)
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerFast,
+    messages: list[Message],
+    arguments: Mapping[str, Any],
+    name: str,
+    add_generation_prompt: bool,
+) -> str:
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-    except (TemplateError, TypeError) as error:  # a template is a program; TypeError is what it raises on None + str
+        text = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=add_generation_prompt, **arguments
+        )
+    # A template is a program; TypeError is what it raises on None + str, ValueError on tools that are none.
+    except (TemplateError, TypeError, ValueError) as error:
         fix = "Check the roles and their order, or change the model's chat template."
         if any(message["role"] == "system" for message in messages):
             fix = "If it takes no system role, drop the system prompt or put its text into the first user message."
         roles = [message["role"] for message in messages]
-        raise TokenizerError(f"the chat template refuses messages with the roles {roles}: {error}. {fix}") from error
+        given = "".join(f", {argument}={value!r:.40}" for argument, value in arguments.items())
+        raise TokenizerError(
+            f"The chat template of {name} refuses messages with the roles {roles}{given}: {error}. {fix}"
+        ) from error
     return str(text)
+
+
+def _check_complete(text: str, messages: Sequence[Message], name: str) -> None:
+    """A template that knows no system role may as well skip such a message, without a word."""
+    for message in messages:
+        content = message["content"]
+        if message["role"] not in _ASKING or content.strip() in text:
+            continue
+        if "".join(content.split()) not in "".join(text.split()):  # templates may lay out white space anew
+            raise TokenizerError(
+                f"The chat template of {name} leaves out the {message['role']} message {content!r:.60}. Put its text "
+                "into another message (drop the system prompt), or change the model's chat template."
+            )
 
 
 def _plain_prompt(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from simct_pl.errors import MissingStopTokenError, UnsupportedTokenizerError
 from simct_pl.tokenization.bytes import TokenBytes, as_bytes
-from simct_pl.tokenization.chat import find_stop_ids, render_prompt
+from simct_pl.tokenization.chat import NO_ARGUMENTS, check_arguments, find_stop_ids, render_prompt
 from simct_pl.tokenization.loading import load_tokenizer
 from simct_pl.types import Message
 
@@ -32,9 +32,11 @@ class ModelTokenizer:
         generation_stop_ids: eos ids of the model's generation_config.json.
         name: how errors call it.
         num_rows: of the model's embeddings, where known; ids beyond them (Gemma-3-1B's image token) have no bytes.
+        template: arguments of its chat template, for every prompt.
 
     Raises:
         UnsupportedTokenizerError: if its tokens have no exact bytes.
+        TokenizerError: for an argument that its chat template does not use.
     """
 
     def __init__(
@@ -43,25 +45,28 @@ class ModelTokenizer:
         generation_stop_ids: Sequence[int] = (),
         name: str = "the tokenizer",
         num_rows: int | None = None,
+        template: Mapping[str, Any] = NO_ARGUMENTS,
     ) -> None:
-        self.hf = hf
-        self.name = name
+        self.hf, self.name, self.template = hf, name, dict(template)
+        check_arguments(hf, template, name)
         try:
             self.table = TokenBytes.from_tokenizer(hf).up_to(num_rows)
         except UnsupportedTokenizerError as error:
             raise UnsupportedTokenizerError(f"{name}: {error}") from error
-        stop_ids = find_stop_ids(hf, generation_stop_ids)
+        stop_ids = find_stop_ids(hf, generation_stop_ids, template)
         self.found_stop_ids = tuple(token_id for token_id in stop_ids if token_id < len(self.table))
 
     @classmethod
-    def from_pretrained(cls, path: str) -> ModelTokenizer:
+    def from_pretrained(cls, path: str, template: Mapping[str, Any] | None = None) -> ModelTokenizer:
         """Load from a model folder, a folder with a tokenizer, a tokenizer.json path, or a hub name.
 
+        template: arguments of its chat template.
+
         Raises:
-            MissingFileError, ModelFolderError, UnsupportedTokenizerError: naming the path and the fix.
+            MissingFileError, ModelFolderError, TokenizerError: naming the path and the fix.
         """
         hf, generation_stop_ids, num_rows = load_tokenizer(path)
-        return cls(hf, generation_stop_ids, path, num_rows)
+        return cls(hf, generation_stop_ids, path, num_rows, template or NO_ARGUMENTS)
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
@@ -80,8 +85,10 @@ class ModelTokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """Names the ids, the chat template and the stops: what a prompt and a response are in tokens."""
-        parts = [self.table.fingerprint, self.hf.chat_template, self.found_stop_ids]
-        return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+        parts: list[Any] = [self.table.fingerprint, self.hf.chat_template, self.found_stop_ids]
+        if self.template:  # without, what was written before there were any is still known
+            parts.append(self.template)
+        return hashlib.blake2b(json.dumps(parts, default=str).encode(), digest_size=16).hexdigest()
 
     def is_canonical(self, text: str, ids: Sequence[int]) -> bool:
         """Whether ids are how this tokenizer spells a text, alone or as the continuation of a line before it.
@@ -136,4 +143,4 @@ class ModelTokenizer:
 
     def render_prompt(self, messages: Sequence[Message]) -> list[int]:
         """Ids of a prompt in the model's own chat template, ready for its answer (see tokenization/chat.py)."""
-        return render_prompt(self.hf, messages)
+        return render_prompt(self.hf, messages, self.template, self.name)

@@ -7,9 +7,10 @@ teacher tokenises that text alone, with nothing in it read as a control token, a
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -75,13 +76,24 @@ class TokenizerPair:
         self.teacher = teacher
 
     @classmethod
-    def from_pretrained(cls, student: str, teacher: str) -> TokenizerPair:
+    def from_pretrained(
+        cls,
+        student: str,
+        teacher: str,
+        student_template: Mapping[str, Any] | None = None,
+        teacher_template: Mapping[str, Any] | None = None,
+    ) -> TokenizerPair:
         """Load both from model folders, tokenizer.json paths or hub names.
 
+        student_template, teacher_template: arguments of each one's chat template.
+
         Raises:
-            MissingFileError, ModelFolderError, UnsupportedTokenizerError: naming the path and the fix.
+            MissingFileError, ModelFolderError, TokenizerError: naming the path and the fix.
         """
-        return cls(ModelTokenizer.from_pretrained(student), ModelTokenizer.from_pretrained(teacher))
+        return cls(
+            ModelTokenizer.from_pretrained(student, student_template),
+            ModelTokenizer.from_pretrained(teacher, teacher_template),
+        )
 
     @cached_property
     def same_tokenizer(self) -> bool:

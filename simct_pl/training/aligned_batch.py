@@ -13,7 +13,7 @@ from simct_pl.alignment.base import Aligner
 from simct_pl.losses.base import ObjectiveBase
 from simct_pl.losses.inputs.unit_rows import UnitRows, build_unit_rows
 from simct_pl.tokenization.pair import TokenizerPair
-from simct_pl.types import TEACHER_END, Rollout, UnitAlignment, UnitStats
+from simct_pl.types import STUDENT_START, TEACHER_END, Rollout, UnitAlignment, UnitStats
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,10 @@ class AlignedBatch:
         start = time.perf_counter()
         tokenized = pair.tokenize_batch([(rollout.response_ids, rollout.stopped) for rollout in rollouts])
         alignments = [aligner.align(tokens) for tokens in tokenized]
+        alignments = [
+            _supervised_from(rollout.num_unsupervised, alignment) if rollout.num_unsupervised else alignment
+            for rollout, alignment in zip(rollouts, alignments, strict=True)
+        ]
         prompts = [rollout.prompt for rollout in rollouts]
         prompt_ids = [pair.teacher.render_prompt(prompt.teacher_messages or prompt.messages) for prompt in prompts]
         if teacher_context is not None:
@@ -70,6 +74,12 @@ class AlignedBatch:
         """Each response's part of the batch's statistics, on the CPU."""
         num_units = [int(alignment.supervised_U.sum()) for alignment in self.alignments]
         return stats.split(num_units, [alignment.num_supervised_student_tokens for alignment in self.alignments])
+
+
+def _supervised_from(first: int, alignment: UnitAlignment) -> UnitAlignment:
+    """Without supervision of units that hold one of so many first tokens of the student's."""
+    behind_U = alignment.units_U6[:, STUDENT_START] >= first
+    return replace(alignment, supervised_U=alignment.supervised_U & behind_U)
 
 
 def _supervised_within(num_tokens: int, alignment: UnitAlignment) -> UnitAlignment:

@@ -45,14 +45,15 @@ def rollouts_of(batch: PromptBatch) -> list[Rollout]:
     return batch.rollouts
 
 
-def check_anchor_weight(weight: float) -> None:
-    """Whether it pulls towards the starting student, if at all.
+def check_anchor_weight(weight: float) -> float:
+    """The weight, if it pulls towards the starting student or does nothing.
 
     Raises:
         RecipeError: for a weight below 0.
     """
     if not 0 <= weight < math.inf:
         raise RecipeError(f"anchor_weight is {weight}; expected 0 (nothing is loaded) or more.")
+    return weight
 
 
 def check_precision(trainer: L.Trainer) -> None:

@@ -54,7 +54,7 @@ class HeldOutMetrics(nn.Module):
         return metric
 
     def update_loss(self, loss_sum: float, num_tokens: int) -> None:
-        self._mean("loss").update(loss_sum / num_tokens, weight=num_tokens)
+        self._mean("loss").update(loss_sum / max(num_tokens, 1), weight=num_tokens)
 
     def update_text_kl(self, alignments: list[UnitAlignment], stats: list[UnitStats]) -> None:
         self.text_kl.update(text_kl_sums(alignments, stats))

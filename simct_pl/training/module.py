@@ -36,6 +36,7 @@ from simct_pl.models.sharding import Sharding, free_gathered
 from simct_pl.tokenization.pair import TokenizerPair
 from simct_pl.training.aligned_batch import AlignedBatch
 from simct_pl.training.anchor import Anchor
+from simct_pl.training.chat import ChatSettings, supervised_share
 from simct_pl.training.checks import check_anchor_weight, check_trainer, rollouts_of
 from simct_pl.training.collectives import exchange_device, exchange_gradients, gather_scalars, pad_to_max_over_ranks
 from simct_pl.training.held_out import HeldOutMetrics, HeldOutResult
@@ -62,9 +63,9 @@ class DistillModule(L.LightningModule):
         student_dtype, teacher_dtype: of the weights (autocast is the trainer's `precision`).
         gradient_checkpointing: recompute the student's layers in backward.
         trust_remote_code: "student", "teacher" entries allow that model's own Python code to run; nobody's by default.
-        anchor_weight: of KL(student || starting student) per student token; above 0 a frozen copy (in teacher_dtype,
-            sharded like the teacher) is loaded too.
+        anchor_weight: of KL(student || starting student) per student token; above 0 a frozen copy of it is loaded.
         sharding: how ranks share the student's weights, gradients and moments (FSDP2); null: each has them all.
+        chat: arguments of the chat templates, and what becomes of a student's thinking; null: none, supervised.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class DistillModule(L.LightningModule):
         trust_remote_code: tuple[str, ...] = (),
         sharding: Sharding | None = None,
         anchor_weight: float = 0.0,
+        chat: ChatSettings | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -91,18 +93,15 @@ class DistillModule(L.LightningModule):
         self.objective, self.aligner, self.grader = objective, aligner, grader
         self.optimizer_config = optimizer
         self.micro_batch_tokens, self.teacher_batch_tokens = micro_batch_tokens, teacher_batch_tokens
-        self.chunk_tokens = chunk_tokens
+        self.chunk_tokens, self.gradient_checkpointing = chunk_tokens, gradient_checkpointing
         self.student_dtype: DtypeName = student_dtype
         self.teacher_dtype: DtypeName = teacher_dtype
-        self.gradient_checkpointing = gradient_checkpointing
-        self.trust_remote_code = trust_remote_code
-        self.sharding, self.anchor_weight = sharding, anchor_weight
-        check_anchor_weight(anchor_weight)
-        self.held_out = HeldOutMetrics()
+        self.trust_remote_code, self.sharding, self.chat = trust_remote_code, sharding, chat or ChatSettings()
+        self.anchor_weight = check_anchor_weight(anchor_weight)
+        self.held_out, self.guarded_step = HeldOutMetrics(), GuardedStep(optimizer.max_grad_norm)
         self._held_out_parts: list[tuple[list[Rollout], AlignedBatch]] = []
         self._references: list[Prompt] = []
         self.teacher: FrozenTeacher | None = None
-        self.guarded_step = GuardedStep(optimizer.max_grad_norm)
         self.phases = PhaseTimer()
         self.history: list[HeldOutResult] = []
 
@@ -118,7 +117,7 @@ class DistillModule(L.LightningModule):
         for role, path in (("student", self.student_path), ("teacher", self.teacher_path)):
             check_model_path(role, path)
             load_config(role, path, role in self.trust_remote_code)
-        return TokenizerPair.from_pretrained(self.student_path, self.teacher_path)
+        return self.chat.load_pair(self.student_path, self.teacher_path)
 
     @cached_property
     def student_context(self) -> int | None:
@@ -191,9 +190,9 @@ class DistillModule(L.LightningModule):
 
     @override
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        rollouts = rollouts_of(batch)
+        rollouts = self.chat.supervised_part(self.pair, rollouts_of(batch))
         # The divisor is known before any backward, and is the same on all ranks: how a batch is cut cannot matter.
-        num_tokens = sum(len(rollout.response_ids) for rollout in rollouts)
+        num_tokens = sum(rollout.num_targets for rollout in rollouts)
         num_global_tokens = max(int(gather_scalars(self, num_tokens).sum()), 1)  # a teacher's answers may spell nothing
         groups = pad_to_max_over_ranks(self, self._pack(rollouts), idle=[])
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -223,6 +222,8 @@ class DistillModule(L.LightningModule):
         )
         loss_mean = gather_scalars(self, batch.record.loss_sum).sum() / num_global_tokens
         self.log("loss/train", loss_mean, prog_bar=True, batch_size=len(batch))
+        if self.chat.thinking != "supervised":
+            metrics["rollout/supervised_share"] = supervised_share(batch.rollouts or [], rollouts)
         self.log_dict(metrics, batch_size=1)
 
     def align(self, rollouts: Sequence[Rollout]) -> AlignedBatch:
@@ -257,7 +258,7 @@ class DistillModule(L.LightningModule):
         """Grade the responses. What takes the models waits for the epoch's end: ranks may have unequal shares, or none,
         and only then know how many forwards the others need.
         """
-        rollouts = rollouts_of(batch)
+        rollouts = self.chat.supervised_part(self.pair, rollouts_of(batch))
         groups = self._pack(rollouts)
         parts = [[rollouts[i] for i in members] for members in groups]
         aligned = [self.align(part) for part in parts]
@@ -289,7 +290,7 @@ class DistillModule(L.LightningModule):
         for rollouts, aligned in pad_to_max_over_ranks(self, self._held_out_parts, idle=([], self.align([]))):
             loss, stats = self.loss_sum(rollouts, aligned)
             if rollouts:
-                self.held_out.update_loss(loss.item(), sum(len(rollout.response_ids) for rollout in rollouts))
+                self.held_out.update_loss(loss.item(), sum(rollout.num_targets for rollout in rollouts))
                 self.held_out.update_text_kl(aligned.alignments, aligned.split(stats))
         groups = pack_references(self.pair.student, self._references, self.micro_batch_tokens)
         bits = sum(self.student_with_loss.bits(group) for group in pad_to_max_over_ranks(self, groups, idle=[]))

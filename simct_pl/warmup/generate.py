@@ -41,6 +41,7 @@ def generate(
     seed: int = 0,
     dtype: DtypeName = "bfloat16",
     trust_remote_code: bool = False,
+    template: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Let a model answer prompts. Killed and started again, it goes on.
 
@@ -58,6 +59,7 @@ def generate(
         seed: from which all sampling seeds derive.
         dtype: of the weights.
         trust_remote_code: whether the model's own Python code may run.
+        template: arguments of the model's chat template, {enable_thinking: false} say.
 
     Returns:
         the report: responses, finish reasons, and what failed, was asked again or given up.
@@ -69,12 +71,11 @@ def generate(
     if num_samples < 1 or batch_size < 1:
         raise RecipeError(f"num_samples={num_samples}, batch_size={batch_size}; expected at least 1.")
     # Everything that can be refused, before any weights load.
-    asked = InferenceModel.check(model, engine, dtype, trust_remote_code)
+    asked = InferenceModel.check(model, engine, dtype, trust_remote_code, template)
     reader = PromptReader(prompts, asked.tokenizer, domain_field, system_prompt, asked.context, sampling.max_tokens)
     wanted = reader.read()
     # All that the responses depend on: a folder of others must not be gone on with.
-    settings = {
-        **asked.identity,
+    settings = asked.identity | {
         **{"num_samples": num_samples, "batch_size": batch_size, "max_retries": max_retries, "seed": seed},
         **{"domain_field": domain_field, "system_prompt": system_prompt, "sampling": asdict(sampling)},
         "prompts": {**asdict(prompts), "sha256": prompts.sha256()},
@@ -121,6 +122,11 @@ class PromptReader:
         self.domain_field, self.system_prompt = domain_field, system_prompt
         self.context, self.max_tokens = context, max_tokens
         self.num_too_long = 0
+        if source.teacher_field is not None:
+            raise RecipeError(
+                f"teacher_field is {source.teacher_field!r}; `generate` has one model, and asks it what a student "
+                "would be asked. Drop it, or put its text into the prompts."
+            )
 
     def read(self) -> list[RenderedPrompt]:
         """The prompts, in order.

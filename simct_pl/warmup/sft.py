@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from torchmetrics import MeanMetric
 from transformers import PreTrainedModel
 from typing_extensions import override
 
-from simct_pl.errors import PromptDataError, RecipeError
+from simct_pl.errors import PromptDataError, RecipeError, require_choice
 from simct_pl.evaluation.grader import Grader
 from simct_pl.files.outputs import check_output
 from simct_pl.models.export import export_model
@@ -35,11 +36,12 @@ from simct_pl.models.sharding import Sharding, free_gathered, full_state_dict
 from simct_pl.rollout.engine import SamplingParams
 from simct_pl.rollout.hf import HFEngine
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer
+from simct_pl.tokenization.thinking import CHOICES, Thinking, opens_thinking
 from simct_pl.training.checks import check_precision, check_sharding
 from simct_pl.training.collectives import exchange_device, exchange_gradients, gather_scalars, pad_to_max_over_ranks
 from simct_pl.training.optim import GuardedStep, OptimizerConfig
 from simct_pl.types import Prompt, PromptBatch
-from simct_pl.warmup.supervised import Example, SupervisedModel, targets
+from simct_pl.warmup.supervised import Example, SupervisedModel, targets, with_thinking
 
 GUARD = "guarded_step"  # of our part in a checkpoint
 
@@ -62,6 +64,8 @@ class SFTModule(L.LightningModule):
         chunk_tokens: rows of logits that exist at a time.
         gradient_checkpointing: recompute the layers in backward.
         sharding: how ranks share weights, gradients and moments (FSDP2); null: each has them all.
+        template: arguments of the model's chat template.
+        thinking: a response's <think> … </think> is "supervised", "skipped" (read, not predicted) or "left_out".
     """
 
     def __init__(
@@ -80,28 +84,30 @@ class SFTModule(L.LightningModule):
         chunk_tokens: int = 1024,
         gradient_checkpointing: bool = False,
         sharding: Sharding | None = None,
+        template: dict[str, Any] | None = None,
+        thinking: Thinking = "supervised",
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
+        require_choice("thinking", thinking, CHOICES)
         if not 0 <= label_smoothing < 1:
             raise RecipeError(f"label_smoothing is {label_smoothing}; expected a share in [0, 1).")
         self.model_path, self.output = os.path.expanduser(model), output
-        self.from_scratch, self.init_seed = from_scratch, init_seed
+        self.from_scratch, self.init_seed, self.template, self.thinking = from_scratch, init_seed, template, thinking
         self.label_smoothing, self.optimizer_config = label_smoothing, optimizer
         self.grader, self.max_response_tokens = grader, max_response_tokens
         self.dtype_name: DtypeName = dtype
         self.layout = layout or PaddedRows()
         self.micro_batch_tokens, self.chunk_tokens = micro_batch_tokens, chunk_tokens
         self.gradient_checkpointing, self.sharding = gradient_checkpointing, sharding
-        self.guarded_step = GuardedStep(optimizer.max_grad_norm)
+        self.guarded_step, self.engine = GuardedStep(optimizer.max_grad_norm), HFEngine()
         self.supervised: SupervisedModel | None = None
-        self.engine = HFEngine()
         self.means = torch.nn.ModuleDict({name: MeanMetric() for name in ("loss", "bits_per_byte", "accuracy")})
         self._held_out: list[Prompt] = []
 
     @cached_property
     def tokenizer(self) -> ModelTokenizer:
-        return ModelTokenizer.from_pretrained(self.model_path)
+        return ModelTokenizer.from_pretrained(self.model_path, self.template)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -120,7 +126,10 @@ class SFTModule(L.LightningModule):
             check_precision(self._trainer)
             check_sharding(self._trainer, self.sharding)
         check_model_path("model", self.model_path, needs_weights=not self.from_scratch)
-        _ = self.context  # reads the configuration
+        _ = self.context, self.tokenizer  # reads the configuration, the template and its arguments
+        if stage == "fit" and (datamodule := getattr(self._trainer, "datamodule", None)) is not None:
+            for batch in islice(datamodule.train_dataloader(), 1):  # a template may refuse its messages
+                self.examples(batch.prompts)
         if self.output is not None:
             check_output(Path(self.output), () if self.from_scratch else (self.model_path,))
 
@@ -206,18 +215,17 @@ class SFTModule(L.LightningModule):
         Raises:
             PromptDataError: naming a prompt that has no response, or is too long for the model with it.
         """
-        for prompt in prompts:
-            if not prompt.response:
-                raise PromptDataError(
-                    f"Prompt {prompt.index} has no response to learn from. "
-                    "Set response_field of data.train (and of data.val) to the field that holds it."
-                )
+        prompts_ids = [self.tokenizer.render_prompt(prompt.messages) for prompt in prompts]
+        prompts = [
+            with_thinking(prompt, self.thinking, opens_thinking(self.tokenizer.table, prompt_ids))
+            for prompt, prompt_ids in zip(prompts, prompts_ids, strict=True)
+        ]
         # The response is tokenised by itself, as it will be sampled, and the stop is one of its tokens to learn.
         responses_ids = self.tokenizer.encode_batch([prompt.response or "" for prompt in prompts])
         stop = self.tokenizer.stop_ids[0]
         examples = [
-            Example(self.tokenizer.render_prompt(prompt.messages), [*ids, stop], targets(prompt, ids, self.tokenizer))
-            for prompt, ids in zip(prompts, responses_ids, strict=True)
+            Example(prompt_ids, [*ids, stop], targets(prompt, ids, self.tokenizer))
+            for prompt, prompt_ids, ids in zip(prompts, prompts_ids, responses_ids, strict=True)
         ]
         for prompt, example in zip(prompts, examples, strict=True):
             length = len(example.prompt_ids) + len(example.response_ids)

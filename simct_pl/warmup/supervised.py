@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from simct_pl.models.cross_entropy import NO_TARGET, chunked_cross_entropy
 from simct_pl.models.lm_head import LMHead
 from simct_pl.models.packing import Layout
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer
+from simct_pl.tokenization.thinking import Thinking, answer_start
 from simct_pl.types import Prompt
 
 
@@ -43,6 +45,34 @@ class Example(NamedTuple):
     def reference(self) -> Reference:
         """Without the stop: it has no bytes, and models of other tokenizers are compared by bits per byte."""
         return Reference(self.prompt_ids, self.response_ids[:-1])
+
+
+def with_thinking(prompt: Prompt, thinking: Thinking, is_open: bool = False) -> Prompt:
+    """A prompt whose response is to be learned, with its thinking supervised, marked as unsupervised, or left out.
+
+    is_open: the rendered prompt ends with the opening mark.
+
+    Raises:
+        PromptDataError: without a response, or with one that is all thinking, which is not to be learned.
+    """
+    if not prompt.response:
+        raise PromptDataError(
+            f"Prompt {prompt.index} has no response to learn from. "
+            "Set response_field of data.train (and of data.val) to the field that holds it."
+        )
+    response = prompt.response.encode()
+    start = 0 if thinking == "supervised" else answer_start(response, is_open)
+    if start == 0:
+        return prompt
+    if start == len(response):
+        raise PromptDataError(
+            f"The response of prompt {prompt.index} is all thinking; with thinking={thinking} nothing of it would be "
+            "learned. Leave such rows out, or supervise the thinking."
+        )
+    if thinking == "skipped":
+        return replace(prompt, unsupervised_spans=(*prompt.unsupervised_spans, (0, start)))
+    spans = tuple((max(a - start, 0), b - start) for a, b in prompt.unsupervised_spans if b > start)
+    return replace(prompt, response=response[start:].decode(), unsupervised_spans=spans)
 
 
 def targets(prompt: Prompt, ids: list[int], tokenizer: ModelTokenizer) -> list[int]:

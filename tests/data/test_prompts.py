@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 from simct_pl.data.prompts import PromptDataModule, PromptSource, PromptStream
 from simct_pl.errors import MissingFileError, PromptDataError, RecipeError, SimctError
 from simct_pl.files.fingerprint import WatchedFile
-from tests.tiny import trainer
+from tests.tiny import distill_module, trainer
 
 
 def jsonl(path: Path, rows: list[dict[str, object]]) -> str:
@@ -62,6 +63,73 @@ def test_system_prompts_of_both_models(tmp_path: Path) -> None:
     assert [m["content"] for m in prompt.messages] == ["both", "u"]
     assert prompt.teacher_messages is not None
     assert [m["content"] for m in prompt.teacher_messages] == ["teacher only", "u"]
+
+
+HINT = "Carry the 7."
+TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": HINT}]
+SHOWN = [
+    (HINT, ["teacher only\n\nCarry the 7.\n\nrow", "u"], "system"),
+    (TURNS, ["teacher only\n\nrow", "q", HINT, "u"], "assistant"),
+    (
+        [{"from": "system", "value": HINT}, {"from": "human", "value": "q"}],
+        ["teacher only\n\nCarry the 7.\n\nrow", "q", "u"],
+        "system",
+    ),
+]
+
+
+@pytest.mark.parametrize(("shown", "expected", "role"), SHOWN, ids=["text", "messages", "a system message first"])
+def test_what_a_row_shows_the_teacher_alone(tmp_path: Path, shown: object, expected: list[str], role: str) -> None:
+    chat = [{"role": "system", "content": "row"}, {"role": "user", "content": "u"}]
+    source = PromptSource(jsonl(tmp_path / "a.jsonl", [{"prompt": chat, "hint": shown}]), teacher_field="hint")
+    (prompt,) = PromptStream(source, system_prompt="both", teacher_system_prompt="teacher only")
+    assert [m["content"] for m in prompt.messages] == ["both\n\nrow", "u"]
+    assert prompt.teacher_messages is not None
+    assert [m["content"] for m in prompt.teacher_messages] == expected
+    assert [m["role"] for m in prompt.teacher_messages if HINT in m["content"]] == [role]
+    (alone,) = PromptStream(source)
+    assert alone.messages == tuple(chat)
+    assert any(HINT in m["content"] for m in alone.teacher_messages or ())
+
+
+def test_the_teachers_ids_hold_the_hint_and_the_students_do_not(tmp_path: Path) -> None:
+    """Through a data module and a fit, to what the two models are given."""
+    rows = [{"prompt": f"1{i}+2?", "hint": f"is 1{i + 2}"} for i in range(4)]
+    source = PromptSource(jsonl(tmp_path / "a.jsonl", rows), teacher_field="hint")
+    module, seen = distill_module(), []
+
+    class Keep(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):  # type: ignore[no-untyped-def]
+            seen.extend(batch.rollouts)
+
+    trainer(tmp_path, Keep(), max_steps=1).fit(module, datamodule=PromptDataModule(source, batch_size=4))
+    assert len(seen) == 4
+    for rollout, teacher_ids in zip(seen, module.align(seen).teacher_prompt_ids, strict=True):
+        hint = str(rows[rollout.prompt.index]["hint"])
+        assert hint not in module.pair.student.hf.decode(rollout.prompt_ids)
+        read = module.pair.teacher.hf.decode(teacher_ids)
+        assert read.index(hint) < read.index(str(rows[rollout.prompt.index]["prompt"]))
+
+
+@pytest.mark.parametrize("empty", [{}, {"hint": None}, {"hint": ""}], ids=["no field", "null", "empty"])
+def test_a_row_that_shows_nothing_is_refused_or_counted(tmp_path: Path, empty: dict[str, object]) -> None:
+    rows: list[dict[str, object]] = [{"prompt": "a", "hint": "h"}, {"prompt": "b", **empty}, {"prompt": "c", **empty}]
+    path = jsonl(tmp_path / "a.jsonl", rows)
+    with pytest.raises(PromptDataError, match=r"Row 1 .* has no 'hint'; .*teacher_required to false"):
+        list(PromptStream(PromptSource(path, teacher_field="hint")))
+    stream = PromptStream(PromptSource(path, teacher_field="hint", teacher_required=False))
+    for _ in range(2):  # passes
+        with pytest.warns(UserWarning, match=r"row 1 has no 'hint'") if stream.epoch == 0 else nullcontext():
+            prompts = list(stream)
+        assert [prompt.teacher_messages is None for prompt in prompts] == [False, True, True]
+        assert stream.num_unshown == 2
+
+
+@pytest.mark.parametrize("shown", [3, [{"role": "robot", "content": "x"}], [{"role": "user", "content": " "}]])
+def test_what_cannot_be_shown_is_named(tmp_path: Path, shown: object) -> None:
+    source = PromptSource(jsonl(tmp_path / "a.jsonl", [{"prompt": "u", "hint": shown}]), teacher_field="hint")
+    with pytest.raises(PromptDataError, match=r"Row 0 of .*'hint'.*Correct prompt_field \(teacher_field\)"):
+        list(PromptStream(source))
 
 
 def test_skip_limit_and_length(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from inspect import signature
 
 import pytest
 import yaml
@@ -12,12 +13,14 @@ import simct_pl
 from scripts.list_recipes import recipe_table
 from simct_pl import errors
 from simct_pl.lab.sweep_file import SweepFile
+from simct_pl.tokenization.thinking import CHOICES
+from simct_pl.training.chat import ChatSettings
 from simct_pl.training.step_timer import PHASES
 from simct_pl.training.text_kl import TextKL
 from simct_pl.types import LostReason
 from tests.docs.pages import DOCS, ROOT, files_of, read
 
-PAGES = ["README.md", "concepts.md", "recipes.md", "troubleshooting.md", "extending.md"]
+PAGES = ["README.md", "concepts.md", "recipes.md", "troubleshooting.md", "extending.md", "library.md"]
 CLASS_HOMES = (errors, callbacks, simct_pl)
 # Named in the pages, and at home in a module of their own.
 OTHER_CLASSES = {
@@ -27,6 +30,9 @@ OTHER_CLASSES = {
     "MergingAligner": "simct_pl.alignment.coarse",
     "NumberAligner": "docs/extending.md",
     "Objective": "simct_pl.losses.base",
+    "ModelCheckpoint": "lightning.pytorch.callbacks",
+    "ChatSettings": "simct_pl.training.chat",
+    "StepRecord": "simct_pl.types",
     "PromptBatch": "simct_pl.types",
     "Rollout": "simct_pl.types",
     "TokenizedPair": "simct_pl.tokenization.pair",
@@ -95,3 +101,12 @@ def test_the_sweep_of_the_page_can_be_read(tmp_path) -> None:  # type: ignore[no
     assert len(cells) == 2 * 2 * 2
     assert "exact, num_val_prompts=100" in {cell.method for cell in cells}
     assert yaml.safe_load(cells[0].overlay)["trainer"]["max_steps"] == 20
+
+
+def test_the_chat_settings_of_the_page_are_settings() -> None:
+    values = yaml.safe_load(files_of("recipes.md")["chat.yaml"])
+    chat = ChatSettings(**values["model"]["init_args"]["chat"])
+    assert chat.student == {"enable_thinking": False}
+    assert values["data"]["init_args"].keys() <= signature(simct_pl.PromptDataModule).parameters.keys()
+    rows = re.findall(r"^\| `(\w+)` \|", read("recipes.md"), re.M)
+    assert set(CHOICES) <= set(rows)

@@ -125,6 +125,30 @@ def test_a_teacher_without_a_stop_token(capsys: pytest.CaptureFixture[str]) -> N
     assert "stopless" in message
 
 
+def test_arguments_that_a_template_does_not_use(capsys: pytest.CaptureFixture[str]) -> None:
+    message = refused(capsys, "--model.init_args.chat.teacher={enable_thinking: false}")
+    assert "quickstart/teacher does not use the argument 'enable_thinking'; it has none" in message
+    chat = overlay("o.yaml", "model: {init_args: {chat: {thinking: skip}}}")
+    assert "Did you mean 'skipped'" in refused(capsys, "--recipe", chat)
+
+
+def test_a_template_that_does_not_take_the_messages(capsys: pytest.CaptureFixture[str]) -> None:
+    """One that says so, and one that leaves the system prompt out without a word."""
+    Path("p.jsonl").write_text('{"prompt": "1+2?"}\n')
+    init = "train: {path: p.jsonl}, batch_size: 1, system_prompt: Add."
+    data = overlay("o.yaml", f"data: {{class_path: simct_pl.PromptDataModule, init_args: {{{init}}}}}")
+    shutil.copytree(STUDENT, "mute")
+    for role in ("student", "teacher"):
+        for template, expected in (
+            ("{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}", "no system"),
+            ("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}", "leaves out the system message"),
+        ):
+            Path("mute/chat_template.jinja").write_text(template)
+            message = refused(capsys, "--recipe", data, f"--model.init_args.{role}=./mute")
+            assert expected in message
+            assert "./mute" in message
+
+
 def test_an_empty_prompt_file(capsys: pytest.CaptureFixture[str]) -> None:
     Path("empty.jsonl").touch()
     data = "data: {class_path: simct_pl.PromptDataModule, init_args: {train: {path: empty.jsonl}}}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from simct_pl.commands.preflight import main
 from simct_pl.config.lightning_cli import open_recipes
+from simct_pl.config.recipes import PACKAGE
 from simct_pl.errors import ExportError, RecipeError
 from simct_pl.planning.memory import Moment
 from simct_pl.planning.run import PlannedRun, PlanningCLI, plan_run
@@ -44,12 +46,22 @@ def test_the_command_prints_and_writes_a_page(
         "data:\n  class_path: simct_pl.PromptDataModule\n  init_args:\n    batch_size: 2\n"
         f"    train: {{path: {prompts}, prompt_field: q, response_field: a}}\n"
     )
+    student = tmp_path / "student"
+    shutil.copytree(PACKAGE / "assets/quickstart/student", student)
+    with (student / "chat_template.jinja").open("a") as template:
+        template.write("{% if hurry %}{{ '+' }}{% endif %}")
+    recipe.write_text(
+        recipe.read_text() + "model:\n  init_args:\n    chat: {student: {hurry: true}, thinking: left_out}\n"
+    )
     shown = ["--recipe", "quickstart", "--recipe", str(recipe), "--score", "true", "--domain_field", "kind"]
+    shown.append(f"--model.init_args.student={student}")
     assert main(shown) == 0
     printed, page = capsys.readouterr().out, (tmp_path / "runs/quickstart+mine/preflight.html").read_text()
     for expected in ("small", "large", "</turn>", "Verdict: ", "better predicted by the teacher"):
         assert expected in printed
-    assert "&lt;user&gt;1+2+3?&lt;/turn&gt;&lt;assistant&gt;" in page  # the student's template, escaped
+    assert "&lt;user&gt;1+2+3?&lt;/turn&gt;&lt;assistant&gt;+" in page  # the student's template and argument, escaped
+    assert "hurry=True" in printed
+    assert "where it writes one, is left out" in printed
     assert "http" not in page  # nothing is fetched
     figures = json.loads((tmp_path / "runs/quickstart+mine/preflight.json").read_text())
     assert figures["verdict"] in printed

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ import pyarrow as pa
 import pytest
 
 from simct_pl.data.source import PromptSource
-from simct_pl.errors import PromptDataError, RecipeError, ResponseError, RolloutError
+from simct_pl.errors import PromptDataError, RecipeError, ResponseError, RolloutError, TokenizerError
 from simct_pl.files.parquet import read_parquet, write_parquet
 from simct_pl.rollout.engine import Generation, SamplingParams
 from simct_pl.rollout.hf import HFEngine
+from simct_pl.rollout.inference_model import InferenceModel
 from simct_pl.tasks.arithmetic import Problem, distinct_problems
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer
 from simct_pl.warmup.generate import generate
@@ -231,3 +233,25 @@ def test_a_damaged_part_is_asked_again_and_gives_the_same(
     assert mended == calm
     assert part.name in caplog.text
     assert "asked again" in caplog.text
+
+
+def test_arguments_of_the_template_reach_the_prompts_and_the_settings(tmp_path: Path) -> None:
+    shutil.copytree(TEACHER, tmp_path / "model")
+    with (tmp_path / "model/chat_template.jinja").open("a") as template:
+        template.write("{% if hurry %}{{ '=' }}{% endif %}")
+    for folder, values in (("calm", None), ("hurried", {"hurry": True})):
+        run(tmp_path / folder, model=str(tmp_path / "model"), template=values)
+    with pytest.raises(ResponseError, match="tokenizer"):
+        run(tmp_path / "calm", model=str(tmp_path / "model"), template={"hurry": True})
+    with pytest.raises(TokenizerError, match="does not use the argument 'worry'; it has hurry"):
+        run(tmp_path / "other", model=str(tmp_path / "model"), template={"worry": True})
+    asked = InferenceModel.check(str(tmp_path / "model"), None, "float32", template={"hurry": True})
+    question = [{"role": "user", "content": "1+2?"}]
+    plain = ModelTokenizer.from_pretrained(TEACHER).render_prompt(question)
+    assert asked.tokenizer.render_prompt(question) == [*plain, *asked.tokenizer.encode("=")]
+
+
+def test_what_rows_show_a_teacher_is_refused_where_there_is_none(tmp_path: Path) -> None:
+    source = replace(questions(tmp_path / "q.jsonl", 2), teacher_field="total")
+    with pytest.raises(RecipeError, match=r"teacher_field is 'total'; `generate` has one model.*Drop it"):
+        run(tmp_path / "run", prompts=source)

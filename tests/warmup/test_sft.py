@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from simct_pl.errors import MissingFileError, PromptDataError, RecipeError
+from simct_pl.errors import MissingFileError, PromptDataError, RecipeError, TokenizerError
 from simct_pl.models.bits_per_byte import Reference
 from simct_pl.models.cross_entropy import NO_TARGET
 from simct_pl.models.packing import Layout, PackedRow, PaddedRows
@@ -18,10 +18,11 @@ from simct_pl.tasks.arithmetic import Problem, TotalGrader
 from simct_pl.tasks.datamodule import ArithmeticDataModule
 from simct_pl.tasks.tokenizers import STUDENT, TEACHER
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer
+from simct_pl.tokenization.thinking import Thinking
 from simct_pl.training.optim import OptimizerConfig
 from simct_pl.types import Prompt
 from simct_pl.warmup.sft import SFTModule
-from simct_pl.warmup.supervised import targets
+from simct_pl.warmup.supervised import targets, with_thinking
 from tests.tokenization import small
 
 SILENT = {
@@ -110,6 +111,50 @@ def test_spans_outside_of_the_response_are_refused(folder: Path, span: tuple[int
     prompt = replace(PROMPTS[1], unsupervised_spans=(span,))
     with pytest.raises(PromptDataError, match=r"Prompt 1 has unsupervised_spans .*<= 30"):
         module(folder).loss([prompt])
+
+
+@pytest.mark.parametrize("choice", ["supervised", "skipped", "left_out"])
+def test_thinking_is_supervised_skipped_or_left_out(folder: Path, choice: Thinking) -> None:
+    """Against prompts that say by themselves what is read and what is there at all."""
+    plain, sft = module(folder), module(folder, thinking=choice)
+    answer, thought = PROMPTS[1].response or "", "<think>38 é</think>\n"
+    prompt = replace(PROMPTS[1], response=thought + answer)
+    spelt = {
+        "supervised": prompt,
+        "skipped": replace(prompt, unsupervised_spans=((0, len(thought.encode())),)),
+        "left_out": PROMPTS[1],
+    }
+    found = sft.loss([PROMPTS[0], prompt]).item()
+    assert found == pytest.approx(plain.loss([PROMPTS[0], spelt[choice]]).item(), rel=1e-6)
+    others = [plain.loss([PROMPTS[0], other]).item() for name, other in spelt.items() if name != choice]
+    assert all(abs(found - other) > 1e-4 for other in others)
+
+
+def test_thinking_keeps_the_spans_of_the_answer_and_may_be_opened_by_the_prompt() -> None:
+    prompt = Prompt(0, (), response="é</think>\n12+3", unsupervised_spans=((0, 2), (12, 14), (15, 16)))
+    assert with_thinking(prompt, "left_out") == prompt, "nothing has opened it"
+    left = with_thinking(prompt, "left_out", is_open=True)
+    assert (left.response, left.unsupervised_spans) == ("12+3", ((1, 3), (4, 5)))
+    with pytest.raises(PromptDataError, match="prompt 0 is all thinking; with thinking=skipped"):
+        with_thinking(replace(prompt, response="<think>12"), "skipped")
+
+
+def test_arguments_of_the_template_are_the_models(folder: Path) -> None:
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}{% if short %}{{ '=' }}{% endif %}"
+    (folder / "chat_template.jinja").write_text(template)
+    sft, short = (module(folder, template=values) for values in (None, {"short": True}))
+    ids = [m.examples(PROMPTS[:1])[0].prompt_ids for m in (sft, short)]
+    assert ids[1] == [*ids[0], *sft.tokenizer.encode("=")]
+    with pytest.raises(TokenizerError, match="does not use the argument 'long'; it has short"):
+        module(folder, template={"long": True}).setup("fit")
+
+
+def test_messages_that_the_template_refuses_are_refused_before_weights_load(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('not like this') }}")
+    sft = SFTModule(str(folder), from_scratch=True)
+    with pytest.raises(TokenizerError, match=r"untrained refuses messages with the roles \['user'\]: not like this"):
+        L.Trainer(max_steps=1, **SILENT).fit(sft, datamodule=ArithmeticDataModule(batch_size=4, num_train_batches=2))
+    assert sft.supervised is None
 
 
 @pytest.mark.parametrize("layout", [PackedRow(), PaddedRows()], ids=["packed", "padded"])
