@@ -12,7 +12,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from simct_pl.losses.token_paths.neighbours import MANY, UNREAD, Front, Ids, Neighbours, Side, opposite
+from simct_pl.losses.token_paths.neighbours import LARGE_MEMORY, MANY, UNREAD, Front, Ids, Neighbours, Side, opposite
 from simct_pl.losses.token_paths.vocab_links import VocabLinks
 from simct_pl.tokenization.bytes import as_text
 from simct_pl.tokenization.merges import CASELESS, DIGIT, members
@@ -171,6 +171,8 @@ class Cuts(Neighbours):
         found_E = found_E[members(self._first[other].first_K[found_E], others_E)]
         joins_E, apart_E = joints.known(last, found_E)
         unknown, tokens = found_E[~joins_E & ~apart_E].tolist(), reader.table.tokens
+        if len(self._cut_behind) > LARGE_MEMORY:
+            self._cut_behind.clear()
         known = self._cut_behind.setdefault((side, last), {})
         new = [k for k in unknown if k not in known]
         read = reader.read([tokens[last] + tokens[k] for k in new])

@@ -20,7 +20,8 @@ from simct_pl.tokenization.readings import FOLLOWING, KINDS, Reader, Readings, f
 
 MEMORY = 200_000  # answers that are kept
 MOST = 50_000  # where merges tell about nearly all of them
-MOST_BEGUN = 2_000_000  # tokens behind some bytes that are kept
+MOST_BEGUN = 1_000_000  # tokens behind some bytes that are kept
+LARGE_MEMORY = 2048  # answers that are whole arrays of tokens
 UNREAD = -1
 MANY = 2000  # tokens that begin with the same bytes; beyond so many they are not told apart
 Ids = tuple[int, ...]
@@ -95,7 +96,7 @@ class Neighbours:
         """Tokens of the other side without those in front of which a side is known to cut behind `last`."""
         return others_E if last is None else others_E[~self._known(side, last, others_E)[1]]
 
-    @lru_cache(MEMORY)  # noqa: B019 - lives as long as the pair
+    @lru_cache(LARGE_MEMORY)  # noqa: B019 - lives as long as the pair
     def _beginning_with_joining(self, side: Side, last: int) -> np.ndarray:
         """The other side's tokens that may begin with one that joins a side's token `last`; none without merges."""
         joints = self.tokens[side].reader.joints
@@ -108,7 +109,7 @@ class Neighbours:
         places = (place_E[slice(*np.searchsorted(place_E, span))] for place_E in self._undecided(side, last))
         return other.ids_S[np.concatenate([*places])]
 
-    @lru_cache(MEMORY)  # noqa: B019 - lives as long as the pair
+    @lru_cache(LARGE_MEMORY)  # noqa: B019 - lives as long as the pair
     def _undecided(self, side: Side, last: int | None) -> tuple[np.ndarray, ...]:
         """Where the other side's tokens lie, by their bytes, in front of which a side is not known to cut behind
         `last`: those of kinds that merges do not tell about, and those that join.
