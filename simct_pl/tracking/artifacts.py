@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 
 from simct_pl.tracking.logger import RunLogger
@@ -114,4 +114,4 @@ def _append(path: Path, table: Table) -> None:
 
 @cache
 def _numbers_alone(logger: str) -> None:
-    rank_zero_warn(f"{logger} gets numbers alone: texts, tables and pictures go to MLflow, TensorBoard, W&B and CSV.")
+    rank_zero_info(f"{logger} gets numbers alone: texts, tables and pictures go to MLflow, TensorBoard, W&B and CSV.")

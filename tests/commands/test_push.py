@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,75 +15,45 @@ from simct_pl.commands.main import main
 from simct_pl.errors import ExportError, MissingFileError, ModelFolderError, RecipeError
 from simct_pl.models import hub as hub_module
 from simct_pl.models.hub import push_folder
+from tests.json_server import JsonServer, serving
 
 
-class Hub(ThreadingHTTPServer):
+class Hub(JsonServer):
     """Repositories that were made, and the files of their commits."""
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), HubHandler)
+        super().__init__()
         self.made: list[dict[str, Any]] = []
-        self.tokens: set[str] = set()
         self.files: dict[str, bytes] = {}
-        self.refuses = False
+        self.is_closed = False
 
-
-class HubHandler(BaseHTTPRequestHandler):
-    server: Hub
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.server.tokens.add(self.headers.get("Authorization", ""))
-        if self.server.refuses:
-            self._answer({"error": "You may not write there."}, 403)
-        elif self.path == "/api/repos/create":
-            self.server.made.append(json.loads(body))
-            self._answer({"url": f"https://huggingface.co/org/{self.server.made[-1]['name']}"})
-        elif self.path == "/api/validate-yaml":  # the model card's head
-            self._answer({"errors": [], "warnings": []})
-        elif self.path.endswith("/preupload/main"):
+    def answer(self, method: str, path: str, body: bytes) -> tuple[int, dict[str, Any]]:
+        if self.is_closed:
+            return (403, {"error": "You may not write there."}) if method == "POST" else (404, {"error": "not found"})
+        if path == "/api/repos/create":
+            self.made.append(json.loads(body))
+            return 200, {"url": f"https://huggingface.co/org/{self.made[-1]['name']}"}
+        if path == "/api/validate-yaml":  # the model card's head
+            return 200, {"errors": [], "warnings": []}
+        if path.endswith("/preupload/main"):
             paths = [file["path"] for file in json.loads(body)["files"]]
-            self._answer({"files": [{"path": p, "uploadMode": "regular", "shouldIgnore": False} for p in paths]})
-        elif self.path.endswith("/commit/main"):
+            return 200, {"files": [{"path": p, "uploadMode": "regular", "shouldIgnore": False} for p in paths]}
+        if path.endswith("/commit/main"):
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
-                    self.server.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            self._answer(
-                {"commitUrl": "https://huggingface.co/org/student/commit/1", "commitOid": "1", "success": True}
-            )
-        else:
-            self._answer({"error": f"no {self.path}"}, 404)
-
-    def do_GET(self) -> None:
-        missing = {"error": "Repository not found"}
-        self._answer(
-            missing if self.server.refuses else {"siblings": [], "id": "org/student"},
-            404 if self.server.refuses else 200,
-        )
-
-    def _answer(self, content: dict[str, Any], status: int = 200) -> None:
-        body = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
+                    self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            address = "https://huggingface.co/org/student/commit/1"
+            return 200, {"commitUrl": address, "commitOid": "1", "success": True}
+        return (200, {"siblings": [], "id": "org/student"}) if method == "GET" else (404, {"error": f"no {path}"})
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    server = Hub()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_address[1]}"
-    api = hub_module.HfApi
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # which the suite sets, so that nothing is downloaded
-    monkeypatch.setattr(hub_module, "HfApi", lambda: api(endpoint=address, token="hf_test"))
-    yield server
-    server.shutdown()
-    server.server_close()
+    with serving(Hub()) as server:
+        api, url = hub_module.HfApi, server.url
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # which the suite sets, so that nothing is downloaded
+        monkeypatch.setattr(hub_module, "HfApi", lambda: api(endpoint=url, token="hf_test"))
+        yield server
 
 
 @pytest.fixture
@@ -102,7 +70,7 @@ def test_a_folder_arrives_whole(hub: Hub, folder: Path, capsys: pytest.CaptureFi
     assert capsys.readouterr().out == "https://huggingface.co/org/student/commit/1\n"
     (made,) = hub.made
     assert (made["name"], made["organization"], made["visibility"]) == ("student", "org", "private")
-    assert hub.tokens == {"Bearer hf_test"}
+    assert hub.keys == {"Bearer hf_test"}
     assert {name: content.decode() for name, content in hub.files.items()} == {
         name: f"content of {name}" for name in ("config.json", "tokenizer.json", "model.safetensors", "README.md")
     }
@@ -120,7 +88,7 @@ def test_a_folder_without_a_card_is_named(hub: Hub, folder: Path, capsys: pytest
 
 
 def test_a_hub_that_refuses_is_told_with_its_reason(hub: Hub, folder: Path) -> None:
-    hub.refuses = True
+    hub.is_closed = True
     with pytest.raises(ExportError, match=r"403(.|\n)*hf auth whoami"):
         push_folder(folder, "org/student")
 
@@ -138,7 +106,7 @@ def test_what_is_no_model_folder_is_refused_before_anything_is_sent(hub: Hub, fo
         push_folder(folder, "org/student")
     with pytest.raises(MissingFileError, match="no folder"):
         push_folder(folder / "missing", "org/student")
-    assert hub.tokens == set()
+    assert hub.keys == set()
 
 
 def test_offline_is_said(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,4 +119,4 @@ def test_offline_is_said(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_name_that_the_hub_does_not_take_is_refused(hub: Hub, folder: Path, repo: str) -> None:
     with pytest.raises(RecipeError, match="repo is"):
         push_folder(folder, repo)
-    assert hub.tokens == set()
+    assert hub.keys == set()

@@ -6,31 +6,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Lock, Thread
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer
+from tests.json_server import JsonServer
 
 
-class FakeTeacherServer(ThreadingHTTPServer):
-    daemon_threads = True
-
+class FakeTeacherServer(JsonServer):
     def __init__(self, model: PreTrainedModel, tokenizer: ModelTokenizer, name: str = "teacher") -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}"
+        super().__init__()
         self.model, self.tokenizer, self.name = model, tokenizer, name
         self.noise, self.answered, self.max_model_len = 0.0, 0, 128
-        self.trouble: list[int] = []
         self.asked: list[dict[str, Any]] = []
-        self.lock = Lock()
 
-    def answer(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    def answer(self, method: str, path: str, body: bytes) -> tuple[int, dict[str, Any]]:
+        return 200, self.said(path, json.loads(body) if body else {})
+
+    def said(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         if path == "/v1/models":
             return {"data": [{"id": self.name, "root": self.name, "max_model_len": self.max_model_len}]}
         if path == "/tokenize":
@@ -55,40 +50,3 @@ class FakeTeacherServer(ThreadingHTTPServer):
             shift = self.noise * (self.answered % 2)
             found.append({str(k): {"logprob": float(row_V[k]) - shift, "rank": 1, "decoded_token": ""} for k in listed})
         return found
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: FakeTeacherServer
-    protocol_version = "HTTP/1.1"
-
-    def reply(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        with self.server.lock:
-            status, content = 200, {}
-            if self.server.trouble:
-                status = self.server.trouble.pop(0)
-            else:
-                content = self.server.answer(self.path, json.loads(body) if body else {})
-        text = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-    do_GET = do_POST = reply
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-@contextmanager
-def serving(server: FakeTeacherServer) -> Iterator[FakeTeacherServer]:
-    """Answering, in a thread of its own."""
-    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -17,8 +17,9 @@ from simct_pl.tokenization.model_tokenizer import ModelTokenizer
 from simct_pl.training.listed_rows import Listed, ListedHead, pack_rows, unlisted_mass
 from simct_pl.training.module import DistillModule
 from simct_pl.training.teacher_server import TeacherServer, total_variation
+from tests.json_server import serving
 from tests.tiny import data, distill_module, sampled, trainer, unloaded_module
-from tests.training.fake_teacher_server import FakeTeacherServer, serving
+from tests.training.fake_teacher_server import FakeTeacherServer
 
 ALL = -1
 
