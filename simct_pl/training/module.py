@@ -152,11 +152,11 @@ class DistillModule(L.LightningModule):
         student = read.model
         if self.gradient_checkpointing:
             student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self.teacher = load_teacher(self)
+        self.teacher = load_teacher(self, exchange_device(self))
         parts = student.train(), self.teacher, self.objective, self.pair, self.chunk_tokens, self.phases
         anchor = None
         if self.anchor_weight > 0:  # from the recipe's path: on a resume too, this is where the student began
-            anchor = Anchor(load_start(self), self.anchor_weight)
+            anchor = Anchor(load_start(self, exchange_device(self)), self.anchor_weight)
         self.student_with_loss = StudentWithLoss.build(*parts, anchor)
         if self.sharding is not None:
             self.sharding.shard_student(self.student_with_loss, student, self.mesh)
