@@ -137,17 +137,12 @@ def test_switched_off_the_student_is_its_base() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_folder_brings_the_adapter_back(kind: str, tmp_path: Path) -> None:
     model = adapted({**PLAIN, **KINDS[kind]})
-    again = Lora.of("student", str(folder_of(model, tmp_path / "adapter")), None)
-    assert again is not None
-    assert again.base == STUDENT
-    read = load_causal_lm("student", again.base, "float32").eval()
-    again.attach(read)
-    own = dict(model.named_parameters())
-    assert own.keys() == dict(read.named_parameters()).keys()
-    for name, parameter in read.named_parameters():
+    again, own = read(str(folder_of(model, tmp_path / "adapter"))), dict(model.named_parameters())
+    assert own.keys() == dict(again.named_parameters()).keys()
+    for name, parameter in again.named_parameters():
         assert torch.equal(parameter, own[name]), name
         assert parameter.requires_grad == own[name].requires_grad
-    assert read.get_output_embeddings().weight is read.get_input_embeddings().weight
+    assert again.get_output_embeddings().weight is again.get_input_embeddings().weight
 
 
 def test_engines_get_the_base_models_names() -> None:
@@ -181,6 +176,12 @@ def test_greedy_ids_of_the_live_student_are_those_of_the_merged_one(kind: str) -
     assert ids[0] == ids[1] != ids[2]
 
 
+def checked(values: Mapping[str, Any]) -> TrainedShare:
+    lora = Lora.of("student", STUDENT, values)
+    assert lora is not None
+    return lora.check(load_config("student", STUDENT), "float32")
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [
@@ -203,14 +204,12 @@ def test_greedy_ids_of_the_live_student_are_those_of_the_merged_one(kind: str) -
 )
 def test_what_does_not_fit_is_refused_without_weights(values: dict[str, Any], said: str) -> None:
     with pytest.raises(RecipeError, match=said):
-        lora = Lora.of("student", STUDENT, values)
-        assert lora is not None
-        lora.check(load_config("student", STUDENT), "float32")
+        checked(values)
 
 
 @pytest.mark.parametrize("values", [{"modules_to_save": ["norm"]}, {"bias": "all"}])
 def test_weights_of_the_base_are_not_trained_in_low_precision(values: dict[str, Any]) -> None:
-    with pytest.raises(RecipeError, match="small steps are lost. Set student_dtype: float32"):
+    with pytest.raises(RecipeError, match=r"small steps are lost\. Set student_dtype: float32"):
         Lora(STUDENT, {**PLAIN, **values}).check(load_config("student", STUDENT), "bfloat16")
 
 
@@ -222,6 +221,15 @@ def test_fields_beside_an_adapter_folder(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"lora says r=16, and the student .* is an adapter with r=4. Leave lora out"):
         Lora.of("student", folder, {"r": 16})
     assert Lora.of("student", STUDENT, None) is None
+
+
+def read(folder: str) -> PreTrainedModel:
+    """A base model with the adapter of a folder."""
+    lora = Lora.of("student", folder, None)
+    assert lora is not None
+    model = load_causal_lm("student", lora.base, "float32").eval()
+    lora.attach(model)
+    return model
 
 
 def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
@@ -238,9 +246,7 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
     ):
         config.write_text(json.dumps({**content, **changed}))
         with pytest.raises(ModelFolderError, match=said):
-            lora = Lora.of("student", str(folder), None)
-            assert lora is not None
-            lora.attach(load_causal_lm("student", lora.base, "float32"))
+            read(str(folder))
     config.write_text("{")
     with pytest.raises(ModelFolderError, match="cannot be read"):
         Lora.of("student", str(folder), None)

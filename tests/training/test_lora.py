@@ -19,6 +19,7 @@ from simct_pl import DistillModule, DSKDEta
 from simct_pl.checkpointing.folder import CheckpointFolder, SavedCheckpoint
 from simct_pl.errors import CheckpointError, ExportError, RecipeError
 from simct_pl.models.adapter_folder import adapter_state, write_adapter
+from simct_pl.models.merging import merged_state_dict
 from simct_pl.models.read_once import ReadOnce
 from simct_pl.rollout.hf import HFEngine
 from simct_pl.rollout.inference_model import InferenceModel
@@ -92,7 +93,7 @@ def test_how_a_batch_is_cut_and_recomputed_activations_change_no_gradient() -> N
     assert any(gradient.abs().max() > 1e-3 for gradient in first.values())
     for other in others:
         assert other.keys() == first.keys()
-        assert all(torch.allclose(other[name], first[name], rtol=1e-4, atol=1e-5) for name in first)
+        assert max(float((other[name] - first[name]).norm() / first[name].norm()) for name in first) < 1e-5
 
 
 def test_gradients_of_adapters_follow_from_those_of_the_weights() -> None:
@@ -102,8 +103,6 @@ def test_gradients_of_adapters_follow_from_those_of_the_weights() -> None:
     move(module.student)
     whole = distill_module()
     whole.setup("fit")
-    from simct_pl.models.merging import merged_state_dict
-
     whole.student.load_state_dict(merged_state_dict(module.student))
     rollouts, found = sampled(module), []
     for one in (module, whole):
@@ -170,9 +169,7 @@ def test_exports_merged_and_as_an_adapter_that_is_a_student_again(tmp_path: Path
     module = fit(tmp_path / "run", HFExport(str(merged)), HFExport(str(adapter), adapter=True))
     own = logits(module.student.eval())
     files = {path.name for path in merged.iterdir()}
-    assert files == {path.name for path in Path(STUDENT).iterdir() if path.suffix != ".txt"} | {
-        "generation_config.json"
-    }
+    assert files == {path.name for path in Path(STUDENT).iterdir()} - {"MODEL_CARD.md"} | {"generation_config.json"}
     whole = distill_module(student=str(merged))
     assert torch.allclose(logits(whole.student.eval()), own, atol=1e-4)
     assert load_file(merged / "model.safetensors").keys() == load_file(f"{STUDENT}/model.safetensors").keys()
