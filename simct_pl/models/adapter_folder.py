@@ -112,8 +112,8 @@ def write_adapter(model: PreTrainedModel, state: dict[str, Tensor], folder: Path
     Raises:
         OSError, SafetensorError: if they cannot be written.
     """
-    config: Any = model.peft_config["default"]  # type: ignore[union-attr]
-    config.save_pretrained(str(folder))  # marks it as for inference, which loading with is_trainable=True undoes
+    config: Any = model.peft_config["default"]
+    config.save_pretrained(str(folder))
     save_file(
         {f"{PREFIX}{name}": tensor.cpu().clone().contiguous() for name, tensor in state.items()},
         folder / WEIGHTS,

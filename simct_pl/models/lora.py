@@ -97,12 +97,13 @@ class Lora:
         path = os.path.expanduser(path)
         if is_adapter(path):
             base, kept = read_adapter_config(role, path)
-            if differing := {name for name in values or {} if values and values[name] != kept.get(name)}:
+            differing = sorted(name for name, value in (values or {}).items() if value != kept.get(name))
+            if values and differing:
+                said = ", ".join(f"{name}={values[name]!r}" for name in differing)
+                there = ", ".join(f"{name}={kept.get(name)!r}" for name in differing)
                 raise RecipeError(
-                    f"lora says {', '.join(f'{name}={(values or {})[name]!r}' for name in sorted(differing))}, and the "
-                    f"{role} {path!r} is an adapter with "
-                    f"{', '.join(f'{name}={kept.get(name)!r}' for name in sorted(differing))}. Leave lora out (null) "
-                    f"to train that adapter on, or give its base model {base!r} to begin a new one."
+                    f"lora says {said}, and the {role} {path!r} is an adapter with {there}. Leave lora out (null) to "
+                    f"train that adapter on, or give its base model {base!r} to begin a new one."
                 )
             found = cls(base, kept, Path(path))
         elif values is None:
@@ -135,8 +136,9 @@ class Lora:
         Raises:
             RecipeError: if PEFT refuses the values.
         """
+        base = str(Path(self.base).absolute()) if Path(self.base).is_dir() else self.base  # it is written into folders
         try:
-            return _peft().LoraConfig(task_type="CAUSAL_LM", base_model_name_or_path=self.base, **self.values)
+            return _peft().LoraConfig(task_type="CAUSAL_LM", base_model_name_or_path=base, **self.values)
         except (ValueError, TypeError) as error:
             raise RecipeError(f"PEFT refuses lora {dict(self.values)}: {first_line(error)}") from error
 

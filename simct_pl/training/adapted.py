@@ -85,6 +85,11 @@ class AdaptedModule(L.LightningModule):
         return model.train()
 
     @property
+    def start(self) -> Lora | None:
+        """The adapter that the student begins with; a new one is nothing yet."""
+        return self.lora if self.lora is not None and self.lora.folder is not None else None
+
+    @property
     def start_is_inside(self) -> bool:
         """Whether the student with its adapters switched off is what it began as. Not where ranks share it: FSDP2 would
         gather its blocks ahead for a backward that does not come.

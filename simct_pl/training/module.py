@@ -145,7 +145,7 @@ class DistillModule(PairModule):
 
     def _load_frozen(self, role: str, path: str, batch_tokens: int) -> FrozenTeacher:
         mesh = self._mesh if self.sharding is not None and self.sharding.shard_teacher else None
-        own = (self.lora, None) if role == "student" else (None, self.teacher_kwargs)
+        own = (self.start, None) if role == "student" else (None, self.teacher_kwargs)
         trusted, device = role in self.trust_remote_code, exchange_device(self)
         return load_frozen(role, path, self.teacher_dtype, batch_tokens, trusted, device, mesh, *own)
 

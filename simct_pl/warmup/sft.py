@@ -100,8 +100,11 @@ class SFTModule(AdaptedModule):
         self.label_smoothing, self.optimizer_config = label_smoothing, optimizer
         self.grader, self.max_response_tokens = grader, max_response_tokens
         self.dtype_name: DtypeName = dtype
-        self.layout = layout or PaddedRows()
-        self.micro_batch_tokens, self.chunk_tokens = micro_batch_tokens, chunk_tokens
+        self.layout, self.micro_batch_tokens, self.chunk_tokens = (
+            layout or PaddedRows(),
+            micro_batch_tokens,
+            chunk_tokens,
+        )
         self.gradient_checkpointing, self.sharding = gradient_checkpointing, sharding
         self.guarded_step, self.engine = GuardedStep(optimizer.max_grad_norm), HFEngine()
         self.supervised: SupervisedModel | None = None
