@@ -98,13 +98,9 @@ class SFTModule(AdaptedModule):
         self.adapter = self.check_adapter(adapter, "SFTModule", from_scratch)
         self.from_scratch, self.init_seed, self.template, self.thinking = from_scratch, init_seed, template, thinking
         self.label_smoothing, self.optimizer_config = label_smoothing, optimizer
-        self.grader, self.max_response_tokens = grader, max_response_tokens
+        self.grader, self.max_response_tokens, self.layout = grader, max_response_tokens, layout or PaddedRows()
         self.dtype_name: DtypeName = dtype
-        self.layout, self.micro_batch_tokens, self.chunk_tokens = (
-            layout or PaddedRows(),
-            micro_batch_tokens,
-            chunk_tokens,
-        )
+        self.micro_batch_tokens, self.chunk_tokens = micro_batch_tokens, chunk_tokens
         self.gradient_checkpointing, self.sharding = gradient_checkpointing, sharding
         self.guarded_step, self.engine = GuardedStep(optimizer.max_grad_norm), HFEngine()
         self.supervised: SupervisedModel | None = None
