@@ -7,6 +7,7 @@ from simct_pl.planning.plan import Plan
 from simct_pl.planning.samples import Lengths
 from simct_pl.planning.section import Section
 from simct_pl.planning.step import StepShape
+from simct_pl.rehearsal.models import ModelSize
 from simct_pl.rollout.engine import RolloutProvider
 from simct_pl.training.module import DistillModule
 
@@ -21,15 +22,15 @@ def plan_sections(module: DistillModule, rollouts: RolloutProvider, plan: Plan, 
 def model_section(module: DistillModule, plan: Plan) -> Section:
     """Both models by their configurations."""
     sides = (
-        ("student", module.student_path, module.student_dtype),
-        ("teacher", module.teacher_path, module.teacher_dtype),
+        ("student", module.student_path, module.starts_from, module.student_dtype),
+        ("teacher", module.teacher_path, module.teacher_path, module.teacher_dtype),
     )
     columns = []
-    for role, path, dtype in sides:
+    for role, path, named, dtype in sides:
         config = load_config(role, path, role in module.trust_remote_code).get_text_config()
-        parameters = number_of(plan.sizes[role].parameters)
+        parameters = parameters_of(plan.sizes[role])
         context = module.student_context if role == "student" else module.teacher_context
-        columns.append((path, config.model_type, parameters, dtype, str(context or "not given")))
+        columns.append((named, config.model_type, parameters, dtype, str(context or "not given")))
     names = ("path", "architecture", "parameters", "weights in", "context, tokens")
     return Section("Models", ("", "student", "teacher"), list(zip(names, *columns, strict=True)))
 
@@ -49,7 +50,7 @@ def step_section(module: DistillModule, rollouts: RolloutProvider, plan: Plan, l
         ("reference responses", response),
         ("micro-batches", f"{step.num_micro_batches} of {step.micro_batch} on each rank, at the longest"),
         ("aligner, objective", f"{type(module.aligner).__name__}, {_objective_words(module)}"),
-        ("anchor", f"the starting student, weight {module.anchor_weight:g}" if step.anchor else "none"),
+        ("anchor", f"the starting student, weight {module.anchor_weight:g}" if module.anchor_weight > 0 else "none"),
         ("AdamW", f"lr {optimizer.lr:g}, betas {optimizer.betas}, warm-up {optimizer.warmup_ratio:.0%}"),
         ("optimizer steps", str(steps) if steps else "not set (trainer.max_steps)"),
     ]
@@ -83,6 +84,12 @@ def _gb(number: float) -> str:
 def number_of(parameters: int) -> str:
     """Parameters, in millions or billions."""
     return f"{parameters / 1e9:.2f} B" if parameters >= 1e8 else f"{parameters / 1e6:.2f} M"
+
+
+def parameters_of(size: ModelSize) -> str:
+    """All of a model's, and what share of them is trained where adapters are."""
+    trained = "" if size.trained is None else f", {size.trained / size.parameters:.2%} trained"
+    return number_of(size.parameters) + trained
 
 
 def _sampling_words(temperature: float, top_p: float) -> str:

@@ -22,8 +22,8 @@ def model_card(name: str, module: DistillModule, num_steps: int, info: RunInfo |
 
     A model that is a local folder is called by the folder's name alone; the recipe is as it ran, paths and all.
     """
-    student, teacher = public_name(module.student_path), public_name(module.teacher_path)
-    bases = [path for path in (module.student_path,) if not Path(path).exists()]
+    student, teacher = public_name(module.starts_from), public_name(module.teacher_path)
+    bases = [path for path in (module.starts_from,) if not Path(path).exists()]
     data = ModelCardData(
         library_name="transformers", pipeline_tag="text-generation", tags=TAGS, base_model=bases[0] if bases else None
     )

@@ -9,13 +9,12 @@ cut. While the models run, a thread re-tokenises and aligns the micro-batches to
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -29,26 +28,26 @@ from simct_pl.losses.base import Objective
 from simct_pl.losses.dual_space import DualSpaceObjective
 from simct_pl.losses.inputs.vocab_tables import PairTables
 from simct_pl.models.bits_per_byte import pack_references
-from simct_pl.models.loading import DtypeName, check_model_path, context_length, load_config
+from simct_pl.models.loading import DtypeName
 from simct_pl.models.microbatch import pack_by_length, unpack
 from simct_pl.models.read_once import ReadOnce
 from simct_pl.models.sharding import Sharding, free_gathered
-from simct_pl.tokenization.pair import TokenizerPair
 from simct_pl.training.aligned_batch import AlignedBatch
-from simct_pl.training.anchor import Anchor
+from simct_pl.training.anchor import AdaptersOff, Anchor
 from simct_pl.training.chat import ChatSettings, supervised_share
 from simct_pl.training.checks import check_anchor_weight, check_trainer, rollouts_of
 from simct_pl.training.collectives import exchange_device, exchange_gradients, gather_scalars, pad_to_max_over_ranks
 from simct_pl.training.held_out import HeldOutMetrics, HeldOutResult
 from simct_pl.training.optim import GuardedStep, OptimizerConfig
-from simct_pl.training.reading_models import Teacher, load_start, load_teacher, teacher_context
+from simct_pl.training.pair_module import PairModule
+from simct_pl.training.reading_models import Teacher, load_start, load_teacher
 from simct_pl.training.step_timer import PhaseTimer
 from simct_pl.training.student_with_loss import StudentWithLoss
 from simct_pl.training.teacher_server import TeacherServer
 from simct_pl.types import Prompt, PromptBatch, Rollout, StepRecord, UnitStats
 
 
-class DistillModule(L.LightningModule):
+class DistillModule(PairModule):
     """A student that learns from a frozen teacher of another tokenizer.
 
     Args:
@@ -68,6 +67,9 @@ class DistillModule(L.LightningModule):
         anchor_weight: of KL(student || starting student) per student token; above 0 a frozen copy of it is loaded.
         sharding: how ranks share the student's weights, gradients and moments (FSDP2); null: each has them all.
         chat: arguments of the chat templates, and what becomes of a student's thinking; null: none, supervised.
+        lora: fields of peft.LoraConfig: adapters are trained, and not the student; null: all of it, or, where student
+            is an adapter folder, that adapter.
+        teacher_kwargs: more arguments of the teacher's from_pretrained, such as a quantization_config.
     """
 
     def __init__(
@@ -88,11 +90,13 @@ class DistillModule(L.LightningModule):
         sharding: Sharding | None = None,
         anchor_weight: float = 0.0,
         chat: ChatSettings | None = None,
+        lora: dict[str, Any] | None = None,
+        teacher_kwargs: dict[str, Any] | None = None,
         teacher_server: TeacherServer | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.student_path, self.teacher_path = os.path.expanduser(student), os.path.expanduser(teacher)
+        self.use_models(student, teacher, lora)
         self.objective, self.aligner, self.grader = objective, aligner, grader
         self.optimizer_config = optimizer
         self.micro_batch_tokens, self.teacher_batch_tokens = micro_batch_tokens, teacher_batch_tokens
@@ -100,6 +104,7 @@ class DistillModule(L.LightningModule):
         self.student_dtype: DtypeName = student_dtype
         self.teacher_dtype: DtypeName = teacher_dtype
         self.trust_remote_code, self.sharding, self.chat = trust_remote_code, sharding, chat or ChatSettings()
+        self.teacher_kwargs = teacher_kwargs or {}
         self.anchor_weight = check_anchor_weight(anchor_weight)
         self.held_out, self.guarded_step = HeldOutMetrics(), GuardedStep(optimizer.max_grad_norm)
         self._held_out_parts: list[tuple[list[Rollout], AlignedBatch]] = []
@@ -110,36 +115,14 @@ class DistillModule(L.LightningModule):
 
     # ---- set-up: everything that can be refused is refused before any weights load ----
 
-    @cached_property
-    def pair(self) -> TokenizerPair:
-        """The tokenizers of both models. Their folders are looked at first: a wrong path explains more.
-
-        Raises:
-            SimctError: of the kind that fits.
-        """
-        for role, path in (("student", self.student_path), ("teacher", self.teacher_path)):
-            check_model_path(role, path)
-            load_config(role, path, role in self.trust_remote_code)
-        return self.chat.load_pair(self.student_path, self.teacher_path)
-
-    @cached_property
-    def student_context(self) -> int | None:
-        """Longest prompt + response of the student, in its tokens."""
-        return context_length("student", self.student_path, "student" in self.trust_remote_code)
-
-    @cached_property
-    def teacher_context(self) -> int | None:
-        """The same for the teacher, in its tokens, where it is read."""
-        return teacher_context(self)
-
     @override
     def setup(self, stage: str) -> None:
         if self._trainer is not None:  # a plan is made without one
             check_trainer(self._trainer, self.sharding)
         # Reading them raises what there is to raise: a model without a stop, a tokenizer without exact bytes.
         _ = self.pair.student.stop_ids, self.pair.teacher.stop_ids, self.pair.shared_vocab
-        if self.teacher_server is not None:
-            self.teacher_server.check(self.teacher_path, self.pair.teacher, self.objective)
+        self.check_lora(self.student_dtype, "student" in self.trust_remote_code)
+        self.check_teacher()
         self.objective.prepare(self.pair)
 
     @override
@@ -148,15 +131,16 @@ class DistillModule(L.LightningModule):
             return
         trust, projected = "student" in self.trust_remote_code, isinstance(self.objective, DualSpaceObjective)
         # Projectors are made of the student's values, so every rank then reads them.
-        read = ReadOnce.load("student", self.student_path, self.student_dtype, trust, everywhere=projected)
-        student = read.model
-        if self.gradient_checkpointing:
-            student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        read = ReadOnce.load(
+            "student", self.student_path, self.student_dtype, trust, everywhere=projected, lora=self.lora
+        )
+        student = self.prepare_student(read.model, self.gradient_checkpointing)
         self.teacher = load_teacher(self, exchange_device(self))
-        parts = student.train(), self.teacher, self.objective, self.pair, self.chunk_tokens, self.phases
+        parts = student, self.teacher, self.objective, self.pair, self.chunk_tokens, self.phases
         anchor = None
         if self.anchor_weight > 0:  # from the recipe's path: on a resume too, this is where the student began
-            anchor = Anchor(load_start(self, exchange_device(self)), self.anchor_weight)
+            copy = partial(load_start, self, exchange_device(self))
+            anchor = Anchor(AdaptersOff(student) if self.start_is_inside else copy(), self.anchor_weight)
         self.student_with_loss = StudentWithLoss.build(*parts, anchor)
         if self.sharding is not None:
             self.sharding.shard_student(self.student_with_loss, student, self.mesh)

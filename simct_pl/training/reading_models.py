@@ -5,13 +5,14 @@ In: what a DistillModule says of them. Out: what StudentWithLoss asks for rows. 
 
 from __future__ import annotations
 
-import sys
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 
-from simct_pl.models.loading import DtypeName, context_length, load_config
+from simct_pl.models.loading import DtypeName, load_config
+from simct_pl.models.lora import Lora
 from simct_pl.models.sharding import Sharding
 from simct_pl.training.teacher import FrozenTeacher, load_frozen
 from simct_pl.training.teacher_server import RemoteTeacher, TeacherServer
@@ -30,17 +31,11 @@ class Distilling(Protocol):
     micro_batch_tokens: int
     trust_remote_code: tuple[str, ...]
     sharding: Sharding | None
+    start: Lora | None
+    teacher_kwargs: Mapping[str, Any]
 
     @property
     def mesh(self) -> DeviceMesh: ...
-
-
-def teacher_context(module: Distilling) -> int | None:
-    """Longest prompt + response that the teacher reads; a server's limit may be lower than the model's."""
-    own = context_length("teacher", module.teacher_path, "teacher" in module.trust_remote_code)
-    if module.teacher_server is None:
-        return own
-    return min(own or sys.maxsize, module.teacher_server.context)
 
 
 def load_teacher(module: Distilling, device: torch.device) -> Teacher:
@@ -58,5 +53,6 @@ def load_start(module: Distilling, device: torch.device) -> FrozenTeacher:
 
 def _frozen(module: Distilling, role: str, path: str, batch_tokens: int, device: torch.device) -> FrozenTeacher:
     mesh = module.mesh if module.sharding is not None and module.sharding.shard_teacher else None
-    trust = role in module.trust_remote_code
-    return load_frozen(role, path, module.teacher_dtype, batch_tokens, trust, device, mesh)
+    own = (module.start, None) if role == "student" else (None, module.teacher_kwargs)
+    trusted = role in module.trust_remote_code
+    return load_frozen(role, path, module.teacher_dtype, batch_tokens, trusted, device, mesh, *own)

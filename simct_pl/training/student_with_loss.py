@@ -19,6 +19,7 @@ from simct_pl.losses.dual_space import DualSpaceObjective, PairStates, SideState
 from simct_pl.losses.inputs.vocab_tables import PairTables
 from simct_pl.models.bits_per_byte import Reference, bits_of
 from simct_pl.models.lm_head import LMHead, response_states
+from simct_pl.models.lora import trained_parameters
 from simct_pl.tokenization.pair import TokenizerPair
 from simct_pl.training.aligned_batch import AlignedBatch
 from simct_pl.training.anchor import Anchor, AnchorStates
@@ -78,8 +79,8 @@ class StudentWithLoss(nn.Module):
         return cls(student, teacher, objective, chunk_tokens, phases, projectors, anchor=anchor)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """For an optimizer: the student's, and the projectors' with their own learning rate."""
-        groups: list[dict[str, Any]] = [{"params": list(self.student.parameters())}]
+        """For an optimizer: what is trained of the student, and the projectors' with their own learning rate."""
+        groups: list[dict[str, Any]] = [{"params": trained_parameters(self.student)}]
         if self.projectors is not None:
             groups.append({"params": list(self.projectors.parameters()), "lr": self.objective.projector_lr})
         return groups
