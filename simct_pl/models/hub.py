@@ -7,7 +7,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.errors import (
     HFValidationError,
-    HTTPError,  # type: ignore[attr-defined]  # of the client's HTTP library; a network that fails is one of them
+    HTTPError,  # of the client's HTTP library; a network that fails is one of them
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
 )

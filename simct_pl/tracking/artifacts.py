@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import csv
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from simct_pl.tracking.logger import RunLogger
 
 MLFLOW_LOGGERS = (MLFlowLogger, RunLogger)
 
-Table = dict[str, Sequence[Any]]  # values by column, all of one length
+Table = Mapping[str, Sequence[Any]]  # values by column, all of one length
 
 
 def log_text(loggers: Iterable[Logger], file: str, text: str) -> None:

@@ -31,8 +31,10 @@ class Distilling(Protocol):
     micro_batch_tokens: int
     trust_remote_code: tuple[str, ...]
     sharding: Sharding | None
-    start: Lora | None
     teacher_kwargs: Mapping[str, Any]
+
+    @property
+    def start(self) -> Lora | None: ...
 
     @property
     def mesh(self) -> DeviceMesh: ...

@@ -169,7 +169,8 @@ def test_exports_merged_and_as_an_adapter_that_is_a_student_again(tmp_path: Path
     module = fit(tmp_path / "run", HFExport(str(merged)), HFExport(str(adapter), adapter=True))
     own = logits(module.student.eval())
     files = {path.name for path in merged.iterdir()}
-    assert files == {path.name for path in Path(STUDENT).iterdir()} - {"MODEL_CARD.md"} | {"generation_config.json", "README.md"}
+    added = {"generation_config.json", "README.md"}
+    assert files == {path.name for path in Path(STUDENT).iterdir()} - {"MODEL_CARD.md"} | added
     whole = distill_module(student=str(merged))
     assert torch.allclose(logits(whole.student.eval()), own, atol=1e-4)
     assert load_file(merged / "model.safetensors").keys() == load_file(f"{STUDENT}/model.safetensors").keys()
