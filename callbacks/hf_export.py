@@ -13,11 +13,13 @@ from simct_pl.files.outputs import check_output
 from simct_pl.models.export import export_model
 from simct_pl.models.sharding import full_state_dict
 from simct_pl.tracking.outputs import OutputWriter
+from simct_pl.tracking.run_info import RunInfoReader
+from simct_pl.training.model_card import model_card
 from simct_pl.types import PromptBatch
 
 
-class HFExport(OutputWriter):
-    """Exports to `output` (weights, tokenizer, chat template, generation config), atomically.
+class HFExport(OutputWriter, RunInfoReader):
+    """Exports to `output` (weights, tokenizer, chat template, generation config, model card), atomically.
 
     Args:
         output: folder; `<output>-step<N>` for the intermediate ones. every_n_steps: None exports at the end only.
@@ -53,5 +55,6 @@ class HFExport(OutputWriter):
         weights = full_state_dict(module.student, keep=trainer.is_global_zero)  # ranks gather together
         if not trainer.is_global_zero:
             return
-        folder = export_model(module.student, module.pair.student.hf, output, module.student_path, weights)
+        card = model_card(output.name, module, trainer.global_step, self.run_info)
+        folder = export_model(module.student, module.pair.student.hf, output, module.student_path, weights, card)
         rank_zero_info(f"Exported the student to {folder}")

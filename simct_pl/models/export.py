@@ -34,6 +34,7 @@ def export_model(
     output: str | Path,
     tokenizer_source: str | Path | None = None,
     state_dict: dict[str, Tensor] | None = None,
+    card: str | None = None,
 ) -> Path:
     """Write a model folder atomically, replacing one that is there; returns its absolute path.
 
@@ -42,6 +43,7 @@ def export_model(
         tokenizer: saved next to it, unless tokenizer_source is a folder with tokenizer.json, whose files are copied
             unchanged.
         state_dict: whole weights to write instead of the model's own, which may be sharded.
+        card: the text of README.md.
 
     Raises:
         ExportError: if it cannot be written; what was there before is untouched.
@@ -56,4 +58,6 @@ def export_model(
                     shutil.copyfile(source / name, folder / name)
         else:
             tokenizer.save_pretrained(folder)
+        if card is not None:
+            (folder / "README.md").write_text(card, encoding="utf-8")
     return output

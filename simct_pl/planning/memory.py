@@ -90,6 +90,8 @@ def rehearsed_items(ledger: Ledger, step: StepShape) -> list[MemoryItem]:
         for phase, when in PHASE_OF.items()
         if phase in ledger.most_in
     ]
+    if step.teacher == "server":
+        items = [item for item in items if item.part != Part.TEACHER_WEIGHTS and item.when is not Moment.TEACHER]
     return [item for item in items if item.bytes > 0 and not (step.cpu_offload and item.part in OFFLOADED)]
 
 
@@ -107,7 +109,8 @@ def counted_items(sizes: dict[str, ModelSize], step: StepShape) -> list[MemoryIt
         MemoryItem(Part.GRADIENTS, state, Moment.TRAINING),
         MemoryItem(Part.MOMENTS, 2 * state),
     ]
-    items += [MemoryItem(Part.TEACHER_WEIGHTS, _frozen_bytes(size, step)) for size in others]
+    if step.teacher != "server":
+        items += [MemoryItem(Part.TEACHER_WEIGHTS, _frozen_bytes(size, step)) for size in others]
     return [item for item in items if not (step.cpu_offload and item.part in OFFLOADED)]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 import lightning as L
 import torch
@@ -149,12 +149,18 @@ def step_shape(
         teacher_response_tokens=max(round(max_tokens * lengths.teacher_share), 1),
         teacher_batch_tokens=module.teacher_batch_tokens,
         teacher_dtype=torch_dtype(module.teacher_dtype),
-        teacher="sharded" if sharding is not None and sharding.shard_teacher else "replicated",
+        teacher=_place_of_teacher(module),
         anchor=module.anchor_weight > 0,
         engine="copy" if generates and sharding is not None else engine.placement,
         engine_dtype=step.dtype if generates else step.product_dtype,
         reserved_bytes=(engine.reserved_share or 0.0) * deployment.memory,
     )
+
+
+def _place_of_teacher(module: DistillModule) -> Literal["replicated", "sharded", "server"]:
+    if module.teacher_server is not None:
+        return "server"
+    return "sharded" if module.sharding is not None and module.sharding.shard_teacher else "replicated"
 
 
 def trained_shape(module: Trained, dtype: DtypeName, batch_size: int, deployment: Deployment) -> StepShape:

@@ -6,6 +6,7 @@ from simct_pl.models.loading import load_config
 from simct_pl.planning.plan import Plan
 from simct_pl.planning.samples import Lengths
 from simct_pl.planning.section import Section
+from simct_pl.planning.step import StepShape
 from simct_pl.rollout.engine import RolloutProvider
 from simct_pl.training.module import DistillModule
 
@@ -41,7 +42,7 @@ def step_section(module: DistillModule, rollouts: RolloutProvider, plan: Plan, l
     rows = [
         ("layout", plan.deployment.words),
         ("student", "whole on each rank" if step.student == "replicated" else f"shared by {step.shard_size} ranks"),
-        ("teacher", "whole on each rank" if step.teacher == "replicated" else f"shared by {step.shard_size} ranks"),
+        ("teacher", _place_words(step)),
         ("rollouts", f"{type(rollouts.engine).__name__}, {_sampling_words(sampling.temperature, sampling.top_p)}"),
         ("responses", f"{step.num_prompts} prompts × {step.num_samples} a step, {step.num_sequences} on each rank"),
         ("tokens", f"prompts up to {step.prompt_tokens}, responses up to {step.response_tokens}"),
@@ -53,6 +54,15 @@ def step_section(module: DistillModule, rollouts: RolloutProvider, plan: Plan, l
         ("optimizer steps", str(steps) if steps else "not set (trainer.max_steps)"),
     ]
     return Section("Step", ("", "value"), rows)
+
+
+def _place_words(step: StepShape) -> str:
+    """Where the teacher's weights are."""
+    return {
+        "replicated": "whole on each rank",
+        "sharded": f"shared by {step.shard_size} ranks",
+        "server": "on a server, which lists its likeliest tokens",
+    }[step.teacher]
 
 
 def memory_section(plan: Plan) -> Section:

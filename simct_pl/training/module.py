@@ -41,9 +41,10 @@ from simct_pl.training.checks import check_anchor_weight, check_trainer, rollout
 from simct_pl.training.collectives import exchange_device, exchange_gradients, gather_scalars, pad_to_max_over_ranks
 from simct_pl.training.held_out import HeldOutMetrics, HeldOutResult
 from simct_pl.training.optim import GuardedStep, OptimizerConfig
+from simct_pl.training.reading_models import Teacher, load_start, load_teacher, teacher_context
 from simct_pl.training.step_timer import PhaseTimer
 from simct_pl.training.student_with_loss import StudentWithLoss
-from simct_pl.training.teacher import FrozenTeacher, load_frozen
+from simct_pl.training.teacher_server import TeacherServer
 from simct_pl.types import Prompt, PromptBatch, Rollout, StepRecord, UnitStats
 
 
@@ -63,6 +64,7 @@ class DistillModule(L.LightningModule):
         student_dtype, teacher_dtype: of the weights (autocast is the trainer's `precision`).
         gradient_checkpointing: recompute the student's layers in backward.
         trust_remote_code: "student", "teacher" entries allow that model's own Python code to run; nobody's by default.
+        teacher_server: where the teacher's weights are if not here; its tokenizer and template are here all the same.
         anchor_weight: of KL(student || starting student) per student token; above 0 a frozen copy of it is loaded.
         sharding: how ranks share the student's weights, gradients and moments (FSDP2); null: each has them all.
         chat: arguments of the chat templates, and what becomes of a student's thinking; null: none, supervised.
@@ -86,6 +88,7 @@ class DistillModule(L.LightningModule):
         sharding: Sharding | None = None,
         anchor_weight: float = 0.0,
         chat: ChatSettings | None = None,
+        teacher_server: TeacherServer | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -101,8 +104,8 @@ class DistillModule(L.LightningModule):
         self.held_out, self.guarded_step = HeldOutMetrics(), GuardedStep(optimizer.max_grad_norm)
         self._held_out_parts: list[tuple[list[Rollout], AlignedBatch]] = []
         self._references: list[Prompt] = []
-        self.teacher: FrozenTeacher | None = None
-        self.phases = PhaseTimer()
+        self.teacher: Teacher | None = None
+        self.teacher_server, self.phases = teacher_server, PhaseTimer()
         self.history: list[HeldOutResult] = []
 
     # ---- set-up: everything that can be refused is refused before any weights load ----
@@ -126,8 +129,8 @@ class DistillModule(L.LightningModule):
 
     @cached_property
     def teacher_context(self) -> int | None:
-        """The same for the teacher, in its tokens."""
-        return context_length("teacher", self.teacher_path, "teacher" in self.trust_remote_code)
+        """The same for the teacher, in its tokens, where it is read."""
+        return teacher_context(self)
 
     @override
     def setup(self, stage: str) -> None:
@@ -135,6 +138,8 @@ class DistillModule(L.LightningModule):
             check_trainer(self._trainer, self.sharding)
         # Reading them raises what there is to raise: a model without a stop, a tokenizer without exact bytes.
         _ = self.pair.student.stop_ids, self.pair.teacher.stop_ids, self.pair.shared_vocab
+        if self.teacher_server is not None:
+            self.teacher_server.check(self.teacher_path, self.pair.teacher, self.objective)
         self.objective.prepare(self.pair)
 
     @override
@@ -147,24 +152,18 @@ class DistillModule(L.LightningModule):
         student = read.model
         if self.gradient_checkpointing:
             student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self.teacher = self._load_frozen("teacher", self.teacher_path, self.teacher_batch_tokens)
+        self.teacher = load_teacher(self)
         parts = student.train(), self.teacher, self.objective, self.pair, self.chunk_tokens, self.phases
         anchor = None
         if self.anchor_weight > 0:  # from the recipe's path: on a resume too, this is where the student began
-            start = self._load_frozen("student", self.student_path, self.micro_batch_tokens)
-            anchor = Anchor(start, self.anchor_weight)
+            anchor = Anchor(load_start(self), self.anchor_weight)
         self.student_with_loss = StudentWithLoss.build(*parts, anchor)
         if self.sharding is not None:
-            self.sharding.shard_student(self.student_with_loss, student, self._mesh)
+            self.sharding.shard_student(self.student_with_loss, student, self.mesh)
         read.fill(exchange_device(self))
 
-    def _load_frozen(self, role: str, path: str, batch_tokens: int) -> FrozenTeacher:
-        mesh = self._mesh if self.sharding is not None and self.sharding.shard_teacher else None
-        trust = role in self.trust_remote_code
-        return load_frozen(role, path, self.teacher_dtype, batch_tokens, trust, exchange_device(self), mesh)
-
     @cached_property
-    def _mesh(self) -> DeviceMesh:
+    def mesh(self) -> DeviceMesh:
         """The ranks among which a model is shared."""
         assert self.sharding is not None
         assert self.device_mesh is not None
@@ -224,6 +223,7 @@ class DistillModule(L.LightningModule):
         self.log("loss/train", loss_mean, prog_bar=True, batch_size=len(batch))
         if self.chat.thinking != "supervised":
             metrics["rollout/supervised_share"] = supervised_share(batch.rollouts or [], rollouts)
+        metrics |= self.student_with_loss.teacher.metrics()
         self.log_dict(metrics, batch_size=1)
 
     def align(self, rollouts: Sequence[Rollout]) -> AlignedBatch:

@@ -26,6 +26,7 @@ from simct_pl.training.chunked_loss import chunked_loss
 from simct_pl.training.dual_space_loss import dual_space_loss
 from simct_pl.training.step_timer import PhaseTimer
 from simct_pl.training.teacher import FrozenTeacher
+from simct_pl.training.teacher_server import RemoteTeacher
 from simct_pl.types import Rollout, UnitStats
 
 
@@ -36,7 +37,7 @@ class StudentWithLoss(nn.Module):
     token, computes no loss, and still runs backward through all of the student.
 
     Args:
-        student: registered. teacher: not registered (FrozenTeacher). objective, chunk_tokens, strip_bytes: see
+        student: registered. teacher: not registered, or elsewhere. objective, chunk_tokens, strip_bytes: see
             chunked_loss.
         anchor: not registered either; without gradients, as in validation, it is left out.
         phases: timed. projectors: registered, what the objective's build_projectors made; null for most.
@@ -45,7 +46,7 @@ class StudentWithLoss(nn.Module):
     def __init__(
         self,
         student: PreTrainedModel,
-        teacher: FrozenTeacher,
+        teacher: FrozenTeacher | RemoteTeacher,
         objective: Objective | DualSpaceObjective,
         chunk_tokens: int,
         phases: PhaseTimer,
@@ -62,7 +63,7 @@ class StudentWithLoss(nn.Module):
     def build(
         cls,
         student: PreTrainedModel,
-        teacher: FrozenTeacher,
+        teacher: FrozenTeacher | RemoteTeacher,
         objective: Objective | DualSpaceObjective,
         pair: TokenizerPair,
         chunk_tokens: int,
@@ -70,7 +71,10 @@ class StudentWithLoss(nn.Module):
         anchor: Anchor | None = None,
     ) -> StudentWithLoss:
         """With all that the objective needs beside the models; the student is not sharded yet."""
-        projectors = objective.build_projectors(student, teacher.model, pair)
+        projectors = None
+        if isinstance(objective, DualSpaceObjective):
+            assert isinstance(teacher, FrozenTeacher)
+            projectors = objective.build_projectors(student, teacher.model, pair)
         return cls(student, teacher, objective, chunk_tokens, phases, projectors, anchor=anchor)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -134,6 +138,7 @@ class StudentWithLoss(nn.Module):
     ) -> tuple[Tensor, UnitStats]:
         assert isinstance(self.objective, DualSpaceObjective)
         assert self.projectors is not None
+        assert isinstance(self.teacher, FrozenTeacher)
         teacher_ids = zip(aligned.teacher_prompt_ids, aligned.teacher_response_ids, strict=True)
         # Whole responses of both models, with the ids that they read: projectors may look at more than a chunk.
         states = PairStates(

@@ -89,6 +89,10 @@ class FrozenTeacher:
         offsets = list(accumulate(map(len, response_ids), initial=0))[:-1]
         return ResponseStates(hidden_MH, offsets, sum(lengths), num_positions)
 
+    def metrics(self) -> dict[str, float]:
+        """What a step has to log of it: nothing."""
+        return {}
+
     def _pack(self, lengths: list[int]) -> list[list[int]]:
         """Indices of the responses of each forward."""
         return pack_by_length(lengths, self.max_batch_tokens)
