@@ -21,7 +21,6 @@ from simct_pl.losses.inputs.unit_rows import build_unit_rows
 from simct_pl.losses.inputs.vocab_tables import PairTables
 from simct_pl.losses.projectors import least_squares_map
 from simct_pl.models.lm_head import LMHead
-from simct_pl.training import chunked_loss
 from simct_pl.training.dual_space_loss import dual_space_loss
 from simct_pl.types import UnitStats
 from tests.reference import dskd as reference
@@ -244,13 +243,13 @@ def test_no_logits_are_larger_than_a_chunk(name: str, monkeypatch: pytest.Monkey
     """At most four rows of a source at a time; a longer unit is a chunk of its own."""
     units = [unit for own, theirs in batch().ids for unit in partition(*sides_of(batch()), own, theirs)]
     longest = max(max(len(unit.student_ids), len(unit.teacher_ids)) for unit in units)
-    whole, real, seen = graded(name, batch()), chunked_loss._project, []
+    whole, real, seen = graded(name, batch()), LMHead.project, []
 
-    def project(states: Tensor, *arguments: Tensor) -> Tensor:
+    def project(head: LMHead, states: Tensor, *arguments: Tensor) -> Tensor:
         seen.append(len(states))
-        return real(states, *arguments)
+        return real(head, states, *arguments)
 
-    monkeypatch.setattr(chunked_loss, "_project", project)
+    monkeypatch.setattr(LMHead, "project", project)
     cut = graded(name, batch(), chunk_tokens=4)
     assert len(seen) > 4 * 6
     assert max(seen) <= max(4, longest) < len(units)
