@@ -113,7 +113,8 @@ def test_the_dry_run_prints_the_plan_and_loads_nothing(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", refuse)
-    assert run(["fit", "--recipe", "long_chains_student", "--dry_run"]) == 0
+    loads = ["--model.init_args.from_scratch", "false"]
+    assert run(["fit", "--recipe", "quickstart_student", *loads, "--dry_run"]) == 0
     printed = capsys.readouterr().out
     assert "Supervised fine-tuning" in printed
     assert "student backward" in printed
@@ -121,6 +122,6 @@ def test_the_dry_run_prints_the_plan_and_loads_nothing(
 
 
 def test_a_preflight_needs_a_pair() -> None:
-    cli = open_recipes(["fit", "--recipe", "long_chains_student"], PlanningCLI)
+    cli = open_recipes(["fit", "--recipe", "quickstart_student"], PlanningCLI)
     with pytest.raises(RecipeError, match="SFTModule; expected a DistillModule"):
         plan_run(cli, None)
