@@ -36,12 +36,14 @@ from simct_pl.models.sharding import Sharding, free_gathered, full_state_dict
 from simct_pl.rollout.engine import SamplingParams
 from simct_pl.rollout.hf import HFEngine
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer
-from simct_pl.tokenization.thinking import CHOICES, Thinking, opens_thinking
+from simct_pl.tokenization.thinking import CHOICES, Thinking
+from simct_pl.tokenization.turns import TURNS, SupervisedTurns
 from simct_pl.training.checks import check_precision, check_sharding
 from simct_pl.training.collectives import exchange_device, exchange_gradients, gather_scalars, pad_to_max_over_ranks
 from simct_pl.training.optim import GuardedStep, OptimizerConfig
 from simct_pl.types import Prompt, PromptBatch
-from simct_pl.warmup.supervised import Example, SupervisedModel, targets, with_thinking
+from simct_pl.warmup.examples import examples_of
+from simct_pl.warmup.supervised import Example, SupervisedModel
 
 GUARD = "guarded_step"  # of our part in a checkpoint
 
@@ -66,6 +68,7 @@ class SFTModule(L.LightningModule):
         sharding: how ranks share weights, gradients and moments (FSDP2); null: each has them all.
         template: arguments of the model's chat template.
         thinking: a response's <think> … </think> is "supervised", "skipped" (read, not predicted) or "left_out".
+        supervised_turns: of a conversation, the "last" answer is learned, or "all" turns of the assistant's.
     """
 
     def __init__(
@@ -86,14 +89,17 @@ class SFTModule(L.LightningModule):
         sharding: Sharding | None = None,
         template: dict[str, Any] | None = None,
         thinking: Thinking = "supervised",
+        supervised_turns: SupervisedTurns = "last",
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         require_choice("thinking", thinking, CHOICES)
+        require_choice("supervised_turns", supervised_turns, TURNS)
         if not 0 <= label_smoothing < 1:
             raise RecipeError(f"label_smoothing is {label_smoothing}; expected a share in [0, 1).")
         self.model_path, self.output = os.path.expanduser(model), output
         self.from_scratch, self.init_seed, self.template, self.thinking = from_scratch, init_seed, template, thinking
+        self.supervised_turns: SupervisedTurns = supervised_turns
         self.label_smoothing, self.optimizer_config = label_smoothing, optimizer
         self.grader, self.max_response_tokens = grader, max_response_tokens
         self.dtype_name: DtypeName = dtype
@@ -210,23 +216,12 @@ class SFTModule(L.LightningModule):
         return [[examples[i] for i in members] for members in self.layout.groups(lengths, self.micro_batch_tokens)]
 
     def examples(self, prompts: Sequence[Prompt]) -> list[Example]:
-        """Prompts in the model's own template, with their responses and the stop that ends the turn.
+        """Prompts in the model's own template, with what is learned of them and the stops; see examples_of.
 
         Raises:
             PromptDataError: naming a prompt that has no response, or is too long for the model with it.
         """
-        prompts_ids = [self.tokenizer.render_prompt(prompt.messages) for prompt in prompts]
-        prompts = [
-            with_thinking(prompt, self.thinking, opens_thinking(self.tokenizer.table, prompt_ids))
-            for prompt, prompt_ids in zip(prompts, prompts_ids, strict=True)
-        ]
-        # The response is tokenised by itself, as it will be sampled, and the stop is one of its tokens to learn.
-        responses_ids = self.tokenizer.encode_batch([prompt.response or "" for prompt in prompts])
-        stop = self.tokenizer.stop_ids[0]
-        examples = [
-            Example(prompt_ids, [*ids, stop], targets(prompt, ids, self.tokenizer))
-            for prompt, prompt_ids, ids in zip(prompts, prompts_ids, responses_ids, strict=True)
-        ]
+        examples = examples_of(prompts, self.tokenizer, self.thinking, self.supervised_turns)
         for prompt, example in zip(prompts, examples, strict=True):
             length = len(example.prompt_ids) + len(example.response_ids)
             if self.context is not None and length > self.context:
@@ -259,7 +254,7 @@ class SFTModule(L.LightningModule):
                 # Weighted by tokens, or bytes, so that means over parts and ranks are means over all of them.
                 loss = float(self.supervised(part)) / max(_num_targets(part), 1)
                 bits = self.supervised.bits([example.reference for example in part])
-                num_bytes = sum(len(self.tokenizer.table.join(e.response_ids[:-1])) for e in part)
+                num_bytes = sum(len(self.tokenizer.table.join(e.reference.response_ids)) for e in part)
                 self._mean("loss").update(loss, weight=_num_targets(part))
                 self._mean("bits_per_byte").update(bits / max(num_bytes, 1), weight=num_bytes)
         free_gathered(self.supervised)
@@ -274,7 +269,7 @@ class SFTModule(L.LightningModule):
         if self.engine.policy_version is None:
             self.engine.refresh(self.model, self.global_step)
         generations = self.engine.generate(
-            [self.tokenizer.render_prompt(prompt.messages) for prompt in prompts],
+            [self.tokenizer.render(prompt) for prompt in prompts],
             seeds=[0] * len(prompts),  # greedy draws nothing
             sampling=SamplingParams(temperature=0.0, max_tokens=self.max_response_tokens),
             stop_ids=self.tokenizer.stop_ids,
