@@ -7,11 +7,12 @@ come out as without the interruption, because a seed depends on nothing but the 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from simct_pl.data.source import PromptSource
+from simct_pl.data.tools import as_stored, tools_as_json, uses_tools
 from simct_pl.errors import PromptDataError, RecipeError
 from simct_pl.files.lock import sole_writer
 from simct_pl.models.loading import DtypeName, no_room
@@ -82,7 +83,8 @@ def generate(
     }
     folder = Path(output).expanduser()
     with sole_writer(folder, "generate"):
-        store = ResponseStore(folder, settings)
+        has_tools = any(uses_tools(asked.prompt.messages, asked.prompt.tools) for asked in wanted)
+        store = ResponseStore(folder, settings, has_tools)
         # Done before: nothing is loaded.
         if store.finished:
             store.tidy()
@@ -152,7 +154,7 @@ class PromptReader:
                 )
             domain = None if self.domain_field is None else str(row[self.domain_field])
             messages = with_system_prompt(prompt.messages, self.system_prompt)
-            prompt_ids = self.tokenizer.render_prompt(messages)
+            prompt_ids = self.tokenizer.render(replace(prompt, messages=tuple(messages)))
             if no_room("A prompt", len(prompt_ids), self.max_tokens, self.context) or self.source.is_too_long(prompt):
                 self.num_too_long += 1
                 continue
@@ -189,7 +191,7 @@ class Generating:
         return Response(
             prompt=request.prompt,
             sample=request.sample,
-            messages=list(asked.prompt.messages),
+            messages=as_stored(asked.prompt.messages),
             answer=asked.prompt.answer,
             domain=asked.domain,
             response=self.sampler.text_of(ids) if generation is not None else "",
@@ -198,6 +200,7 @@ class Generating:
             attempt=request.attempt,
             num_tokens=len(ids),
             response_ids=ids,
+            tools=tools_as_json(asked.prompt.tools),
         )
 
     def finish(self, num_too_long: int) -> dict[str, Any]:
