@@ -21,6 +21,7 @@ from typing_extensions import override
 
 from simct_pl.checkpointing.position import ContinuedLoader, DataPosition
 from simct_pl.data.source import PromptSource
+from simct_pl.data.tools import uses_tools
 from simct_pl.errors import PromptDataError, RecipeError
 from simct_pl.files.fingerprint import WatchedFile
 from simct_pl.seeding import run_seed
@@ -59,6 +60,7 @@ class PromptStream(TorchIterableDataset[Prompt]):
         self.system_prompt, self.teacher_system_prompt = system_prompt, teacher_system_prompt
         self.epoch, self.num_done = epoch, num_done
         self.num_too_long = self.num_unshown = self.num_without_tools = 0
+        self.warned_of_calls = False
         self.file, self.num_prompts = file, num_prompts
 
     def __len__(self) -> int:
@@ -104,6 +106,8 @@ class PromptStream(TorchIterableDataset[Prompt]):
             )
 
     def _count_without_tools(self, prompt: Prompt, row: dict[str, Any]) -> None:
+        if self.source.tools_field is None and self.source.tools is None:
+            self._warn_of_calls(prompt)
         if not self.source.lacks_tools(row):
             return
         self.num_without_tools += 1
@@ -111,6 +115,15 @@ class PromptStream(TorchIterableDataset[Prompt]):
             rank_zero_warn(
                 f"{self.source.path}: row {prompt.index} has no {self.source.tools_field!r}: it has no tools. The end "
                 "of a pass says how many such rows there are."
+            )
+
+    def _warn_of_calls(self, prompt: Prompt) -> None:
+        """Calls of tools that no recipe names: their schemas are probably in a field that nobody reads."""
+        if not self.warned_of_calls and uses_tools(prompt.conversation, ()):
+            self.warned_of_calls = True
+            rank_zero_warn(
+                f"{self.source.path}: row {prompt.index} calls tools, and the recipe names none. Set tools_field to "
+                "the field that holds their schemas, or tools to the schemas themselves; otherwise no model reads them."
             )
 
     def _report(self) -> None:

@@ -171,10 +171,10 @@ def render_text(
     """
     if tools and "tools" in arguments:
         raise TokenizerError(f"tools are a template argument of {name}, and the rows have theirs; drop one.")
-    offered = {"tools": list(tools)} if tools else {}
+    options: dict[str, Any] = {**arguments, "tools": list(tools)} if tools else dict(arguments)
     try:
         text = tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt, **offered, **arguments
+            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt, **options
         )
     # A template is a program; TypeError is what it raises on None + str, ValueError on tools that are none.
     except (TemplateError, TypeError, ValueError) as error:

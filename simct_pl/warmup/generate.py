@@ -83,8 +83,7 @@ def generate(
     }
     folder = Path(output).expanduser()
     with sole_writer(folder, "generate"):
-        has_tools = any(uses_tools(asked.prompt.messages, asked.prompt.tools) for asked in wanted)
-        store = ResponseStore(folder, settings, has_tools)
+        store = ResponseStore(folder, settings, reader.has_tools)
         # Done before: nothing is loaded.
         if store.finished:
             store.tidy()
@@ -109,7 +108,10 @@ class RenderedPrompt:
 
 
 class PromptReader:
-    """Prompts of a source, rendered; those that leave no room for a response are counted and left out."""
+    """Prompts of a source, rendered; those that leave no room for a response are counted and left out.
+
+    has_tools: whether any that was read has tools, or messages that call some.
+    """
 
     def __init__(
         self,
@@ -123,7 +125,7 @@ class PromptReader:
         self.source, self.tokenizer = source, tokenizer
         self.domain_field, self.system_prompt = domain_field, system_prompt
         self.context, self.max_tokens = context, max_tokens
-        self.num_too_long = 0
+        self.num_too_long, self.has_tools = 0, False
         if source.teacher_field is not None:
             raise RecipeError(
                 f"teacher_field is {source.teacher_field!r}; `generate` has one model, and asks it what a student "
@@ -158,6 +160,7 @@ class PromptReader:
             if no_room("A prompt", len(prompt_ids), self.max_tokens, self.context) or self.source.is_too_long(prompt):
                 self.num_too_long += 1
                 continue
+            self.has_tools |= uses_tools(prompt.messages, prompt.tools)
             yield RenderedPrompt(prompt, domain, prompt_ids)
 
 

@@ -210,3 +210,27 @@ def test_both_models_system_prompts_keep_the_tools() -> None:
     assert [tool["function"]["name"] for tool in prompt.for_teacher.tools] == ["get_weather"]
     assert prompt.for_teacher.messages[0]["content"] == "teacher\n\nBe brief."
     assert prompt.messages[0]["content"] == "both\n\nBe brief."
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_a_shuffled_stream_gives_the_same_prompts(tmp_path: Path, name: str) -> None:
+    """Its rows pass through the data set's library, which likes them to be of one type."""
+    if name == "a.jsonl":
+        path = CONVERSATIONS
+    else:
+        path = tmp_path / name
+        rows = [
+            {"messages": as_stored(p.conversation), "tools": tools_as_json(p.tools)} for p in prompts(CONVERSATIONS)
+        ]
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    source = PromptSource(str(path), **FIELDS, tools_required=False)
+    found = {prompt.index: prompt for prompt in PromptStream(source, shuffle_buffer=3, seed=1)}
+    for expected in prompts(CONVERSATIONS):
+        again = found[expected.index]
+        assert (again.messages, again.response, again.reply) == (expected.messages, expected.response, expected.reply)
+        assert again.tools == expected.tools
+
+
+def test_calls_of_tools_that_no_recipe_names_are_told() -> None:
+    with pytest.warns(UserWarning, match=r"row 0 calls tools, and the recipe names none\. Set tools_field"):
+        list(PromptStream(PromptSource(str(CONVERSATIONS), prompt_field="messages")))

@@ -81,6 +81,17 @@ def test_random_conversations(name: str) -> None:
         assert len(found.ids) == found.spans[-1][1], "what comes behind the last turn is left out"
 
 
+def test_marks_of_what_is_generated_change_nothing() -> None:
+    """Templates for training have them, as TRL's."""
+    marked = small.CHATML.replace(
+        "{{ m.content }}<|im_end|>",
+        "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}"
+        "{% else %}{{ m.content }}<|im_end|>{% endif %}",
+    )
+    turns = talk("hello", "the", "12", "world")
+    assert assistant_turns(tokenizer(marked), turns) == assistant_turns(tokenizer(small.CHATML), turns)
+
+
 def test_a_greeting_that_answers_nothing_is_read_alone() -> None:
     mine = tokenizer(small.CHATML)
     greeting: Message = {"role": "assistant", "content": "hello"}

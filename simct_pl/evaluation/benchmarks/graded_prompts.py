@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 class GradedPrompts(Benchmark):
-    """Prompts with answers, read as a recipe's data are.
+    """Prompts with answers, read as a recipe's data are: questions, or conversations that are asked as they are.
 
     Args:
         name: of the metrics. source: the file and its fields; answer_field is what the grader compares with.
