@@ -229,7 +229,7 @@ class MixtureBuilder:
     def write(self, path: Path) -> int:
         """Write the mixture; returns its number of rows."""
         rows = self.shuffled()
-        has_tools = any(row["tools"] or uses_tools(row["messages"], ()) or row["reply"] for row in rows)
+        has_tools = any(row["reply"] or uses_tools(row["messages"], row["tools"]) for row in rows)
         return write_parquet(path, with_tools(SCHEMA) if has_tools else SCHEMA, _in_groups(rows, 1000))
 
 
@@ -255,7 +255,7 @@ def _as_row(prompt: Prompt, source: str, domain: str, digest: str) -> dict[str, 
         "messages": list(prompt.messages),
         "answer": prompt.answer,
         "response": prompt.response,
-        "tools": tools_as_json(prompt.tools),
+        "tools": prompt.tools,
         "reply": prompt.reply,
         "domain": domain,
         "source": source,
@@ -271,4 +271,4 @@ def _in_groups(rows: list[dict[str, Any]], size: int) -> Iterator[list[dict[str,
 def _stored(row: dict[str, Any]) -> dict[str, Any]:
     """A reply that calls tools is no text: it ends the messages, as in the data set."""
     reply = [row["reply"]] if row["reply"] else []
-    return {**row, "messages": as_stored([*row["messages"], *reply])}
+    return {**row, "messages": as_stored([*row["messages"], *reply]), "tools": tools_as_json(row["tools"])}

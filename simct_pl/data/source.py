@@ -150,8 +150,8 @@ class PromptSource:
         """Whether a prompt, tools and calls of them included, is to be left out by max_prompt_chars."""
         if self.max_prompt_chars is None:
             return False
-        num_chars = sum(len(said_in(message)) for message in prompt.messages) + len(tools_as_json(prompt.tools) or "")
-        return num_chars > self.max_prompt_chars
+        num_chars = sum(len(said_in(message)) for message in prompt.messages)
+        return num_chars + (len(tools_as_json(prompt.tools)) if prompt.tools else 0) > self.max_prompt_chars
 
     def prompt(self, index: int, row: Mapping[str, Any]) -> Prompt:
         """One row as a Prompt.
@@ -209,7 +209,7 @@ class PromptSource:
             return self.given_tools()
         place = f"Row {index} of {self.path!r}: {self.tools_field!r}"
         tools = read_tools(place, self._structure(row[self.tools_field]))
-        check_text(place, tools_as_json(tools) or "")
+        check_text(place, tools_as_json(tools))
         return tools
 
     def _structure(self, value: Any) -> Any:

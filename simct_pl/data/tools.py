@@ -61,9 +61,9 @@ def unfilled(value: Any) -> Any:
     return [unfilled(inner) for inner in value] if isinstance(value, list) else value
 
 
-def tools_as_json(tools: Sequence[Tool]) -> str | None:
-    """Tools as one column of a table holds them; None without any."""
-    return json.dumps(list(tools), ensure_ascii=False) if tools else None
+def tools_as_json(tools: Sequence[Tool]) -> str:
+    """Tools as one column of a table holds them; an empty list says that there are none."""
+    return json.dumps(list(tools), ensure_ascii=False)
 
 
 def as_stored(messages: Sequence[Message]) -> list[Message]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NoReturn
 
 from simct_pl.errors import PromptDataError, TokenizerError
 from simct_pl.tokenization.bytes import as_bytes
@@ -69,6 +69,7 @@ class _Rendering:
         self.text = self._text(messages, tools)
         check_complete(self._text, self.text, messages, tools, tokenizer.name)
         self.ids = self._encode(self.text)
+        self.found = (0, 0)  # characters and tokens up to the end of the last turn that was found
 
     def span(self, place: int) -> tuple[int, int]:
         """[start, end) of the turn that is the message at this place, its stop last."""
@@ -82,9 +83,8 @@ class _Rendering:
         if not says(after[len(before) :], message["content"]):
             self._refuse(turn, f"not all its words are in there, {message['content']!r:.60}")
         # Tokens, too: a token that reaches over an edge would be half prompt, half answer.
-        before_ids, after_ids = self._encode(before), self._encode(after)
-        start, end = len(before_ids), len(after_ids)
-        if self.ids[:start] != before_ids or self.ids[:end] != after_ids:
+        start, end = self._tokens(before), self._tokens(after)
+        if start is None or end is None:
             self._refuse(turn, "a token reaches over its beginning or its end")
         stops = set(self.tokenizer.stop_ids)
         if self.ids[end - 1] not in stops:
@@ -94,7 +94,18 @@ class _Rendering:
                 f"{turn} has a stop among its words, {message['content']!r:.60}; the model would be cut there. Leave "
                 "such rows out."
             )
+        self.found = len(after), end
         return start, end
+
+    def _tokens(self, beginning: str) -> int | None:
+        """How many tokens a beginning of the text has; None if they are not how the whole begins."""
+        # What is behind a stop does not depend on what is in front of it, so that long conversations need not be read
+        # again and again. A few tokenizers differ there (they begin with a space): then all of it is read.
+        for num_chars, num_tokens in (self.found, (0, 0)):
+            ids = self._encode(beginning[num_chars:])
+            if self.ids[num_tokens : num_tokens + len(ids)] == ids:
+                return num_tokens + len(ids)
+        return None
 
     def _text(self, messages: Sequence[Message], tools: Sequence[Tool], add_generation_prompt: bool = False) -> str:
         of = self.tokenizer
@@ -105,7 +116,7 @@ class _Rendering:
         ids: list[int] = self.tokenizer.hf.encode(text, add_special_tokens=False)
         return ids
 
-    def _refuse(self, turn: str, why: str) -> None:
+    def _refuse(self, turn: str, why: str) -> NoReturn:
         raise TokenizerError(
             f"The chat template of {self.tokenizer.name} does not say exactly where {turn} is: {why}. {FIX}"
         )

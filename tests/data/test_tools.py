@@ -96,8 +96,7 @@ def test_what_is_written_into_a_table_comes_out_again() -> None:
         schema = pa.Table.from_pylist([{"messages": stored, "tools": tools_as_json(prompt.tools)}])
         (row,) = schema.to_pylist()
         assert tuple(read_messages("Row 0", row["messages"])) == prompt.messages
-        assert (row["tools"] is None) == (prompt.tools == ())
-        assert prompt.tools == (read_tools("Row 0", row["tools"]) if row["tools"] else ())
+        assert read_tools("Row 0", row["tools"]) == prompt.tools
 
 
 @pytest.mark.parametrize("empty", [{}, {"tools": None}, {"tools": ""}], ids=["no field", "null", "empty"])
@@ -223,7 +222,7 @@ def test_a_shuffled_stream_gives_the_same_prompts(tmp_path: Path, name: str) -> 
             {"messages": as_stored(p.conversation), "tools": tools_as_json(p.tools)} for p in prompts(CONVERSATIONS)
         ]
         pq.write_table(pa.Table.from_pylist(rows), path)
-    source = PromptSource(str(path), **FIELDS, tools_required=False)
+    source = PromptSource(str(path), **FIELDS)
     found = {prompt.index: prompt for prompt in PromptStream(source, shuffle_buffer=3, seed=1)}
     for expected in prompts(CONVERSATIONS):
         again = found[expected.index]

@@ -28,6 +28,7 @@ CLASS_HOMES = (errors, callbacks, simct_pl)
 OTHER_CLASSES = {
     "Aligner": "simct_pl.alignment.base",
     "ArithmeticDataModule": "simct_pl.tasks.datamodule",
+    "GradedPrompts": "simct_pl.evaluation.benchmarks.graded_prompts",
     "HFEngine": "simct_pl.rollout.hf",
     "MergingAligner": "simct_pl.alignment.coarse",
     "NumberAligner": "docs/extending.md",

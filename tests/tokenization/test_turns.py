@@ -73,7 +73,10 @@ def test_random_conversations(name: str) -> None:
         words = [
             " ".join(draw.choices(["hello", "the", "123", "é", "🙂", "a\nb"], k=draw.randint(1, 6))) for _ in range(6)
         ]
-        found = assistant_turns(mine, talk(*words[: draw.choice([2, 3, 4, 5, 6])]))
+        turns = talk(*words[: draw.choice([2, 3, 4, 5, 6])])
+        found = assistant_turns(mine, turns)
+        for number, (start, _) in enumerate(found.spans):
+            assert found.ids[:start] == mine.render_prompt(turns[: 2 * number + 1]), "the prompt of a rollout"
         whole = mine.hf.decode(found.ids)
         parts = [part.split(end)[0] + end for part in whole.split(begin)[1:]]
         assert [mine.hf.decode(found.ids[a:b]).strip() for a, b in found.spans] == [part.strip() for part in parts]
@@ -84,9 +87,9 @@ def test_random_conversations(name: str) -> None:
 def test_marks_of_what_is_generated_change_nothing() -> None:
     """Templates for training have them, as TRL's."""
     marked = small.CHATML.replace(
-        "{{ m.content }}<|im_end|>",
-        "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}"
-        "{% else %}{{ m.content }}<|im_end|>{% endif %}",
+        "{{ m.content }}<|im_end|>\n",
+        "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|im_end|>\n{% endgeneration %}"
+        "{% else %}{{ m.content }}<|im_end|>\n{% endif %}",
     )
     turns = talk("hello", "the", "12", "world")
     assert assistant_turns(tokenizer(marked), turns) == assistant_turns(tokenizer(small.CHATML), turns)

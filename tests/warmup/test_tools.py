@@ -71,7 +71,7 @@ def source(folder: Path, rows: list[dict[str, Any]], **fields: Any) -> PromptSou
 
 
 def read(path: Path, **fields: Any) -> list[Prompt]:
-    table = PromptSource(str(path), **{**OPTIONAL, **fields})
+    table = PromptSource(str(path), **{**OPTIONAL, **fields, "tools_required": True})
     return [table.prompt(index, row) for index, row in table.rows()]
 
 
