@@ -83,9 +83,9 @@ def _responses(pair: TokenizerPair, text: str, num_tokens: int) -> list[UnitAlig
 def _cells(builder: PathBuilder, responses: list[UnitAlignment], advance: Callable[[], None]) -> list[str]:
     cells = []
     for response in responses:
-        known = builder.answers.questions.size
+        known = builder.answers.tables.questions.size
         seconds = _seconds(lambda response=response: builder.build([response]))
-        cells += [f"{seconds:.1f}", f"{builder.answers.questions.size - known:,}"]
+        cells += [f"{seconds:.1f}", f"{builder.answers.tables.questions.size - known:,}"]
         advance()
     fastest = min(_seconds(lambda: builder.build(responses[-1:])) for _ in range(REPEATS))
     paths = builder.build(responses[-1:])

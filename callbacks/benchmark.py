@@ -97,7 +97,7 @@ class BenchmarkCallback(BenchmarkProvider):
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._log(trainer, pl_module, "test")
         if trainer.is_global_zero:
-            print_results(self.results, f"{distilled(self, pl_module).student_path}, {self.test_protocol}")
+            print_results(self.results, f"{distilled(self, pl_module).starts_from}, {self.test_protocol}")
 
     def _log(self, trainer: L.Trainer, pl_module: L.LightningModule, name: str) -> None:
         evaluation, module = self.evaluation, distilled(self, pl_module)
@@ -130,7 +130,7 @@ class BenchmarkCallback(BenchmarkProvider):
 
     def _evaluation(self, trainer: L.Trainer, module: DistillModule, protocol: Protocol) -> Evaluation:
         return Evaluation(
-            {"model": module.student_path},
+            {"model": module.starts_from},
             module.pair.student,
             module.student_context,
             self.engine or _rollout_engine(trainer),

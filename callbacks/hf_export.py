@@ -5,35 +5,38 @@ from __future__ import annotations
 from pathlib import Path
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 from callbacks.distilled import distilled
 from simct_pl.files.outputs import check_output
-from simct_pl.models.export import export_model
-from simct_pl.models.sharding import full_state_dict
+from simct_pl.models.export import export
 from simct_pl.tracking.outputs import OutputWriter
+from simct_pl.tracking.run_info import RunInfoReader
+from simct_pl.training.model_card import model_card
 from simct_pl.types import PromptBatch
 
 
-class HFExport(OutputWriter):
-    """Exports to `output` (weights, tokenizer, chat template, generation config), atomically.
+class HFExport(OutputWriter, RunInfoReader):
+    """Exports to `output` (weights, tokenizer, chat template, generation config, model card), atomically.
 
     Args:
         output: folder; `<output>-step<N>` for the intermediate ones. every_n_steps: None exports at the end only.
+        adapter: of a LoRA student, write the adapters alone, as PEFT does; False merges them into the model.
     """
 
     only_reports = True
 
-    def __init__(self, output: str, every_n_steps: int | None = None) -> None:
-        self.output, self.every_n_steps = Path(output), every_n_steps
+    def __init__(self, output: str, every_n_steps: int | None = None, adapter: bool = False) -> None:
+        self.output, self.every_n_steps, self.adapter = Path(output), every_n_steps, adapter
         self._exported_at = 0
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse an unfit output hours before it is needed."""
         module = distilled(self, pl_module)
-        check_output(self.output, (module.student_path, module.teacher_path))
+        module.check_adapter(self.adapter, "HFExport")
+        read = (module.student_path, module.teacher_path, module.starts_from)
+        check_output(self.output, read)
 
     @override
     def on_train_batch_end(
@@ -50,8 +53,6 @@ class HFExport(OutputWriter):
 
     def _export(self, trainer: L.Trainer, pl_module: L.LightningModule, output: Path) -> None:
         module = distilled(self, pl_module)
-        weights = full_state_dict(module.student, keep=trainer.is_global_zero)  # ranks gather together
-        if not trainer.is_global_zero:
-            return
-        folder = export_model(module.student, module.pair.student.hf, output, module.student_path, weights)
-        rank_zero_info(f"Exported the student to {folder}")
+        tokenizer, writes = module.pair.student.hf, trainer.is_global_zero
+        card = model_card(output.name, module, trainer.global_step, self.run_info)
+        export(module.student, tokenizer, output, module.tokenizer_path, self.adapter, writes, card)

@@ -11,7 +11,7 @@ import lightning as L
 from typing_extensions import override
 
 from simct_pl.files.outputs import check_file
-from simct_pl.tracking.logger import MLFLOW_LOGGERS
+from simct_pl.tracking.artifacts import log_picture
 from simct_pl.tracking.outputs import OutputWriter
 
 PANELS = (
@@ -88,9 +88,7 @@ class LearningCurve(OutputWriter):
         if not trainer.is_global_zero or not self.curves:
             return
         draw_curves(self.curves, self.output, self.title)
-        for logger in trainer.loggers:
-            if isinstance(logger, MLFLOW_LOGGERS):
-                logger.experiment.log_artifact(logger.run_id, str(self.output))
+        log_picture(trainer.loggers, self.output, trainer.global_step)
 
 
 def limits(values: Sequence[float]) -> tuple[float, float]:

@@ -10,13 +10,13 @@ import lightning as L
 from typing_extensions import override
 
 from callbacks.distilled import distilled
-from simct_pl.tracking.logger import MLFLOW_LOGGERS
+from simct_pl.tracking.artifacts import log_text
 from simct_pl.tracking.run_info import RunInfoReader
 
 
 class RecipeLog(L.Callback, RunInfoReader):
     """Saves `recipe.yaml` under the trainer's root directory; logs versions, commit and the objective's variant to
-    every logger, and the recipe to MLflow.
+    every logger, and the recipe where texts can go.
     """
 
     only_reports = True
@@ -36,5 +36,4 @@ class RecipeLog(L.Callback, RunInfoReader):
         parameters["variant/aligner"] = type(module.aligner).__name__
         for logger in trainer.loggers:
             logger.log_hyperparams(parameters)
-            if isinstance(logger, MLFLOW_LOGGERS):
-                logger.experiment.log_text(logger.run_id, info.recipe, "recipe.yaml")
+        log_text(trainer.loggers, "recipe.yaml", info.recipe)

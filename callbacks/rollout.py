@@ -195,6 +195,12 @@ class RolloutCallback(RolloutProvider):
         """Refuse what a share of the teacher's answers cannot be combined with."""
         if self.teacher_share == 0:
             return
+        if module.teacher_server is not None:
+            raise RecipeError(
+                f"{type(self).__name__}: the teacher answers with its own weights, for teacher_share="
+                f"{self.teacher_share:g}, and they are on a server. Leave teacher_server out, or the share; or let "
+                "`generate` write the answers first."
+            )
         if module.sharding is not None and module.sharding.shard_teacher:
             raise RecipeError(
                 f"{type(self).__name__}: the teacher generates on each rank by itself, for teacher_share="

@@ -1,4 +1,4 @@
-"""A table of sampled responses with the loss of each unit, as an MLflow artifact: what did the student say, and where
+"""A table of sampled responses with the loss of each unit: what did the student say, and where
 was it wrong?
 """
 
@@ -10,12 +10,13 @@ from typing import Any
 import lightning as L
 from typing_extensions import override
 
-from simct_pl.tracking.logger import MLFLOW_LOGGERS
+from simct_pl.tracking.artifacts import log_table
 from simct_pl.types import BYTE_END, BYTE_START, PromptBatch, StepRecord, UnitAlignment
 
 
 class SampleTable(L.Callback):
-    """Logs `samples.json` to MLflow: step, prompt, response, its author, finish reason, loss, and the loss per unit.
+    """Logs the table `samples` to every logger that takes one: step, prompt, response, its author, finish reason, loss,
+    and the loss per unit.
 
     Args:
         every_n_steps: how often, from the first step on. num_samples: responses a time.
@@ -36,9 +37,7 @@ class SampleTable(L.Callback):
         rows = sample_rows(batch.record, self.num_samples)
         columns = {name: [row[name] for row in rows] for name in rows[0]}
         columns["step"] = [trainer.global_step] * len(rows)
-        for logger in trainer.loggers:
-            if isinstance(logger, MLFLOW_LOGGERS):
-                logger.experiment.log_table(logger.run_id, columns, "samples.json")
+        log_table(trainer.loggers, "samples.json", columns, trainer.global_step)
 
 
 def sample_rows(record: StepRecord, num_samples: int) -> list[dict[str, Any]]:

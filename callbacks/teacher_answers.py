@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from simct_pl.rollout.engine import Generation, SamplingParams
 from simct_pl.rollout.hf import HFEngine
 from simct_pl.training.module import DistillModule
+from simct_pl.training.teacher import FrozenTeacher
 from simct_pl.types import Prompt, Rollout
 
 
@@ -20,7 +21,7 @@ def teacher_rollouts(
     """
     if not asked:
         return []
-    assert module.teacher is not None
+    assert isinstance(module.teacher, FrozenTeacher)  # RolloutCallback refuses one on a server
     teacher, tokenizer = module.teacher.to(module.device), module.pair.teacher
     engine = HFEngine(batch_size=len(asked))
     engine.refresh(teacher.model, 0)

@@ -21,6 +21,7 @@ COMMANDS = {
     "generate": ("simct_pl.commands.generate", "let a model answer prompts, several times each"),
     "select": ("simct_pl.commands.select", "keep the responses that verify, and the shortest of them"),
     "evaluate": ("simct_pl.commands.evaluate", "score a model folder on benchmarks: GSM8K, MATH500, MBPP, …"),
+    "push": ("simct_pl.commands.push", "upload an exported student to the Hugging Face hub"),
     "convert-gguf": ("simct_pl.commands.convert_gguf", "turn a GGUF file into an ordinary model folder"),
     "sweep": ("simct_pl.commands.sweep", "run a grid of methods, seeds and recipe values"),
     "report": ("simct_pl.commands.report", "compare the runs of a sweep: table, pictures, one page"),

@@ -72,6 +72,8 @@ def _score(run: PlannedRun, wanted: str, num_scored: int) -> tuple[ScoreReport |
 
     if wanted == "false":
         return None, NOT_ASKED
+    if run.module.teacher_server is not None:
+        return None, "the teacher's weights are on a server"
     if wanted == "auto" and (why_not := why_not_by_itself(run.module)) is not None:
         return None, f"{why_not}; --score true loads both models all the same."
     with_response = [sample for sample in run.samples if sample.prompt.response][:num_scored]

@@ -29,7 +29,7 @@ from simct_pl.checkpointing.resume import NEVER, check_same_run, choose_checkpoi
 from simct_pl.config.callback_package import install as install_callbacks
 from simct_pl.config.recipe_parser import PARSER_MODE, RecipeParser, interpolation
 from simct_pl.config.recipes import check_yaml, resolve_recipes
-from simct_pl.config.summary import TRACKING_URI, print_summary
+from simct_pl.config.summary import print_summary
 from simct_pl.errors import CheckpointError, MissingPackageError, RecipeError, SimctError, first_line
 from simct_pl.files.lock import sole_writer
 from simct_pl.files.outputs import check_parent
@@ -173,14 +173,13 @@ class SimctCLI(LightningCLI):
         check_parent(root / "recipe.yaml")
         # A recipe without a logger gets ours; false stays off.
         if config.get("logger") in (None, True):
-            kwargs["logger"] = RunLogger(
-                str(root / "tracking"),
-                run_name=self.run_name,
-                tracking_uri=TRACKING_URI,
-                artifact_location=artifact_location(),
-            )
+            kwargs["logger"] = RunLogger()
         kwargs["default_root_dir"] = str(root)
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        for logger in trainer.loggers:
+            if isinstance(logger, RunLogger):
+                logger.fill_in(root / "tracking", self.run_name, artifact_location())
+        return trainer
 
     @override
     def instantiate_classes(self) -> None:

@@ -7,12 +7,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from simct_pl.tracking.logger import MLFLOW_LOGGERS
+from simct_pl.tracking.artifacts import MLFLOW_LOGGERS
+from simct_pl.tracking.logger import TRACKING_URI
 from simct_pl.tracking.outputs import OutputWriter
 from simct_pl.training.held_out import HeldOutResult
 from simct_pl.training.module import DistillModule
 
-TRACKING_URI = "sqlite:///runs/mlflow.db"
 MAX_CHARS = 120  # of a prompt or an answer: four of them, three columns wide, are one screen
 PERCENT_METRICS = ("eval/accuracy", "eval/truncation_rate", "eval/coverage")
 

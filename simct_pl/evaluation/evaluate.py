@@ -16,9 +16,7 @@ from simct_pl.files.lock import sole_writer
 from simct_pl.models.loading import DtypeName
 from simct_pl.rollout.engine import RolloutEngine
 from simct_pl.rollout.inference_model import InferenceModel
-from simct_pl.tracking.logger import RunLogger
-
-TRACKING_URI = "sqlite:///runs/mlflow.db"
+from simct_pl.tracking.logger import TRACKING_URI, RunLogger
 
 
 def evaluate(

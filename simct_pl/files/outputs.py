@@ -71,4 +71,5 @@ def check_parent(output: Path) -> None:
 
 def _is_replaceable(folder: Path) -> bool:
     """Whether a folder is empty or an earlier export; nobody's other files are ever removed."""
-    return (folder / "config.json").is_file() or not any(folder.iterdir())
+    exported = ("config.json", "adapter_config.json")
+    return any((folder / name).is_file() for name in exported) or not any(folder.iterdir())

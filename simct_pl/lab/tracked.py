@@ -29,7 +29,7 @@ class SweepRun:
         from mlflow.exceptions import MlflowException
 
         from simct_pl.config.lightning_cli import artifact_location
-        from simct_pl.config.summary import TRACKING_URI
+        from simct_pl.tracking.logger import TRACKING_URI
 
         make_database(TRACKING_URI)
         client, remembered = MlflowClient(TRACKING_URI), folder / "sweep.json"

@@ -20,6 +20,7 @@ from simct_pl.errors import RecipeError
 from simct_pl.losses.base import Objective, RowStats, UnitChunk, UnitLosses
 from simct_pl.losses.divergences import DivergenceName, named_divergence
 from simct_pl.losses.token_paths.asking import Asker
+from simct_pl.losses.token_paths.kept import KeptAnswers
 from simct_pl.losses.token_paths.masses import (
     Exponentials,
     MovedIds,
@@ -63,11 +64,12 @@ class TokenConditionalLoss(Objective):
     def prepare(self, pair: TokenizerPair) -> None:
         if self._pair is not pair:
             self._pair = pair
-            self.use(VocabLinks.of_pair(pair))
+            links = VocabLinks.of_pair(pair)
+            self.use(links, KeptAnswers.of(links))
 
-    def use(self, links: VocabLinks) -> None:
-        """Take the links of a pair; `prepare` hands over those of its pair."""
-        self.path_builder = PathBuilder(Asker(links))
+    def use(self, links: VocabLinks, kept: KeptAnswers | None = None) -> None:
+        """Take the links of a pair, and what is known of it; `prepare` hands over those of its pair."""
+        self.path_builder = PathBuilder(Asker(links), kept)
         self.use_labels(*SideLabels.of(links))
 
     def use_labels(self, student: SideLabels, teacher: SideLabels) -> None:

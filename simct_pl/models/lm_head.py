@@ -53,6 +53,12 @@ class LMHead:
     def __call__(self, hidden: Tensor) -> Tensor:
         return self.finish(self.projection(hidden))
 
+    def project(self, states: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+        """The matrix product alone, of rows [R, H] with a copy of the projection's weight and bias, into `out`."""
+        if bias is None:
+            return torch.mm(states, weight.T, out=out)
+        return torch.addmm(bias, states, weight.T, out=out)
+
     def finish(self, projected: Tensor) -> Tensor:
         """Scale and soft-cap."""
         if self.scale != 1.0:

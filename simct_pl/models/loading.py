@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 
-from simct_pl.errors import MissingFileError, ModelFolderError, first_line, require_choice
+from simct_pl.errors import MissingFileError, MissingPackageError, ModelFolderError, first_line, require_choice
 from simct_pl.files.fingerprint import FileFingerprint
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
@@ -136,11 +137,18 @@ def weights_id(model: str) -> str:
     return hashlib.sha256(digests.encode()).hexdigest()[:16] if files else ""
 
 
-def load_causal_lm(role: str, path: str, dtype: DtypeName | None, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The weights, from safetensors only. dtype: None leaves that of the files.
+def load_causal_lm(
+    role: str,
+    path: str,
+    dtype: DtypeName | None,
+    trust_remote_code: bool = False,
+    arguments: Mapping[str, Any] | None = None,
+) -> PreTrainedModel:
+    """The weights, from safetensors only. dtype: None leaves that of the files. arguments: more of from_pretrained's.
 
     Raises:
         ModelFolderError: if the folder's architecture has no causal language model, or its weights cannot be read.
+        MissingPackageError: if a quantised model needs a package.
     """
     refuse_adapter(role, path)
     try:
@@ -149,7 +157,10 @@ def load_causal_lm(role: str, path: str, dtype: DtypeName | None, trust_remote_c
             dtype="auto" if dtype is None else torch_dtype(dtype),
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
+            **(arguments or {}),
         )
+    except ImportError as error:
+        raise MissingPackageError(f"{role} {path!r} needs a package: {first_line(error)}") from error
     except (OSError, ValueError, KeyError, SafetensorError) as error:  # the last of a file that is not whole
         raise ModelFolderError(
             f"{role} {path!r} cannot be loaded as a causal language model: {first_line(error)}"

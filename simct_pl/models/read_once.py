@@ -7,8 +7,9 @@ and then filled.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,7 +20,9 @@ from transformers.initialization import no_init_weights
 
 from simct_pl.errors import ModelFolderError
 from simct_pl.models.lm_head import verify_head
+from simct_pl.models.load_arguments import is_quantised
 from simct_pl.models.loading import DtypeName, load_causal_lm, load_config, torch_dtype
+from simct_pl.models.lora import Lora
 from simct_pl.models.ranks import failing_together, num_ranks, objects_of_ranks, rank
 
 
@@ -43,28 +46,39 @@ class ReadOnce:
         *,
         everywhere: bool = False,
         check: Callable[[PreTrainedModel], None] = verify_head,
+        lora: Lora | None = None,
+        arguments: Mapping[str, Any] | None = None,
     ) -> ReadOnce:
         """Read a model, and check it where its weights are. Collective.
 
-        everywhere: read it on every rank all the same: somebody needs its values before `fill`.
+        everywhere: read it on every rank all the same: somebody needs its values before `fill`. lora: adapters that it
+            gets, behind the check. arguments: more of from_pretrained's; with any, and where weights are packed, every
+            rank reads them.
 
         Raises:
             ModelFolderError, UnsupportedModelError: see load_causal_lm and `check`; on the other ranks the first.
         """
-        if everywhere or num_ranks() == 1:
-            model = load_causal_lm(role, path, dtype, trust_remote_code)
+        everywhere = everywhere or num_ranks() == 1 or bool(arguments)
+        if everywhere or is_quantised({}, load_config(role, path, trust_remote_code)):
+            model = load_causal_lm(role, path, dtype, trust_remote_code, arguments)
             check(model)
+            if lora is not None:
+                lora.attach(model)
             return cls(model, None)
         source = None
         with failing_together(f"load the {role}", ModelFolderError):
             if rank() == 0:
                 source = load_causal_lm(role, path, dtype, trust_remote_code)
                 check(source)
+                if lora is not None:
+                    lora.attach(source)
         # What a checkpoint says beside the weights: its sampling defaults, and which of them stay in another dtype.
         dtypes = None if source is None else {name: p.dtype for name, p in source.named_parameters()}
         kept = objects_of_ranks(None if source is None else (source.generation_config, dtypes))[0]
         model = _untouched(role, path, dtype, trust_remote_code)
         model.generation_config, dtypes = kept
+        if lora is not None:
+            lora.attach(model, load=False)
         for name, parameter in model.named_parameters():
             if parameter.dtype != dtypes[name]:
                 parameter.data = torch.empty(parameter.shape, dtype=dtypes[name])

@@ -114,7 +114,12 @@ def decoder_blocks(model: PreTrainedModel) -> list[nn.Module]:
         UnsupportedModelError: if it lists none.
     """
     names = set(model._no_split_modules or ())
-    blocks = [module for module in model.get_decoder().modules() if type(module).__name__ in names]
+    # Of a class that FSDP2 has derived too.
+    blocks = [
+        module
+        for module in model.get_decoder().modules()
+        if any(kind.__name__ in names for kind in type(module).__mro__)
+    ]
     if not blocks:
         raise UnsupportedModelError(
             f"{type(model).__name__} does not say which of its modules are decoder blocks (_no_split_modules), so that "

@@ -8,19 +8,22 @@ the most counts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
+
+import torch
 
 from simct_pl.planning.step import StepShape
 from simct_pl.rehearsal.ledger import Ledger
 from simct_pl.rehearsal.models import ModelSize
-from simct_pl.rehearsal.training import GRADIENTS, MOMENTS, TEACHER, TRAINED
+from simct_pl.rehearsal.training import FROZEN, GRADIENTS, MOMENTS, TEACHER, TRAINED
 
 
 class Part(Enum):
     """What is held; the value is what a table calls it."""
 
     WEIGHTS = "trained weights"
+    FROZEN = "frozen weights"
     GRADIENTS = "gradients"
     MOMENTS = "AdamW moments"
     BUCKETS = "DDP's buckets"
@@ -56,11 +59,12 @@ PHASE_OF = {
 # What a ledger calls it, and what is in host memory with sharding.cpu_offload.
 KEPT = {
     TRAINED: (Part.WEIGHTS, Moment.ALWAYS),
+    FROZEN: (Part.FROZEN, Moment.ALWAYS),
     GRADIENTS: (Part.GRADIENTS, Moment.TRAINING),
     MOMENTS: (Part.MOMENTS, Moment.ALWAYS),
     TEACHER: (Part.TEACHER_WEIGHTS, Moment.ALWAYS),
 }
-OFFLOADED = (Part.WEIGHTS, Part.GRADIENTS, Part.MOMENTS)
+OFFLOADED = (Part.WEIGHTS, Part.FROZEN, Part.GRADIENTS, Part.MOMENTS)
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,8 @@ def rehearsed_items(ledger: Ledger, step: StepShape) -> list[MemoryItem]:
         for phase, when in PHASE_OF.items()
         if phase in ledger.most_in
     ]
+    if step.teacher == "server":
+        items = [item for item in items if item.part != Part.TEACHER_WEIGHTS and item.when is not Moment.TEACHER]
     return [item for item in items if item.bytes > 0 and not (step.cpu_offload and item.part in OFFLOADED)]
 
 
@@ -101,14 +107,32 @@ def _named(name: str, size: int) -> tuple[Part, float, Moment]:
 def counted_items(sizes: dict[str, ModelSize], step: StepShape) -> list[MemoryItem]:
     """Weights, gradients and moments alone, where a step could not be rehearsed; what is trained is named first."""
     trained, *others = sizes.values()
-    state = trained.parameters * step.dtype.itemsize / step.student_shards
+    state = _trained_bytes(trained, step) / step.student_shards
+    frozen = 0 if trained.trained is None else trained.parameters - trained.trained
     items = [
         MemoryItem(Part.WEIGHTS, state),
+        MemoryItem(Part.FROZEN, frozen * step.dtype.itemsize / step.student_shards),
         MemoryItem(Part.GRADIENTS, state, Moment.TRAINING),
         MemoryItem(Part.MOMENTS, 2 * state),
     ]
-    items += [MemoryItem(Part.TEACHER_WEIGHTS, _frozen_bytes(size, step)) for size in others]
-    return [item for item in items if not (step.cpu_offload and item.part in OFFLOADED)]
+    if step.teacher != "server":
+        items += [MemoryItem(Part.TEACHER_WEIGHTS, _frozen_bytes(size, step)) for size in others]
+    return [item for item in items if item.bytes > 0 and not (step.cpu_offload and item.part in OFFLOADED)]
+
+
+def _trained_bytes(size: ModelSize, step: StepShape) -> float:
+    """Of what AdamW steps; adapters are in fp32 whatever the student's weights are in."""
+    if size.trained is None:
+        return size.parameters * step.dtype.itemsize
+    return size.trained * max(step.dtype.itemsize, torch.float32.itemsize)
+
+
+def packed(
+    items: Sequence[MemoryItem], teacher: ModelSize, step: StepShape, bits_a_weight: float | None
+) -> list[MemoryItem]:
+    """The items, with a teacher whose decoder blocks are quantised; None leaves them as they are."""
+    saved = sum(teacher.blocks) * (step.teacher_dtype.itemsize - (bits_a_weight or 0) / 8) if bits_a_weight else 0
+    return [replace(item, bytes=item.bytes - saved) if item.part is Part.TEACHER_WEIGHTS else item for item in items]
 
 
 def _frozen_bytes(size: ModelSize, step: StepShape) -> float:
@@ -123,7 +147,7 @@ def items_beside(trained: ModelSize, cache: int, step: StepShape) -> list[Memory
 
     cache: bytes of one sequence that the student generates.
     """
-    items = [MemoryItem(Part.BUCKETS, trained.parameters * step.dtype.itemsize)] if step.buckets else []
+    items = [MemoryItem(Part.BUCKETS, _trained_bytes(trained, step))] if step.buckets else []
     if step.anchor:
         items.append(MemoryItem(Part.ANCHOR_WEIGHTS, _frozen_bytes(trained, step)))
     if step.engine == "server":

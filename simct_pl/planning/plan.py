@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 import lightning as L
 import torch
 
 from simct_pl.errors import RecipeError, UnsupportedModelError
+from simct_pl.models.load_arguments import bits_a_weight
 from simct_pl.models.loading import DtypeName, torch_dtype
 from simct_pl.models.sharding import Sharding
 from simct_pl.planning.deployment import Deployment
-from simct_pl.planning.memory import MemoryItem, counted_items, items_beside, peak_bytes, rehearsed_items
-from simct_pl.planning.rehearsing import rehearse_recipe, source_of
+from simct_pl.planning.memory import MemoryItem, counted_items, items_beside, packed, peak_bytes, rehearsed_items
+from simct_pl.planning.rehearsing import lora_of, rehearse_recipe, source_of
 from simct_pl.planning.samples import Lengths
 from simct_pl.planning.step import StepShape
 from simct_pl.rehearsal.models import ModelSize, cache_bytes, size_of
@@ -96,13 +97,14 @@ def make_plan(
     """
     deployment.check(module.sharding)
     step = step_shape(module, batch_size_of(datamodule), rollouts, deployment, lengths)
-    sizes = {role: size_of(source_of(module, role)) for role in ("student", "teacher")}
+    sizes = {role: size_of(source_of(module, role), lora_of(module, role)) for role in ("student", "teacher")}
     if module.sharding is not None:
         shared = sizes.values() if step.teacher == "sharded" else (sizes["student"],)
         check_shardable(shared)
     why_not: list[str] = []
     ledger = told(lambda: rehearse_recipe(module, step, lengths, started), why_not)
     memory = counted_items(sizes, step) if ledger is None else rehearsed_items(ledger, step)
+    memory = packed(memory, sizes["teacher"], step, bits_a_weight(module.teacher_kwargs))
     started("engine")
     cache = 0
     if step.engine != "server" and not step.reserved_bytes:
@@ -149,12 +151,18 @@ def step_shape(
         teacher_response_tokens=max(round(max_tokens * lengths.teacher_share), 1),
         teacher_batch_tokens=module.teacher_batch_tokens,
         teacher_dtype=torch_dtype(module.teacher_dtype),
-        teacher="sharded" if sharding is not None and sharding.shard_teacher else "replicated",
-        anchor=module.anchor_weight > 0,
+        teacher=_place_of_teacher(module),
+        anchor=module.anchor_weight > 0 and not module.start_is_inside,
         engine="copy" if generates and sharding is not None else engine.placement,
         engine_dtype=step.dtype if generates else step.product_dtype,
         reserved_bytes=(engine.reserved_share or 0.0) * deployment.memory,
     )
+
+
+def _place_of_teacher(module: DistillModule) -> Literal["replicated", "sharded", "server"]:
+    if module.teacher_server is not None:
+        return "server"
+    return "sharded" if module.sharding is not None and module.sharding.shard_teacher else "replicated"
 
 
 def trained_shape(module: Trained, dtype: DtypeName, batch_size: int, deployment: Deployment) -> StepShape:

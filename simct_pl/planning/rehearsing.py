@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from simct_pl.losses.inputs.vocab_tables import PairTables
 from simct_pl.models.loading import load_config
+from simct_pl.models.lora import Lora
 from simct_pl.models.sharding import Sharding
 from simct_pl.planning.samples import Lengths
 from simct_pl.planning.step import StepShape
@@ -33,8 +34,17 @@ def source_of(module: DistillModule, role: str) -> ModelSource:
     return ModelSource(load_config(role, path, trusted), trusted)
 
 
+def lora_of(module: DistillModule, role: str) -> Lora | None:
+    """Adapters of one of both models."""
+    return module.lora if role == "student" else None
+
+
 def training_of(
-    source: ModelSource, step: StepShape, sharding: Sharding | None, optimizer: OptimizerConfig
+    source: ModelSource,
+    step: StepShape,
+    sharding: Sharding | None,
+    optimizer: OptimizerConfig,
+    lora: Lora | None = None,
 ) -> Training:
     """How one rank trains a model. What would lie in host memory is rehearsed on the device, and not planned there."""
     return Training(
@@ -46,6 +56,7 @@ def training_of(
         num_ranks=step.num_gpus,
         keeps_gradients=step.num_micro_batches > 1,
         optimizer=optimizer,
+        lora=lora,
     )
 
 
@@ -65,7 +76,7 @@ def rehearse_recipe(module: DistillModule, step: StepShape, lengths: Lengths, st
         step.teacher_batch_tokens,
         strip_bytes=None if step.strip_bytes == CPU_STRIP_BYTES else step.strip_bytes,
     )
-    training = training_of(source_of(module, "student"), step, module.sharding, module.optimizer_config)
+    training = training_of(source_of(module, "student"), step, module.sharding, module.optimizer_config, module.lora)
     return rehearse_distillation(training, distillation, HOST, started)
 
 

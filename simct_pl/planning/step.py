@@ -30,7 +30,7 @@ class StepShape:
         reduce_dtype: in which ranks add up gradients of a sharded student.
         teacher_dtype, engine_dtype: of their weights.
         num_gpus: each samples, aligns and trains on its share.
-        student: "replicated" (DDP) or "fsdp". teacher: "replicated" or "sharded".
+        student: "replicated" (DDP) or "fsdp". teacher: "replicated", "sharded" or "server".
         num_replicas: copies of what is sharded; num_gpus / num_replicas GPUs share each (HSDP).
         reshard: a block's gathered weights are freed after its forward.
         buckets: DDP's buckets are a second copy of the gradients (no gradient_as_bucket_view).
@@ -58,7 +58,7 @@ class StepShape:
     engine_dtype: torch.dtype = torch.bfloat16
     num_gpus: int = 8
     student: Literal["replicated", "fsdp"] = "fsdp"
-    teacher: Literal["replicated", "sharded"] = "replicated"
+    teacher: Literal["replicated", "sharded", "server"] = "replicated"
     num_replicas: int = 1
     reshard: bool = True
     buckets: bool = False

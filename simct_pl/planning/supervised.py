@@ -15,12 +15,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from simct_pl.models.loading import check_model_path, load_config
+from simct_pl.models.lora import trained_parameters
 from simct_pl.planning.deployment import Deployment
 from simct_pl.planning.memory import counted_items, items_beside, rehearsed_items
 from simct_pl.planning.plan import Plan, batch_size_of, check_shardable, told, trained_shape
 from simct_pl.planning.rehearsing import HOST, training_of
 from simct_pl.planning.section import Section
-from simct_pl.planning.words import memory_section, number_of
+from simct_pl.planning.words import memory_section, parameters_of
 from simct_pl.rehearsal.models import ModelSource, size_of
 from simct_pl.rehearsal.training import Stage, Started, WithLoss, rehearse
 from simct_pl.warmup.sft import SFTModule
@@ -77,7 +78,7 @@ def plan_supervised(
         engine="server",
     )
     source = ModelSource(load_config("model", module.model_path))
-    size = size_of(source)
+    size = size_of(source, module.lora)
     if module.sharding is not None:
         check_shardable([size])
     examples = [Example([0] * lengths.prompt, [0] * lengths.response, [0] * lengths.response)] * step.micro_batch
@@ -90,10 +91,10 @@ def plan_supervised(
                 loss: Tensor = whole(examples)
             return loss
 
-        return WithLoss(whole, forward, lambda: [{"params": list(whole.parameters())}])
+        return WithLoss(whole, forward, lambda: [{"params": trained_parameters(whole)}])
 
     why_not: list[str] = []
-    training = training_of(source, step, module.sharding, module.optimizer_config)
+    training = training_of(source, step, module.sharding, module.optimizer_config, module.lora)
     ledger = told(lambda: rehearse(training, with_loss, HOST, started), why_not)
     memory = counted_items({"model": size}, step) if ledger is None else rehearsed_items(ledger, step)
     return Plan(deployment, step, {"model": size}, memory + items_beside(size, 0, step), tuple(why_not))
@@ -105,8 +106,8 @@ def supervised_sections(module: SFTModule, plan: Plan, lengths: ExampleLengths) 
     kind = load_config("model", module.model_path).get_text_config().model_type
     responses = f"responses up to {lengths.response}, {lengths.mean_response:.0f} on average"
     rows = [
-        ("model", module.model_path + (", from random weights" if module.from_scratch else "")),
-        ("architecture", f"{kind}, parameters: {number_of(plan.sizes['model'].parameters)}"),
+        ("model", module.recipes_name_of(module.model_path) + (", from random weights" if module.from_scratch else "")),
+        ("architecture", f"{kind}, parameters: {parameters_of(plan.sizes['model'])}"),
         ("output", module.output or "none: the weights are in checkpoints only"),
         ("layout", plan.deployment.words),
         ("weights in", module.dtype_name + ("" if module.sharding is None else f", shared by {step.shard_size} ranks")),

@@ -6,6 +6,8 @@ from simct_pl.models.loading import load_config
 from simct_pl.planning.plan import Plan
 from simct_pl.planning.samples import Lengths
 from simct_pl.planning.section import Section
+from simct_pl.planning.step import StepShape
+from simct_pl.rehearsal.models import ModelSize
 from simct_pl.rollout.engine import RolloutProvider
 from simct_pl.training.module import DistillModule
 
@@ -20,15 +22,15 @@ def plan_sections(module: DistillModule, rollouts: RolloutProvider, plan: Plan, 
 def model_section(module: DistillModule, plan: Plan) -> Section:
     """Both models by their configurations."""
     sides = (
-        ("student", module.student_path, module.student_dtype),
-        ("teacher", module.teacher_path, module.teacher_dtype),
+        ("student", module.student_path, module.starts_from, module.student_dtype),
+        ("teacher", module.teacher_path, module.teacher_path, module.teacher_dtype),
     )
     columns = []
-    for role, path, dtype in sides:
+    for role, path, named, dtype in sides:
         config = load_config(role, path, role in module.trust_remote_code).get_text_config()
-        parameters = number_of(plan.sizes[role].parameters)
+        parameters = parameters_of(plan.sizes[role])
         context = module.student_context if role == "student" else module.teacher_context
-        columns.append((path, config.model_type, parameters, dtype, str(context or "not given")))
+        columns.append((named, config.model_type, parameters, dtype, str(context or "not given")))
     names = ("path", "architecture", "parameters", "weights in", "context, tokens")
     return Section("Models", ("", "student", "teacher"), list(zip(names, *columns, strict=True)))
 
@@ -41,18 +43,27 @@ def step_section(module: DistillModule, rollouts: RolloutProvider, plan: Plan, l
     rows = [
         ("layout", plan.deployment.words),
         ("student", "whole on each rank" if step.student == "replicated" else f"shared by {step.shard_size} ranks"),
-        ("teacher", "whole on each rank" if step.teacher == "replicated" else f"shared by {step.shard_size} ranks"),
+        ("teacher", _place_words(step)),
         ("rollouts", f"{type(rollouts.engine).__name__}, {_sampling_words(sampling.temperature, sampling.top_p)}"),
         ("responses", f"{step.num_prompts} prompts × {step.num_samples} a step, {step.num_sequences} on each rank"),
         ("tokens", f"prompts up to {step.prompt_tokens}, responses up to {step.response_tokens}"),
         ("reference responses", response),
         ("micro-batches", f"{step.num_micro_batches} of {step.micro_batch} on each rank, at the longest"),
         ("aligner, objective", f"{type(module.aligner).__name__}, {_objective_words(module)}"),
-        ("anchor", f"the starting student, weight {module.anchor_weight:g}" if step.anchor else "none"),
+        ("anchor", f"the starting student, weight {module.anchor_weight:g}" if module.anchor_weight > 0 else "none"),
         ("AdamW", f"lr {optimizer.lr:g}, betas {optimizer.betas}, warm-up {optimizer.warmup_ratio:.0%}"),
         ("optimizer steps", str(steps) if steps else "not set (trainer.max_steps)"),
     ]
     return Section("Step", ("", "value"), rows)
+
+
+def _place_words(step: StepShape) -> str:
+    """Where the teacher's weights are."""
+    return {
+        "replicated": "whole on each rank",
+        "sharded": f"shared by {step.shard_size} ranks",
+        "server": "on a server, which lists its likeliest tokens",
+    }[step.teacher]
 
 
 def memory_section(plan: Plan) -> Section:
@@ -73,6 +84,12 @@ def _gb(number: float) -> str:
 def number_of(parameters: int) -> str:
     """Parameters, in millions or billions."""
     return f"{parameters / 1e9:.2f} B" if parameters >= 1e8 else f"{parameters / 1e6:.2f} M"
+
+
+def parameters_of(size: ModelSize) -> str:
+    """All of a model's, and what share of them is trained where adapters are."""
+    trained = "" if size.trained is None else f", {size.trained / size.parameters:.2%} trained"
+    return number_of(size.parameters) + trained
 
 
 def _sampling_words(temperature: float, top_p: float) -> str:

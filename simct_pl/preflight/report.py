@@ -29,6 +29,7 @@ from simct_pl.preflight.units import (
     outside_words,
     sample_text,
 )
+from simct_pl.preflight.which_method import which_method
 
 FEW_SHARED = 1000  # fewer shared tokens than that, in vocabularies larger than ten times as many, are hardly a signal
 FULL = 0.9  # of the memory
@@ -80,6 +81,7 @@ def build_preflight(
         _side_section(sides, module.chat.thinking),
         _shared_section(run),
         _domain_section(run, domains),
+        which_method(domains, module.pair.same_tokenizer),
         _taught_section(taught),
         *([classes.section()] if classes else []),
         *(Section(f"A prompt as the {side.role} reads it", (), [], text=side.shown) for side in sides),

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from simct_pl.models.bits_per_byte import reference_bits
+from simct_pl.models.load_arguments import load_arguments
 from simct_pl.models.loading import load_causal_lm
 from simct_pl.planning.samples import Sample
 from simct_pl.preflight.findings import Finding, Severity
@@ -101,8 +102,13 @@ def _bits(module: DistillModule, role: str, prompts: Sequence[Prompt]) -> list[f
     path = module.student_path if on_student else module.teacher_path
     dtype = module.student_dtype if on_student else module.teacher_dtype
     tokenizer = module.pair.student if on_student else module.pair.teacher
-    model = load_causal_lm(role, path, dtype, role in module.trust_remote_code).eval()
-    model = model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    arguments = {} if on_student else load_arguments("teacher_kwargs", module.teacher_kwargs, device)
+    model = load_causal_lm(role, path, dtype, role in module.trust_remote_code, arguments).eval()
+    if on_student and module.lora is not None:
+        module.lora.attach(model)
+    if model.device.type != device.type:  # a quantised one is there, and cannot be moved
+        model = model.to(device)
     bits = [reference_bits(model, tokenizer, [prompt]) for prompt in follow(prompts, f"scoring the {role}")]
     del model
     gc.collect()

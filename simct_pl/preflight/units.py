@@ -16,7 +16,7 @@ from simct_pl.planning.samples import Sample
 from simct_pl.preflight.findings import Finding, Severity
 from simct_pl.progress import follow
 from simct_pl.tokenization.pair import TokenizerPair
-from simct_pl.types import UnitAlignment
+from simct_pl.types import STUDENT_END, STUDENT_START, TEACHER_END, TEACHER_START, UnitAlignment
 
 LOW_COVERAGE, HOPELESS_COVERAGE = 0.9, 0.5
 MANY_SPANS = 0.05  # from here on, what becomes of units with several tokens matters
@@ -26,7 +26,8 @@ FEW_OUTSIDE = 0.15  # of the student's tokens: up to here losses at other units 
 @dataclass(frozen=True)
 class DomainReport:
     """num_units: minimal units, num_one_to_one of them of one token on each side. covered, supervised: student tokens
-    in a unit of the recipe's aligner, and in one that can be supervised. lost: stretches by reason.
+    in a unit of the recipe's aligner, and in one that can be supervised. lost: stretches by reason. finer, coarser:
+    student tokens in minimal units where the student has more tokens than the teacher, and fewer.
     """
 
     domain: str
@@ -38,6 +39,8 @@ class DomainReport:
     covered: float
     supervised: int
     lost: Counter[str]
+    finer: int = 0
+    coarser: int = 0
 
     @property
     def coverage(self) -> float:
@@ -86,13 +89,17 @@ def domain_reports(pair: TokenizerPair, aligner: Aligner, samples: Sequence[Samp
 
 def _report(pair: TokenizerPair, aligner: Aligner, domain: str, texts: Sequence[str]) -> DomainReport:
     minimal = CommonBoundaryAligner()
-    units = one_to_one = 0
+    units = one_to_one = finer = coarser = 0
     aligned: list[UnitAlignment] = []
     for text in follow(texts, f"aligning {domain}"):
         # As a rollout would come: the student's ids, which the teacher then reads as text.
         tokens = pair.tokenize(pair.student.encode(text), stopped=False)
         units_U6 = minimal.align(tokens).units_U6
         units, one_to_one = units + len(units_U6), one_to_one + int(is_one_to_one(units_U6).sum())
+        students_U = units_U6[:, STUDENT_END] - units_U6[:, STUDENT_START]
+        teachers_U = units_U6[:, TEACHER_END] - units_U6[:, TEACHER_START]
+        finer += int(students_U[students_U > teachers_U].sum())
+        coarser += int(students_U[students_U < teachers_U].sum())
         aligned.append(aligner.align(tokens))
     return DomainReport(
         domain,
@@ -104,6 +111,8 @@ def _report(pair: TokenizerPair, aligner: Aligner, domain: str, texts: Sequence[
         sum(one.coverage * one.num_student_tokens for one in aligned),
         sum(one.num_supervised_student_tokens for one in aligned),
         sum((one.lost_counts for one in aligned), Counter()),
+        finer,
+        coarser,
     )
 
 

@@ -135,6 +135,13 @@ class Ledger:
         weakref.finalize(storage, self._resized, held, 0).atexit = False
         self._resized(held, storage.nbytes())
 
+    def rename(self, tensor: Tensor, name: str) -> None:
+        """Count a storage that is alive for another name."""
+        held = self._held[tensor.untyped_storage()]
+        self._by_line[held.line] -= held.num_bytes
+        held.line = name
+        self._by_line[name] += held.num_bytes
+
     def resize(self, storage: torch.UntypedStorage, num_bytes: int) -> None:
         """FSDP2 frees what it has gathered, and takes it again, by resizing."""
         if storage in self._held:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from transformers.initialization import no_init_weights
 
 from simct_pl.errors import UnsupportedModelError, first_line
 from simct_pl.models.lm_head import LMHead
+from simct_pl.models.lora import Lora, TrainedShare
 from simct_pl.models.sharding import decoder_blocks
 from simct_pl.rehearsal.device import FakeDevice
 from simct_pl.rehearsal.ledger import Place
@@ -30,10 +32,14 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Parameters of a model, and of its decoder blocks if its architecture names any; what is tied counts once."""
+    """Parameters of a model, and of its decoder blocks if its architecture names any; what is tied counts once.
+
+    trained: of the parameters, those of adapters and what is trained beside them; None: all.
+    """
 
     parameters: int
     blocks: tuple[int, ...]
+    trained: int | None = None
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> ModelSize:
@@ -47,17 +53,17 @@ class ModelSize:
             blocks = decoder_blocks(model)
         except UnsupportedModelError:  # it can train all the same, unsharded
             blocks = []
-        return cls(_count(model), tuple(_count(block) for block in blocks))
+        share = TrainedShare.of(model)
+        trained = None if share.trained == share.all else share.trained
+        return cls(share.all, tuple(TrainedShare.of(block).all for block in blocks), trained)
 
 
-def _count(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def build(source: ModelSource, dtype: torch.dtype, mode: FakeDevice, name: str) -> PreTrainedModel:
+def build(
+    source: ModelSource, dtype: torch.dtype, mode: FakeDevice, name: str, lora: Lora | None = None
+) -> PreTrainedModel:
     """A model of any architecture; its parameters are the ledger's, under the name.
 
-    dtype: of the weights.
+    dtype: of the weights. lora: adapters that it gets.
 
     Raises:
         UnsupportedModelError: if transformers cannot build a causal language model of it.
@@ -73,18 +79,33 @@ def build(source: ModelSource, dtype: torch.dtype, mode: FakeDevice, name: str) 
             f"transformers builds no causal language model of model_type {source.config.model_type!r}: "
             f"{first_line(error)}"
         ) from error
+    if lora is not None:
+        _attach_without_storage(lora, model, mode, name)
     for tensor in [*model.parameters(), *model.buffers()]:
         mode.ledger.hold(tensor, Place(name, name))
     return model
 
 
-def size_of(source: ModelSource) -> ModelSize:
+def _attach_without_storage(lora: Lora, model: PreTrainedModel, mode: FakeDevice, name: str) -> None:
+    """Adapters on a device whose tensors PEFT cannot move: they are made on none, and then once more on that one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tensors without storage that are copied
+        lora.attach(model, load=False, empty=True)
+    with mode.making(name):
+        for module in model.modules():
+            for own, parameter in module.named_parameters(recurse=False):
+                if parameter.is_meta:
+                    new = torch.empty(parameter.shape, dtype=parameter.dtype)
+                    setattr(module, own, torch.nn.Parameter(new, requires_grad=parameter.requires_grad))
+
+
+def size_of(source: ModelSource, lora: Lora | None = None) -> ModelSize:
     """Sizes of a model that nobody has loaded.
 
     Raises:
         UnsupportedModelError: see `build`.
     """
-    return ModelSize.of(build(source, torch.bfloat16, FakeDevice("cpu"), "model"))
+    return ModelSize.of(build(source, torch.bfloat16, FakeDevice("cpu"), "model", lora))
 
 
 def cache_bytes(source: ModelSource, dtype: torch.dtype, length: int) -> int:

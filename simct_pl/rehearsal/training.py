@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from typing_extensions import override
 
+from simct_pl.models.lora import Lora, trained_parameters
 from simct_pl.models.sharding import Sharding
 from simct_pl.rehearsal.attention import as_on_a_gpu
 from simct_pl.rehearsal.device import FakeDevice
@@ -29,6 +31,7 @@ from simct_pl.training.step_timer import PhaseTimer
 
 # What holds bytes by these names, beside lines of code.
 TRAINED, GRADIENTS, MOMENTS, TEACHER = "trained weights", "gradients", "AdamW moments", "teacher weights"
+FROZEN = "frozen weights"  # of a student with adapters
 BACKWARD, OPTIMIZER = "student_backward", "optimizer"
 NUM_STEPS = 10  # of the schedule; any number does
 Started = Callable[[str], None]
@@ -39,7 +42,8 @@ class Training:
     """How a model is trained.
 
     dtype: of its weights. autocast: products run in bf16. sharding: over num_ranks, of which this is one; null: it is
-    whole. keeps_gradients: further micro-batches come before the optimizer's step.
+    whole. keeps_gradients: further micro-batches come before the optimizer's step. lora: the adapters, if these alone
+    are trained.
     """
 
     source: ModelSource
@@ -50,6 +54,7 @@ class Training:
     num_ranks: int = 1
     keeps_gradients: bool = True
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    lora: Lora | None = None
 
 
 class Phases(PhaseTimer):
@@ -106,7 +111,7 @@ def rehearse(
         mesh = None
         if training.sharding is not None:
             mesh = inside.enter_context(_fake_ranks(training.num_ranks, device, training.sharding))
-        model = build(training.source, training.dtype, mode, TRAINED).train()
+        model = build(training.source, training.dtype, mode, TRAINED, training.lora).train()
         inside.enter_context(mode)
         inside.enter_context(as_on_a_gpu())
         if training.gradient_checkpointing:
@@ -115,6 +120,9 @@ def rehearse(
         if training.sharding is not None and mesh is not None:
             with mode.ledger.named(TRAINED):
                 training.sharding.shard_student(loss.root, model, mesh)
+        for parameter in model.parameters():
+            if not parameter.requires_grad:
+                mode.ledger.rename(parameter.to_local() if isinstance(parameter, DTensor) else parameter, FROZEN)
         _run(training, loss, mode, phases)
     return mode.ledger
 
@@ -141,7 +149,7 @@ def _run(training: Training, loss: WithLoss, mode: FakeDevice, phases: Phases) -
 
 
 def _set_gradients(module: nn.Module) -> None:
-    for parameter in module.parameters():
+    for parameter in trained_parameters(module):
         parameter.grad = torch.zeros_like(parameter)
 
 

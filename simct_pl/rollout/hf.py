@@ -21,7 +21,8 @@ from transformers import (
 )
 
 from simct_pl.errors import RolloutError
-from simct_pl.models.sharding import full_parameters, is_sharded
+from simct_pl.models.merging import base_name, merged_parameters
+from simct_pl.models.sharding import is_sharded
 from simct_pl.rollout.engine import Generation, RolloutEngine, SamplingParams
 
 NUCLEUS_CANDIDATES = 1024
@@ -69,14 +70,16 @@ class HFEngine(RolloutEngine):
 
 @torch.no_grad()
 def _copied(model: PreTrainedModel, copy: PreTrainedModel | None) -> PreTrainedModel:
-    """A whole, frozen model with the weights of a sharded one; the copy of an earlier call is written over."""
-    for name, weight in full_parameters(model):
+    """A whole, frozen model with the weights of a sharded one, adapters merged into them; the copy of an earlier call
+    is written over.
+    """
+    for name, weight in merged_parameters(model):
         copy = copy or _same_shape(model, weight.device)
         copy.get_parameter(name).copy_(weight)
     assert copy is not None
     # Buffers are not sharded, and no parameters.
     for name, buffer in model.named_buffers():
-        copy.get_buffer(name).copy_(buffer)
+        copy.get_buffer(base_name(name)).copy_(buffer)
     return copy
 
 

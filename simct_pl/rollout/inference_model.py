@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 
+from simct_pl.models.adapter_folder import tokenizer_folder
 from simct_pl.models.loading import DtypeName, check_model_path, context_length, load_causal_lm, weights_id
+from simct_pl.models.lora import Lora
 from simct_pl.rollout.engine import RolloutEngine, StudentSource
 from simct_pl.rollout.hf import HFEngine
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer
@@ -22,7 +24,9 @@ from simct_pl.tokenization.model_tokenizer import ModelTokenizer
 
 @dataclass(frozen=True)
 class InferenceModel:
-    """path: with the home folder spelt out. context: in tokens, None if unknown. engine: who generates."""
+    """path: with the home folder spelt out. context: in tokens, None if unknown. engine: who generates. lora: the
+    adapter and its base model, where path is an adapter folder.
+    """
 
     path: str
     tokenizer: ModelTokenizer
@@ -30,6 +34,7 @@ class InferenceModel:
     engine: RolloutEngine
     dtype: DtypeName
     trust_remote_code: bool
+    lora: Lora | None = None
 
     @classmethod
     def check(
@@ -46,16 +51,20 @@ class InferenceModel:
             SimctError: if the model is not as it should be, or the engine cannot generate with it.
         """
         path, engine = os.path.expanduser(path), engine or HFEngine()
-        check_model_path("model", path)
-        context = context_length("model", path, trust_remote_code)
-        tokenizer = ModelTokenizer.from_pretrained(path, template)
-        engine.check(StudentSource(path, context, trust_remote_code, num_ranks=1))
-        return cls(path, tokenizer, context, engine, dtype, trust_remote_code)
+        lora = Lora.of("model", path, None)
+        base, folder = (path, None) if lora is None else (lora.base, lora.folder)
+        check_model_path("model", base)
+        context = context_length("model", base, trust_remote_code)
+        tokenizer = ModelTokenizer.from_pretrained(tokenizer_folder(folder, base), template)
+        engine.check(StudentSource(base, context, trust_remote_code, num_ranks=1))
+        return cls(path, tokenizer, context, engine, dtype, trust_remote_code, lora)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What its responses depend on, as plain values."""
         weights = weights_id(self.path)
+        if self.lora is not None:
+            weights = f"{weights_id(self.lora.base)}+{weights}"
         return {"model": self.path, "weights": weights, "tokenizer": self.tokenizer.fingerprint, "dtype": self.dtype}
 
     @contextmanager
@@ -66,7 +75,11 @@ class InferenceModel:
         Raises:
             ModelFolderError: if the weights cannot be read.
         """
-        lm = load_causal_lm("model", self.path, self.dtype, self.trust_remote_code).eval()
+        base = self.path if self.lora is None else self.lora.base
+        lm = load_causal_lm("model", base, self.dtype, self.trust_remote_code).eval()
+        if self.lora is not None:
+            self.lora.attach(lm)
+            lm.requires_grad_(False)
         if isinstance(self.engine, HFEngine) and torch.cuda.is_available():
             lm = lm.to("cuda")
 

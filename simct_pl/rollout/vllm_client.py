@@ -7,6 +7,7 @@ weights that sampled it. The endpoints are those of vLLM 0.32 with VLLM_SERVER_D
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,13 +36,22 @@ class VLLMClient:
     """A server at a URL. A request that gets no answer, or that the server is not ready for, is sent again.
 
     Args:
-        key_variable: environment variable with the server's key.
+        key_variable: environment variable with the server's key; None: it asks for none.
         timeout: seconds to wait for an answer. retries: further attempts, after .5, 1, 2, … at most 10 seconds.
         connections: kept open at a time.
+        start: what errors tell the user to start it with.
     """
 
-    def __init__(self, url: str, key_variable: str, timeout: float, retries: int, connections: int) -> None:
-        self.url, self.key_variable, self.timeout = url.rstrip("/"), key_variable, timeout
+    def __init__(
+        self,
+        url: str,
+        key_variable: str | None,
+        timeout: float,
+        retries: int,
+        connections: int,
+        start: str = "`python -m simct_pl serve --model STUDENT`, on the host and port of this url",
+    ) -> None:
+        self.url, self.key_variable, self.timeout, self.start = url.rstrip("/"), key_variable, timeout, start
         retry = Retry(
             total=retries,
             backoff_factor=0.5,
@@ -56,7 +66,11 @@ class VLLMClient:
 
     def max_model_len(self) -> int:
         """Longest prompt + response, in tokens."""
-        return int(self._ask("GET", "/v1/models")["data"][0]["max_model_len"])
+        return int(self.models()[0]["max_model_len"])
+
+    def models(self) -> list[dict[str, Any]]:
+        """What is served: id, root and max_model_len of each model."""
+        return list(self._ask("GET", "/v1/models")["data"])
 
     def held_weights(self) -> str:
         """The label that was given with the weights that the server holds; "default" after a start."""
@@ -101,6 +115,21 @@ class VLLMClient:
             frozenset(span["version"] for span in choice["weight_versions"] or ()),
         )
 
+    # ---- reading ----
+
+    def tokenize(self, asked: dict[str, Any]) -> list[int]:
+        """Ids of a text (`prompt`) or of a conversation (`messages`), as the server reads them."""
+        return list(self._ask("POST", "/tokenize", asked)["tokens"])
+
+    def prompt_logprobs(self, ids: Sequence[int], top_k: int, model: str | None) -> list[dict[int, float] | None]:
+        """Log-probabilities in front of each id: of the top_k likeliest tokens (-1: of all) and of that id itself.
+        None in front of the first.
+        """
+        asked = {"model": model, "prompt": list(ids), "prompt_logprobs": top_k, "max_tokens": 1, "temperature": 0}
+        (choice,) = self._ask("POST", "/v1/completions", asked)["choices"]
+        found = choice["prompt_logprobs"]
+        return [None if row is None else {int(k): float(v["logprob"]) for k, v in row.items()} for row in found]
+
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """The server's answer.
 
@@ -114,7 +143,7 @@ class VLLMClient:
         except requests.RequestException as error:
             raise RolloutError(
                 f"The vLLM server at {self.url} does not answer ({type(error).__name__}). Start it with "
-                "`python -m simct_pl serve --model STUDENT`, on the host and port of this url, and start the run again."
+                f"{self.start}, and start the run again."
             ) from error
         if answer.status_code == requests.codes.unauthorized:
             raise RolloutError(
@@ -122,8 +151,8 @@ class VLLMClient:
             )
         if answer.status_code == requests.codes.not_found:
             raise RolloutError(
-                f"The server at {self.url} has no {path}. Start it with `python -m simct_pl serve`, which switches on "
-                "what a refresh of the weights needs."
+                f"The server at {self.url} has no {path}. Start it with {self.start}, which switches on what is "
+                "asked of it."
             )
         if not answer.ok:
             raise RolloutError(
@@ -132,6 +161,8 @@ class VLLMClient:
         return dict(answer.json()) if answer.content else {}
 
     def _key(self) -> dict[str, str]:
+        if self.key_variable is None:
+            return {}
         key = os.environ.get(self.key_variable, "")
         if not key:
             raise RecipeError(

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from simct_pl.errors import MissingPackageError, RecipeError, RolloutError
+from simct_pl.models.merging import base_names
 from simct_pl.models.ranks import rank
 from simct_pl.rollout.engine import StudentSource
 from simct_pl.rollout.vllm_client import VLLMClient
@@ -106,7 +107,8 @@ def weight_source(model: PreTrainedModel) -> Any:
     class StudentWeights(WeightSource):
         def metadata(self) -> list[Any]:
             # Names and shapes in the order in which the stream below sends the tensors: the receiver allocates by them.
-            parameters = dict(model.named_parameters(remove_duplicate=False))
+            base = base_names(model)
+            parameters = {base[name]: p for name, p in model.named_parameters(remove_duplicate=False) if name in base}
             named = [(name, parameters[name]) for name in weight_names(model)]
             return [ParamMeta(name, parameter.dtype, tuple(parameter.shape)) for name, parameter in named]
 

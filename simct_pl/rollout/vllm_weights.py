@@ -1,4 +1,5 @@
-"""The student's weights as vLLM takes them: a stream of named tensors, or safetensors files in a folder.
+"""The student's weights as vLLM takes them: a stream of named tensors, or safetensors files in a folder. Adapters are
+merged into them, so that vLLM needs to know of none.
 
 Tied parameters go under each of their names. vLLM's CPU backend computes a tied head from a copy of its own, packed for
 its kernels, and refreshes that only when it is given a head.
@@ -18,7 +19,8 @@ from transformers import PreTrainedModel
 
 from simct_pl.files.atomic import whole_folder, write_errors
 from simct_pl.files.outputs import check_output
-from simct_pl.models.sharding import decoder_blocks, full_tensor
+from simct_pl.models.merging import base_names, merged_parameters
+from simct_pl.models.sharding import decoder_blocks
 
 SHARD_BYTES = 2**30
 
@@ -37,11 +39,9 @@ def named_weights(model: PreTrainedModel, only_changing: bool = False) -> Iterat
     Collective where the model is sharded.
     """
     names, resting = _names_by_first(model), _resting(model) if only_changing else set()
-    for first, parameter in model.named_parameters():
-        if parameter not in resting:
-            tensor = full_tensor(parameter)
-            for name in names[first]:
-                yield name, tensor
+    for first, tensor in merged_parameters(model, resting):
+        for name in names[first]:
+            yield name, tensor
 
 
 def _resting(model: PreTrainedModel) -> set[Parameter]:
@@ -55,14 +55,16 @@ def _resting(model: PreTrainedModel) -> set[Parameter]:
 
 
 def _names_by_first(model: PreTrainedModel) -> dict[str, list[str]]:
-    """First name of each parameter → all of its names.
+    """First name of each parameter → all of its names, in the base model where the student has adapters.
 
     Further names come before the first one: vLLM wants the weights below one module in a row.
     """
     # By the object: a tied parameter is met once under each of its names.
     names: dict[int, list[str]] = {}
+    base = base_names(model)
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
+        if name in base:
+            names.setdefault(id(parameter), []).append(base[name])
     return {first: [*further, first] for first, *further in names.values()}
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from typing_extensions import override
@@ -26,13 +26,13 @@ TOTAL = re.compile(r"total (\d+)")
 
 @dataclass(frozen=True)
 class Problem:
-    """Numbers to be added from left to right; at least two."""
+    """Numbers to be added from left to right; at least two, of which negative ones are subtracted."""
 
     terms: tuple[int, ...]
 
     @property
     def question(self) -> str:
-        return "+".join(map(str, self.terms)) + "?"
+        return "".join([str(self.terms[0]), *(f"{term:+d}" for term in self.terms[1:]), "?"])
 
     @property
     def total(self) -> int:
@@ -64,9 +64,9 @@ def chain(terms: list[int], wrong: dict[int, int] | None = None) -> str:
     steps, running = [], terms[0]
     for step, term in enumerate(terms[1:]):
         left = replaced.get(3 * step, running)
-        right = replaced.get(3 * step + 1, term)
-        running = replaced.get(3 * step + 2, left + right)
-        steps.append(f"{left}+{right}= {running}")
+        right = replaced.get(3 * step + 1, abs(term))
+        running = replaced.get(3 * step + 2, left + right if term >= 0 else left - right)
+        steps.append(f"{left}{'+' if term >= 0 else '-'}{right}= {running}")
     return ", ".join([*steps, f"total {running}"])
 
 
@@ -94,37 +94,52 @@ def _other_number(number: int, rng: random.Random) -> int:
     return other if other != number else number + 1
 
 
-def draw_problem(rng: random.Random, num_terms: int, limit: int, held_out: bool) -> Problem:
-    """A problem whose terms are drawn uniformly from [0, limit), out of the held-out ones or out of all others."""
+def draw_problem(
+    rng: random.Random, num_terms: Sequence[int], limit: int, held_out: bool, subtract_share: float = 0.0
+) -> Problem:
+    """A problem out of the held-out ones or out of all others.
+
+    num_terms: of them one is drawn. limit: terms are drawn uniformly from [0, limit). subtract_share: probability of a
+    subtraction, from a number that leaves no negative one: what remains and what is taken away are below limit.
+    """
     while True:
-        problem = Problem(tuple(rng.randrange(limit) for _ in range(num_terms)))
+        # One choice draws nothing: the problems of a seed are the same whether one number or a list of one is given.
+        count = num_terms[0] if len(num_terms) == 1 else rng.choice(num_terms)
+        if subtract_share > 0 and rng.random() < subtract_share:
+            taken = [rng.randrange(1, limit) for _ in range(count - 1)]
+            problem = Problem((rng.randrange(limit) + sum(taken), *(-number for number in taken)))
+        else:
+            problem = Problem(tuple(rng.randrange(limit) for _ in range(count)))
         if problem.held_out == held_out:
             return problem
 
 
-def distinct_problems(seed: int, count: int, num_terms: int, limit: int, held_out: bool) -> list[Problem]:
-    """`count` different problems, the same ones for the same seed.
+def distinct_problems(
+    seed: int, count: int, num_terms: int | Sequence[int], limit: int, held_out: bool, subtract_share: float = 0.0
+) -> list[Problem]:
+    """`count` different problems, the same ones for the same seed; the rest as `draw_problem` has it.
 
     Raises:
         RecipeError: if so many do not exist.
     """
+    lengths = as_lengths(num_terms)
     share = 1 / HELD_OUT_SHARE if held_out else 1 - 1 / HELD_OUT_SHARE
-    available = share * limit**num_terms
+    available = share * limit ** max(lengths)
     if count > 0.8 * available:  # the hash splits only approximately, and the last few take long to find
         raise RecipeError(
-            f"{count} different problems of {num_terms} terms below {limit} were asked for; about {available:.0f} "
+            f"{count} different problems of {max(lengths)} terms below {limit} were asked for; about {available:.0f} "
             "exist. Ask for fewer, or raise num_terms or limit."
         )
-    return list(_distinct(random.Random(f"{seed}/{held_out}"), count, num_terms, limit, held_out))
+    rng = random.Random(f"{seed}/{held_out}")
+    found: dict[Problem, None] = {}  # in the order in which they came
+    while len(found) < count:
+        found.setdefault(draw_problem(rng, lengths, limit, held_out, subtract_share))
+    return list(found)
 
 
-def _distinct(rng: random.Random, count: int, num_terms: int, limit: int, held_out: bool) -> Iterator[Problem]:
-    seen: set[Problem] = set()
-    while len(seen) < count:
-        problem = draw_problem(rng, num_terms, limit, held_out)
-        if problem not in seen:
-            seen.add(problem)
-            yield problem
+def as_lengths(num_terms: int | Sequence[int]) -> tuple[int, ...]:
+    """One number of terms, or several that are equally likely, as a tuple."""
+    return (num_terms,) if isinstance(num_terms, int) else tuple(num_terms)
 
 
 def stated_total(response: str) -> int | None:
@@ -135,7 +150,7 @@ def stated_total(response: str) -> int | None:
 
 def chain_is_correct(question: str, response: str) -> bool:
     """Whether every step is written and right: the response is exactly the one that Problem.response gives."""
-    terms = [int(term) for term in question.rstrip("?").split("+")]
+    terms = [int(term) for term in re.findall(r"-?\d+", question)]
     return response == chain(terms)
 
 

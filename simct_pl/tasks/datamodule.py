@@ -5,7 +5,7 @@ alike.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
 from typing import Any
@@ -17,7 +17,7 @@ from typing_extensions import override
 from simct_pl.checkpointing.position import ContinuedLoader, DataPosition
 from simct_pl.errors import RecipeError
 from simct_pl.seeding import run_seed
-from simct_pl.tasks.arithmetic import Problem, corrupted, distinct_problems, draw_problem
+from simct_pl.tasks.arithmetic import Problem, as_lengths, corrupted, distinct_problems, draw_problem
 from simct_pl.types import Prompt, PromptBatch
 
 
@@ -25,10 +25,17 @@ class ArithmeticDataset(Dataset[Prompt]):
     """Training prompts; item i depends on the seed and i alone, whoever asks for it and when."""
 
     def __init__(
-        self, num_prompts: int, pool: list[Problem] | None, num_terms: int, limit: int, corrupt_share: float, seed: int
+        self,
+        num_prompts: int,
+        pool: list[Problem] | None,
+        num_terms: Sequence[int],
+        limit: int,
+        corrupt_share: float,
+        seed: int,
+        subtract_share: float = 0.0,
     ) -> None:
         self.num_prompts, self.pool = num_prompts, pool
-        self.num_terms, self.limit = num_terms, limit
+        self.num_terms, self.limit, self.subtract_share = num_terms, limit, subtract_share
         self.corrupt_share, self.seed = corrupt_share, seed
 
     def __len__(self) -> int:
@@ -40,7 +47,7 @@ class ArithmeticDataset(Dataset[Prompt]):
         # A stream for each item: neither workers nor a resumed run can change what it draws.
         rng = random.Random(f"{self.seed}/{index}")
         if self.pool is None:
-            problem = draw_problem(rng, self.num_terms, self.limit, held_out=False)
+            problem = draw_problem(rng, self.num_terms, self.limit, False, self.subtract_share)
         else:
             problem = rng.choice(self.pool)
         prompt = problem.prompt(index)
@@ -74,7 +81,8 @@ class ArithmeticDataModule(L.LightningDataModule):
         num_problems: distinct problems to train on; null draws from all that are not held out.
         corrupt_share: share of training responses with one wrong number, read and not predicted, that the rest follows
             from (robust teachers).
-        num_terms, limit: how many numbers are added, each below limit.
+        num_terms, limit: how many numbers are added, each below limit; of a list of counts each is as likely.
+        subtract_share: share of problems, held-out ones too, that subtract instead (`45-13-7?`): a second skill.
         seed: of problems and corruptions; by default the run's seed_everything.
     """
 
@@ -86,10 +94,11 @@ class ArithmeticDataModule(L.LightningDataModule):
         val_batch_size: int = 200,
         num_problems: int | None = None,
         corrupt_share: float = 0.0,
-        num_terms: int = 3,
+        num_terms: int | list[int] = 3,
         limit: int = 50,
         seed: int | None = None,
         val_skip: int = 0,
+        subtract_share: float = 0.0,
     ) -> None:
         super().__init__()
         if not 0 <= corrupt_share <= 1:
@@ -98,14 +107,23 @@ class ArithmeticDataModule(L.LightningDataModule):
             raise RecipeError(f"batch_size={batch_size}, val_batch_size={val_batch_size}; expected at least 1.")
         if val_skip < 0:
             raise RecipeError(f"val_skip is {val_skip}; expected 0 or more held-out problems.")
-        if num_terms < 2 or limit < 2:
+        lengths = as_lengths(num_terms)
+        if not lengths or min(lengths) < 2 or limit < 2:
             raise RecipeError(
                 f"num_terms={num_terms}, limit={limit}; expected at least two numbers, each below 2 or more."
+            )
+        if not 0 <= subtract_share <= 1:
+            raise RecipeError(f"subtract_share is {subtract_share}; expected a share in [0, 1].")
+        if subtract_share > 0 and corrupt_share > 0:
+            raise RecipeError(
+                f"subtract_share={subtract_share} and corrupt_share={corrupt_share}: a wrong number would make others "
+                "negative, which the task does not write. Set one of them to 0."
             )
         self.batch_size, self.num_train_batches = batch_size, num_train_batches
         self.num_val_prompts, self.val_batch_size = num_val_prompts, val_batch_size
         self.num_problems, self.corrupt_share = num_problems, corrupt_share
-        self.num_terms, self.limit, self.seed = num_terms, limit, run_seed(seed)
+        self.num_terms, self.limit, self.seed = lengths, limit, run_seed(seed)
+        self.subtract_share = subtract_share
         self.val_skip = val_skip
         self.position = DataPosition()
 
@@ -123,7 +141,7 @@ class ArithmeticDataModule(L.LightningDataModule):
         """The sampler is explicit because Lightning's own would shuffle as soon as there are several ranks."""
         pool = None
         if self.num_problems is not None:
-            pool = distinct_problems(self.seed, self.num_problems, self.num_terms, self.limit, held_out=False)
+            pool = self._distinct(self.seed, self.num_problems, held_out=False)
         world_size, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         dataset = ArithmeticDataset(
             world_size * self.batch_size * self.num_train_batches,
@@ -132,6 +150,7 @@ class ArithmeticDataModule(L.LightningDataModule):
             self.limit,
             self.corrupt_share,
             self.seed,
+            self.subtract_share,
         )
         sampler = ContinuedSampler(dataset, world_size, rank, self.position.batch * self.batch_size)
         return ContinuedLoader(dataset, self.batch_size, sampler=sampler, collate_fn=PromptBatch)
@@ -143,5 +162,8 @@ class ArithmeticDataModule(L.LightningDataModule):
     def held_out_prompts(self) -> list[Prompt]:
         """The prompts that accuracy is measured on."""
         count = self.val_skip + self.num_val_prompts
-        problems = distinct_problems(0, count, self.num_terms, self.limit, held_out=True)
+        problems = self._distinct(0, count, held_out=True)
         return [problem.prompt(index) for index, problem in enumerate(problems)][self.val_skip :]
+
+    def _distinct(self, seed: int, count: int, held_out: bool) -> list[Problem]:
+        return distinct_problems(seed, count, self.num_terms, self.limit, held_out, self.subtract_share)

@@ -58,5 +58,15 @@ def save_arrays(kind: str, fingerprint: str, arrays: dict[str, np.ndarray]) -> N
         np.savez(file, allow_pickle=False, **arrays)
 
 
+def remove(kind: str, fingerprint: str) -> Path | None:
+    """Remove what was kept under a name; its path, if there was something that could be removed."""
+    path = _path(kind, fingerprint)
+    try:
+        path.unlink()
+    except OSError:
+        return None
+    return path
+
+
 def _path(kind: str, fingerprint: str) -> Path:
     return cache_folder() / f"{kind}-{fingerprint}.npz"

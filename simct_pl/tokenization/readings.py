@@ -8,9 +8,11 @@ completed. Everything a step asks beside this is local to a position (simct_pl.l
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -31,6 +33,21 @@ _PUNCTUATION = (".", ",", ")", ":", ">", '"', "=", "*")
 # Last bytes that complete a character: all where one byte is missing would be 64; a few tell how such tokens are cut.
 _CONTINUATIONS = tuple(range(0x80, 0xC0, 3))
 BATCH = 20_000  # texts between two steps of the progress bar
+
+
+@contextmanager
+def without_collecting() -> Iterator[None]:
+    """Let Python look for no cycles meanwhile: among a hundred thousand new lists it would look again and again at all
+    that a process holds, which takes as long as reading the texts.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,9 +77,19 @@ class Reader:
         """Ids of each text; None where it is no text (half a character), or where the tokenizer rewrites it."""
         readable = [(i, text) for i, data in enumerate(texts) if data and (text := as_text(data)) is not None]
         found: list[list[int] | None] = [None] * len(texts)
-        is_text_V, tokens = self.table.is_text_V, self.table.tokens
-        for (i, _), ids in zip(readable, self.spell([text for _, text in readable]), strict=True):
-            if b"".join([tokens[k] for k in ids]) == texts[i] and all(is_text_V[k] for k in ids):
+        if not readable:
+            return found
+        with without_collecting():
+            read = self.spell([text for _, text in readable])
+        # Of all texts at once, since there are millions: their ids, the bytes of these, and where each text's end.
+        ends = np.cumsum([0, *map(len, read)])
+        ids_N = np.fromiter(itertools.chain.from_iterable(read), np.int64, ends[-1])
+        spelled, byte_ends_N = self.table.gather(ids_N)
+        edges = np.append(0, byte_ends_N)[ends].tolist()
+        odd_N = np.append(0, np.cumsum(~self.table.is_text_V[ids_N]))
+        is_plain = (odd_N[ends[1:]] == odd_N[ends[:-1]]).tolist()
+        for (i, _), ids, plain, (start, end) in zip(readable, read, is_plain, itertools.pairwise(edges), strict=True):
+            if plain and spelled[start:end] == texts[i]:
                 found[i] = ids
         return found
 

@@ -18,7 +18,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from typing_extensions import override
@@ -30,7 +29,8 @@ from simct_pl.tracking.upload import Uploader
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 300.0  # seconds between attempts on a server that does not answer
 COLLECTING = 2.0  # seconds in which records gather, to be sent in one request
-EXPERIMENT = "simct_pl"
+EXPERIMENT, UNNAMED = "simct_pl", "unnamed"
+TRACKING_URI = "sqlite:///runs/mlflow.db"
 TAGS_VARIABLE = "MLFLOW_RUN_CONTEXT"  # MLflow's own: tags of the runs that a process begins, as JSON
 
 
@@ -38,9 +38,10 @@ class RunLogger(Logger, RunInfoReader):
     """Logs to MLflow through a journal, which begins with the recipe that it is told.
 
     Args:
-        folder: of the journal, inside the run's folder.
-        tracking_uri: of the server or database. experiment_name, run_name: as MLflow shows them.
-        artifact_location: folder of the experiment's artifacts; by default the server's.
+        folder: of the journal; by default `tracking` in the run's folder.
+        tracking_uri: of the server or database. experiment_name, run_name: as MLflow shows them; a run of recipes is
+            named after them.
+        artifact_location: folder of the experiment's artifacts; by default beside a local database, or the server's.
         patience: seconds that the end of a fit waits for the server.
 
     The run gets the tags that MLflow's environment variable MLFLOW_RUN_CONTEXT holds, and its mlflow.runName for a
@@ -52,21 +53,40 @@ class RunLogger(Logger, RunInfoReader):
 
     def __init__(
         self,
-        folder: str,
-        tracking_uri: str,
+        folder: str | None = None,
+        tracking_uri: str = TRACKING_URI,
         experiment_name: str = EXPERIMENT,
-        run_name: str = "unnamed",
+        run_name: str | None = None,
         artifact_location: str | None = None,
         patience: float = 30.0,
     ) -> None:
         super().__init__()
-        self.folder, self.patience = Path(folder), patience
+        self._folder, self.patience = Path(folder) if folder else None, patience
         tags = run_tags()
-        name = tags.pop("mlflow.runName", run_name)
+        name = tags.pop("mlflow.runName", run_name) or UNNAMED
         self.destination = Destination(tracking_uri, experiment_name, name, artifact_location, tags=tags)
         self._journal: Journal | None = None
         self._sender: Sender | None = None
         self._running = self._goes_on = False
+
+    def fill_in(self, folder: Path, run_name: str, artifact_location: str) -> None:
+        """Take from the run what the recipe left open. artifact_location: of the default database."""
+        self._folder = self._folder or folder
+        if self.destination.run_name == UNNAMED:
+            self.destination = replace(self.destination, run_name=run_name)
+        if self.destination.tracking_uri == TRACKING_URI and self.destination.artifact_location is None:
+            self.destination = replace(self.destination, artifact_location=artifact_location)
+
+    @property
+    def folder(self) -> Path:
+        """Of the journal.
+
+        Raises:
+            TrackingError: if nobody has said where it is.
+        """
+        if self._folder is None:
+            raise TrackingError("RunLogger has no folder; outside of a recipe give it one: RunLogger(folder=...).")
+        return self._folder
 
     @contextmanager
     def going_on(self) -> Iterator[None]:
@@ -171,9 +191,6 @@ class RunLogger(Logger, RunInfoReader):
                 f"They are in {self.journal.path}; send them with: python -m simct_pl upload-metrics "
                 f"{self.folder.parent}"
             )
-
-
-MLFLOW_LOGGERS = (MLFlowLogger, RunLogger)
 
 
 class ArtifactClient:

@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from simct_pl.losses.base import PostedUnits, UnitChunk, UnitLosses
 from simct_pl.losses.divergences import reverse_kl
 from simct_pl.losses.inputs.logprobs import at_least_fp32
-from simct_pl.models.lm_head import LMHead
+from simct_pl.models.lm_head import LMHead, ResponseStates, response_states
+from simct_pl.models.merging import without_adapters
 from simct_pl.training.logit_source import ComputeLosses, LogitSource
 from simct_pl.training.teacher import FrozenTeacher
 from simct_pl.types import Rollout
@@ -47,11 +49,39 @@ class AnchorStates:
         return [*sources, LogitSource(self.hidden_NH.detach(), self.head, "student")], anchored
 
 
+class AdaptersOff:
+    """The starting student of adapters that began as nothing: the student itself with its adapters switched off. It
+    reads what the student has just read, in one forward as well, under the trainer's autocast.
+    """
+
+    def __init__(self, student: PreTrainedModel) -> None:
+        self.model = student
+
+    @property
+    def head(self) -> LMHead:
+        return LMHead.of(self.model)
+
+    def to(self, device: torch.device) -> AdaptersOff:
+        """It is where the student is."""
+        return self
+
+    @torch.no_grad()
+    def states(self, prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]]) -> ResponseStates:
+        """See FrozenTeacher.states."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with without_adapters(self.model):
+                return response_states(self.model, prompt_ids, response_ids)
+        finally:
+            self.model.train(was_training)
+
+
 @dataclass(frozen=True, eq=False)
 class Anchor:
     """The starting student and how strongly the student is held to it; no nn.Module, for FrozenTeacher's reason."""
 
-    model: FrozenTeacher
+    model: FrozenTeacher | AdaptersOff
     weight: float
 
     def states(self, rollouts: Sequence[Rollout], device: torch.device) -> AnchorStates:

@@ -184,7 +184,7 @@ def _walk_chunks(
             for one, row_R, (weight, _) in zip(states, row, weights, strict=True)
         ]
         logits = [
-            source.head.squash_(_project(states_RH, *head, buffer[: len(states_RH)]))
+            source.head.squash_(source.head.project(states_RH, *head, buffer[: len(states_RH)]))
             for source, states_RH, head, buffer in zip(work.sources, picked, weights, buffers, strict=True)
         ]
         for strip in strips:
@@ -195,12 +195,6 @@ def _walk_chunks(
         for i, _ in filter(lambda pair: pair[1], enumerate(wanted)):
             sums.add(i, logits[i], picked[i], row[i], weights[i][0])
     return work.writer.stats.loss_U.sum() + work.writer.stats.anchor_U.sum()
-
-
-def _project(states_RH: Tensor, weight_KH: Tensor, bias_K: Tensor | None, out_RK: Tensor) -> Tensor:
-    if bias_K is None:
-        return torch.mm(states_RH, weight_KH.T, out=out_RK)
-    return torch.addmm(bias_K, states_RH, weight_KH.T, out=out_RK)
 
 
 def _most_rows(work: _Work, device: torch.device, weights: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[int, int]:

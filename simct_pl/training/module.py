@@ -9,13 +9,12 @@ cut. While the models run, a thread re-tokenises and aligns the micro-batches to
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -29,25 +28,26 @@ from simct_pl.losses.base import Objective
 from simct_pl.losses.dual_space import DualSpaceObjective
 from simct_pl.losses.inputs.vocab_tables import PairTables
 from simct_pl.models.bits_per_byte import pack_references
-from simct_pl.models.loading import DtypeName, check_model_path, context_length, load_config
+from simct_pl.models.loading import DtypeName
 from simct_pl.models.microbatch import pack_by_length, unpack
 from simct_pl.models.read_once import ReadOnce
 from simct_pl.models.sharding import Sharding, free_gathered
-from simct_pl.tokenization.pair import TokenizerPair
 from simct_pl.training.aligned_batch import AlignedBatch
-from simct_pl.training.anchor import Anchor
+from simct_pl.training.anchor import AdaptersOff, Anchor
 from simct_pl.training.chat import ChatSettings, supervised_share
 from simct_pl.training.checks import check_anchor_weight, check_trainer, rollouts_of
 from simct_pl.training.collectives import exchange_device, exchange_gradients, gather_scalars, pad_to_max_over_ranks
 from simct_pl.training.held_out import HeldOutMetrics, HeldOutResult
 from simct_pl.training.optim import GuardedStep, OptimizerConfig
+from simct_pl.training.pair_module import PairModule
+from simct_pl.training.reading_models import Teacher, load_start, load_teacher
 from simct_pl.training.step_timer import PhaseTimer
 from simct_pl.training.student_with_loss import StudentWithLoss
-from simct_pl.training.teacher import FrozenTeacher, load_frozen
+from simct_pl.training.teacher_server import TeacherServer
 from simct_pl.types import Prompt, PromptBatch, Rollout, StepRecord, UnitStats
 
 
-class DistillModule(L.LightningModule):
+class DistillModule(PairModule):
     """A student that learns from a frozen teacher of another tokenizer.
 
     Args:
@@ -63,9 +63,13 @@ class DistillModule(L.LightningModule):
         student_dtype, teacher_dtype: of the weights (autocast is the trainer's `precision`).
         gradient_checkpointing: recompute the student's layers in backward.
         trust_remote_code: "student", "teacher" entries allow that model's own Python code to run; nobody's by default.
+        teacher_server: where the teacher's weights are if not here; its tokenizer and template are here all the same.
         anchor_weight: of KL(student || starting student) per student token; above 0 a frozen copy of it is loaded.
         sharding: how ranks share the student's weights, gradients and moments (FSDP2); null: each has them all.
         chat: arguments of the chat templates, and what becomes of a student's thinking; null: none, supervised.
+        lora: fields of peft.LoraConfig: adapters are trained, and not the student; null: all of it, or, where student
+            is an adapter folder, that adapter.
+        teacher_kwargs: more arguments of the teacher's from_pretrained, such as a quantization_config.
     """
 
     def __init__(
@@ -86,10 +90,13 @@ class DistillModule(L.LightningModule):
         sharding: Sharding | None = None,
         anchor_weight: float = 0.0,
         chat: ChatSettings | None = None,
+        lora: dict[str, Any] | None = None,
+        teacher_kwargs: dict[str, Any] | None = None,
+        teacher_server: TeacherServer | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.student_path, self.teacher_path = os.path.expanduser(student), os.path.expanduser(teacher)
+        self.use_models(student, teacher, lora)
         self.objective, self.aligner, self.grader = objective, aligner, grader
         self.optimizer_config = optimizer
         self.micro_batch_tokens, self.teacher_batch_tokens = micro_batch_tokens, teacher_batch_tokens
@@ -97,37 +104,16 @@ class DistillModule(L.LightningModule):
         self.student_dtype: DtypeName = student_dtype
         self.teacher_dtype: DtypeName = teacher_dtype
         self.trust_remote_code, self.sharding, self.chat = trust_remote_code, sharding, chat or ChatSettings()
+        self.teacher_kwargs = teacher_kwargs or {}
         self.anchor_weight = check_anchor_weight(anchor_weight)
         self.held_out, self.guarded_step = HeldOutMetrics(), GuardedStep(optimizer.max_grad_norm)
         self._held_out_parts: list[tuple[list[Rollout], AlignedBatch]] = []
         self._references: list[Prompt] = []
-        self.teacher: FrozenTeacher | None = None
-        self.phases = PhaseTimer()
+        self.teacher: Teacher | None = None
+        self.teacher_server, self.phases = teacher_server, PhaseTimer()
         self.history: list[HeldOutResult] = []
 
     # ---- set-up: everything that can be refused is refused before any weights load ----
-
-    @cached_property
-    def pair(self) -> TokenizerPair:
-        """The tokenizers of both models. Their folders are looked at first: a wrong path explains more.
-
-        Raises:
-            SimctError: of the kind that fits.
-        """
-        for role, path in (("student", self.student_path), ("teacher", self.teacher_path)):
-            check_model_path(role, path)
-            load_config(role, path, role in self.trust_remote_code)
-        return self.chat.load_pair(self.student_path, self.teacher_path)
-
-    @cached_property
-    def student_context(self) -> int | None:
-        """Longest prompt + response of the student, in its tokens."""
-        return context_length("student", self.student_path, "student" in self.trust_remote_code)
-
-    @cached_property
-    def teacher_context(self) -> int | None:
-        """The same for the teacher, in its tokens."""
-        return context_length("teacher", self.teacher_path, "teacher" in self.trust_remote_code)
 
     @override
     def setup(self, stage: str) -> None:
@@ -135,6 +121,8 @@ class DistillModule(L.LightningModule):
             check_trainer(self._trainer, self.sharding)
         # Reading them raises what there is to raise: a model without a stop, a tokenizer without exact bytes.
         _ = self.pair.student.stop_ids, self.pair.teacher.stop_ids, self.pair.shared_vocab
+        self.check_lora(self.student_dtype, "student" in self.trust_remote_code)
+        self.check_teacher()
         self.objective.prepare(self.pair)
 
     @override
@@ -143,28 +131,23 @@ class DistillModule(L.LightningModule):
             return
         trust, projected = "student" in self.trust_remote_code, isinstance(self.objective, DualSpaceObjective)
         # Projectors are made of the student's values, so every rank then reads them.
-        read = ReadOnce.load("student", self.student_path, self.student_dtype, trust, everywhere=projected)
-        student = read.model
-        if self.gradient_checkpointing:
-            student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self.teacher = self._load_frozen("teacher", self.teacher_path, self.teacher_batch_tokens)
-        parts = student.train(), self.teacher, self.objective, self.pair, self.chunk_tokens, self.phases
+        read = ReadOnce.load(
+            "student", self.student_path, self.student_dtype, trust, everywhere=projected, lora=self.lora
+        )
+        student = self.prepare_student(read.model, self.gradient_checkpointing)
+        self.teacher = load_teacher(self, exchange_device(self))
+        parts = student, self.teacher, self.objective, self.pair, self.chunk_tokens, self.phases
         anchor = None
         if self.anchor_weight > 0:  # from the recipe's path: on a resume too, this is where the student began
-            start = self._load_frozen("student", self.student_path, self.micro_batch_tokens)
-            anchor = Anchor(start, self.anchor_weight)
+            copy = partial(load_start, self, exchange_device(self))
+            anchor = Anchor(AdaptersOff(student) if self.start_is_inside else copy(), self.anchor_weight)
         self.student_with_loss = StudentWithLoss.build(*parts, anchor)
         if self.sharding is not None:
-            self.sharding.shard_student(self.student_with_loss, student, self._mesh)
+            self.sharding.shard_student(self.student_with_loss, student, self.mesh)
         read.fill(exchange_device(self))
 
-    def _load_frozen(self, role: str, path: str, batch_tokens: int) -> FrozenTeacher:
-        mesh = self._mesh if self.sharding is not None and self.sharding.shard_teacher else None
-        trust = role in self.trust_remote_code
-        return load_frozen(role, path, self.teacher_dtype, batch_tokens, trust, exchange_device(self), mesh)
-
     @cached_property
-    def _mesh(self) -> DeviceMesh:
+    def mesh(self) -> DeviceMesh:
         """The ranks among which a model is shared."""
         assert self.sharding is not None
         assert self.device_mesh is not None
@@ -224,6 +207,7 @@ class DistillModule(L.LightningModule):
         self.log("loss/train", loss_mean, prog_bar=True, batch_size=len(batch))
         if self.chat.thinking != "supervised":
             metrics["rollout/supervised_share"] = supervised_share(batch.rollouts or [], rollouts)
+        metrics |= self.student_with_loss.teacher.metrics()
         self.log_dict(metrics, batch_size=1)
 
     def align(self, rollouts: Sequence[Rollout]) -> AlignedBatch:

@@ -19,6 +19,7 @@ from simct_pl.losses.dual_space import DualSpaceObjective, PairStates, SideState
 from simct_pl.losses.inputs.vocab_tables import PairTables
 from simct_pl.models.bits_per_byte import Reference, bits_of
 from simct_pl.models.lm_head import LMHead, response_states
+from simct_pl.models.lora import trained_parameters
 from simct_pl.tokenization.pair import TokenizerPair
 from simct_pl.training.aligned_batch import AlignedBatch
 from simct_pl.training.anchor import Anchor, AnchorStates
@@ -26,6 +27,7 @@ from simct_pl.training.chunked_loss import chunked_loss
 from simct_pl.training.dual_space_loss import dual_space_loss
 from simct_pl.training.step_timer import PhaseTimer
 from simct_pl.training.teacher import FrozenTeacher
+from simct_pl.training.teacher_server import RemoteTeacher
 from simct_pl.types import Rollout, UnitStats
 
 
@@ -36,7 +38,7 @@ class StudentWithLoss(nn.Module):
     token, computes no loss, and still runs backward through all of the student.
 
     Args:
-        student: registered. teacher: not registered (FrozenTeacher). objective, chunk_tokens, strip_bytes: see
+        student: registered. teacher: not registered, or elsewhere. objective, chunk_tokens, strip_bytes: see
             chunked_loss.
         anchor: not registered either; without gradients, as in validation, it is left out.
         phases: timed. projectors: registered, what the objective's build_projectors made; null for most.
@@ -45,7 +47,7 @@ class StudentWithLoss(nn.Module):
     def __init__(
         self,
         student: PreTrainedModel,
-        teacher: FrozenTeacher,
+        teacher: FrozenTeacher | RemoteTeacher,
         objective: Objective | DualSpaceObjective,
         chunk_tokens: int,
         phases: PhaseTimer,
@@ -62,7 +64,7 @@ class StudentWithLoss(nn.Module):
     def build(
         cls,
         student: PreTrainedModel,
-        teacher: FrozenTeacher,
+        teacher: FrozenTeacher | RemoteTeacher,
         objective: Objective | DualSpaceObjective,
         pair: TokenizerPair,
         chunk_tokens: int,
@@ -70,12 +72,15 @@ class StudentWithLoss(nn.Module):
         anchor: Anchor | None = None,
     ) -> StudentWithLoss:
         """With all that the objective needs beside the models; the student is not sharded yet."""
-        projectors = objective.build_projectors(student, teacher.model, pair)
+        projectors = None
+        if isinstance(objective, DualSpaceObjective):
+            assert isinstance(teacher, FrozenTeacher)
+            projectors = objective.build_projectors(student, teacher.model, pair)
         return cls(student, teacher, objective, chunk_tokens, phases, projectors, anchor=anchor)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """For an optimizer: the student's, and the projectors' with their own learning rate."""
-        groups: list[dict[str, Any]] = [{"params": list(self.student.parameters())}]
+        """For an optimizer: what is trained of the student, and the projectors' with their own learning rate."""
+        groups: list[dict[str, Any]] = [{"params": trained_parameters(self.student)}]
         if self.projectors is not None:
             groups.append({"params": list(self.projectors.parameters()), "lr": self.objective.projector_lr})
         return groups
@@ -134,6 +139,7 @@ class StudentWithLoss(nn.Module):
     ) -> tuple[Tensor, UnitStats]:
         assert isinstance(self.objective, DualSpaceObjective)
         assert self.projectors is not None
+        assert isinstance(self.teacher, FrozenTeacher)
         teacher_ids = zip(aligned.teacher_prompt_ids, aligned.teacher_response_ids, strict=True)
         # Whole responses of both models, with the ids that they read: projectors may look at more than a chunk.
         states = PairStates(

@@ -4,7 +4,7 @@ checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -15,7 +15,9 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from simct_pl.models.lm_head import LMHead, ResponseStates, response_states
+from simct_pl.models.load_arguments import load_arguments
 from simct_pl.models.loading import DtypeName
+from simct_pl.models.lora import Lora
 from simct_pl.models.microbatch import pack_by_length, unpack
 from simct_pl.models.read_once import ReadOnce
 from simct_pl.models.sharding import shard_teacher
@@ -31,7 +33,8 @@ class FrozenTeacher:
 
     Args:
         path: model folder or hub name. dtype: of the weights. max_batch_tokens: padded tokens a forward. device: where
-            the weights go, and where ranks exchange tensors. role: what errors call it.
+            the weights go, and where ranks exchange tensors. role: what errors call it. lora: adapters that it has.
+        arguments: more of from_pretrained's, as plain values.
     """
 
     without_gradients: type[torch.inference_mode] | type[torch.no_grad] = torch.inference_mode
@@ -44,8 +47,11 @@ class FrozenTeacher:
         trust_remote_code: bool = False,
         device: torch.device = CPU,
         role: str = "teacher",
+        lora: Lora | None = None,
+        arguments: Mapping[str, Any] | None = None,
     ) -> None:
-        read = ReadOnce.load(role, path, dtype, trust_remote_code)
+        arguments = load_arguments(f"{role}_kwargs", arguments or {}, device)
+        read = ReadOnce.load(role, path, dtype, trust_remote_code, lora=lora, arguments=arguments)
         self._use(read.model, max_batch_tokens)
         self._place(device)
         read.fill(device)
@@ -89,6 +95,10 @@ class FrozenTeacher:
         offsets = list(accumulate(map(len, response_ids), initial=0))[:-1]
         return ResponseStates(hidden_MH, offsets, sum(lengths), num_positions)
 
+    def metrics(self) -> dict[str, float]:
+        """What a step has to log of it: nothing."""
+        return {}
+
     def _pack(self, lengths: list[int]) -> list[list[int]]:
         """Indices of the responses of each forward."""
         return pack_by_length(lengths, self.max_batch_tokens)
@@ -128,10 +138,12 @@ def load_frozen(
     trust_remote_code: bool,
     device: torch.device,
     mesh: DeviceMesh | None,
+    lora: Lora | None = None,
+    arguments: Mapping[str, Any] | None = None,
 ) -> FrozenTeacher:
     """A model that only reads: whole on each rank, or shared by those of a mesh. Collective.
 
     role, and the others: see FrozenTeacher.
     """
-    arguments = path, dtype, max_batch_tokens, trust_remote_code, device, role
-    return FrozenTeacher(*arguments) if mesh is None else ShardedTeacher(mesh, *arguments)
+    given = path, dtype, max_batch_tokens, trust_remote_code, device, role, lora, arguments
+    return FrozenTeacher(*given) if mesh is None else ShardedTeacher(mesh, *given)

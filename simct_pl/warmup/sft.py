@@ -8,16 +8,13 @@ layout change the loss.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics import MeanMetric
@@ -27,17 +24,19 @@ from typing_extensions import override
 from simct_pl.errors import PromptDataError, RecipeError, require_choice
 from simct_pl.evaluation.grader import Grader
 from simct_pl.files.outputs import check_output
-from simct_pl.models.export import export_model
+from simct_pl.models.export import export
 from simct_pl.models.lm_head import verify_head
 from simct_pl.models.loading import DtypeName, check_model_path, context_length, untrained_causal_lm
+from simct_pl.models.lora import trained_parameters
 from simct_pl.models.packing import Layout, PaddedRows
 from simct_pl.models.read_once import ReadOnce
-from simct_pl.models.sharding import Sharding, free_gathered, full_state_dict
+from simct_pl.models.sharding import Sharding, free_gathered
 from simct_pl.rollout.engine import SamplingParams
 from simct_pl.rollout.hf import HFEngine
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer
 from simct_pl.tokenization.thinking import CHOICES, Thinking
 from simct_pl.tokenization.turns import TURNS, SupervisedTurns
+from simct_pl.training.adapted import AdaptedModule
 from simct_pl.training.checks import check_precision, check_sharding
 from simct_pl.training.collectives import exchange_device, exchange_gradients, gather_scalars, pad_to_max_over_ranks
 from simct_pl.training.optim import GuardedStep, OptimizerConfig
@@ -48,7 +47,7 @@ from simct_pl.warmup.supervised import Example, SupervisedModel
 GUARD = "guarded_step"  # of our part in a checkpoint
 
 
-class SFTModule(L.LightningModule):
+class SFTModule(AdaptedModule):
     """A causal language model that learns to write given responses.
 
     Args:
@@ -69,6 +68,7 @@ class SFTModule(L.LightningModule):
         template: arguments of the model's chat template.
         thinking: a response's <think> … </think> is "supervised", "skipped" (read, not predicted) or "left_out".
         supervised_turns: of a conversation, the "last" answer is learned, or "all" turns of the assistant's.
+        lora, adapter: see DistillModule and callbacks.HFExport.
     """
 
     def __init__(
@@ -90,6 +90,8 @@ class SFTModule(L.LightningModule):
         template: dict[str, Any] | None = None,
         thinking: Thinking = "supervised",
         supervised_turns: SupervisedTurns = "last",
+        lora: dict[str, Any] | None = None,
+        adapter: bool = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -97,15 +99,14 @@ class SFTModule(L.LightningModule):
         require_choice("supervised_turns", supervised_turns, TURNS)
         if not 0 <= label_smoothing < 1:
             raise RecipeError(f"label_smoothing is {label_smoothing}; expected a share in [0, 1).")
-        self.model_path, self.output = os.path.expanduser(model), output
-        self.from_scratch, self.init_seed, self.template, self.thinking = from_scratch, init_seed, template, thinking
-        self.supervised_turns: SupervisedTurns = supervised_turns
-        self.label_smoothing, self.optimizer_config = label_smoothing, optimizer
-        self.grader, self.max_response_tokens = grader, max_response_tokens
+        self.model_path, self.output = self.use_lora("model", model, lora), output
+        self.adapter = self.check_adapter(adapter, "SFTModule", from_scratch)
+        self.from_scratch, self.init_seed, self.label_smoothing = from_scratch, init_seed, label_smoothing
+        self.template, self.thinking, self.supervised_turns = template, thinking, supervised_turns
+        self.grader, self.max_response_tokens, self.layout = grader, max_response_tokens, layout or PaddedRows()
         self.dtype_name: DtypeName = dtype
-        self.layout = layout or PaddedRows()
         self.micro_batch_tokens, self.chunk_tokens = micro_batch_tokens, chunk_tokens
-        self.gradient_checkpointing, self.sharding = gradient_checkpointing, sharding
+        self.optimizer_config, self.gradient_checkpointing, self.sharding = optimizer, gradient_checkpointing, sharding
         self.guarded_step, self.engine = GuardedStep(optimizer.max_grad_norm), HFEngine()
         self.supervised: SupervisedModel | None = None
         self.means = torch.nn.ModuleDict({name: MeanMetric() for name in ("loss", "bits_per_byte", "accuracy")})
@@ -113,7 +114,7 @@ class SFTModule(L.LightningModule):
 
     @cached_property
     def tokenizer(self) -> ModelTokenizer:
-        return ModelTokenizer.from_pretrained(self.model_path, self.template)
+        return ModelTokenizer.from_pretrained(self.tokenizer_of(self.model_path), self.template)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -132,12 +133,14 @@ class SFTModule(L.LightningModule):
             check_precision(self._trainer)
             check_sharding(self._trainer, self.sharding)
         check_model_path("model", self.model_path, needs_weights=not self.from_scratch)
+        self.check_lora(self.dtype_name)
         _ = self.context, self.tokenizer  # reads the configuration, the template and its arguments
         if stage == "fit" and (datamodule := getattr(self._trainer, "datamodule", None)) is not None:
             for batch in islice(datamodule.train_dataloader(), 1):  # a template may refuse its messages
                 self.examples(batch.prompts)
         if self.output is not None:
-            check_output(Path(self.output), () if self.from_scratch else (self.model_path,))
+            sources = self.model_path, self.recipes_name_of(self.model_path)
+            check_output(Path(self.output), () if self.from_scratch else sources)
 
     @override
     def configure_model(self) -> None:
@@ -147,11 +150,9 @@ class SFTModule(L.LightningModule):
             read = ReadOnce(untrained_causal_lm("model", self.model_path, self.dtype_name, self.init_seed), None)
             self._verify(read.model)
         else:
-            read = ReadOnce.load("model", self.model_path, self.dtype_name, check=self._verify)
-        model = read.model
-        if self.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self.supervised = SupervisedModel(model.train(), self.layout, self.chunk_tokens, self.label_smoothing)
+            read = ReadOnce.load("model", self.model_path, self.dtype_name, check=self._verify, lora=self.lora)
+        model = self.prepare_student(read.model, self.gradient_checkpointing)
+        self.supervised = SupervisedModel(model, self.layout, self.chunk_tokens, self.label_smoothing)
         if self.sharding is not None:
             assert self.device_mesh is not None
             self.sharding.shard_student(self.supervised, model, self.sharding.mesh(self.device_mesh["data_parallel"]))
@@ -163,17 +164,18 @@ class SFTModule(L.LightningModule):
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer, scheduler = self.optimizer_config.build(
-            self.model.parameters(), self.trainer.estimated_stepping_batches
-        )
+        num_steps = self.trainer.estimated_stepping_batches
+        optimizer, scheduler = self.optimizer_config.build(trained_parameters(self.model), num_steps)
         return [optimizer], [scheduler]
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         checkpoint[GUARD] = self.guarded_step.state_dict()
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
         self.guarded_step.load_state_dict(checkpoint[GUARD])
 
     # ---- the step ----
@@ -283,12 +285,9 @@ class SFTModule(L.LightningModule):
 
     @override
     def on_fit_end(self) -> None:
-        if self.output is None:
-            return
-        weights = full_state_dict(self.model, keep=self.trainer.is_global_zero)  # ranks gather together
-        if self.trainer.is_global_zero:
-            folder = export_model(self.model, self.tokenizer.hf, Path(self.output), self.model_path, weights)
-            rank_zero_info(f"Exported the model to {folder}")
+        if self.output is not None:
+            where = Path(self.output), self.tokenizer_of(self.model_path)
+            export(self.model, self.tokenizer.hf, *where, self.adapter, self.trainer.is_global_zero)
 
 
 def _num_targets(examples: Sequence[Example]) -> int:

@@ -286,7 +286,7 @@ def test_samples_come_every_so_many_steps_however_short_an_epoch_is(monkeypatch:
             self.steps += columns["step"]
 
     tracker, table, module = Tracker(), SampleTable(every_n_steps=3), distill_module()
-    monkeypatch.setattr("callbacks.sample_table.MLFLOW_LOGGERS", (Tracker,))
+    monkeypatch.setattr("simct_pl.tracking.artifacts.MLFLOW_LOGGERS", (Tracker,))
     batch = PromptBatch([])
     batch.record = record()
     for step in range(1, 8):

@@ -87,7 +87,7 @@ def test_all_that_ask_are_told_what_runs(made: list[lightning_cli.SimctCLI]) -> 
     run(["fit", "--recipe", "quickstart", "--recipe", "checkpoints"])
     trainer: L.Trainer = made[0].trainer
     told = [part for part in (*trainer.callbacks, *trainer.loggers) if isinstance(part, RunInfoReader)]  # type: ignore[attr-defined]
-    assert {type(part).__name__ for part in told} == {"Checkpoint", "RecipeLog", "RunLogger"}
+    assert {type(part).__name__ for part in told} == {"Checkpoint", "HFExport", "RecipeLog", "RunLogger"}
     assert len({id(part.run_info) for part in told}) == 1
     assert told[0].run_info is not None
     assert told[0].run_info.name == "quickstart+checkpoints"

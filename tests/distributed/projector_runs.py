@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch.strategies import Strategy
 
+from callbacks import HFExport
 from simct_pl import DSKDCma
 from simct_pl.models.sharding import ShardedStrategy, full_parameters
 from tests.distributed.runs import RAGGED, SHARDED, HalfDeaf, Trace, fit, main
@@ -29,7 +30,8 @@ def projected(
     sharding = SHARDED if isinstance(strategy, ShardedStrategy) else None
     ragged = RAGGED if num_ranks > 1 else {}
     module = unloaded_module(kind=HalfDeaf, objective=DSKDCma(), sharding=sharding, **ragged)
-    trace = fit(folder, name, module, strategy=strategy, num_ranks=num_ranks, resume=resume, export=name == "fsdp2 cma")
+    exports = [HFExport(str(folder / f"{name}-export"))] if name == "fsdp2 cma" else []
+    trace = fit(folder, name, module, strategy=strategy, num_ranks=num_ranks, resume=resume, exports=exports)
     trace.weights |= {
         f"projectors.{name}": w.clone() for name, w in full_parameters(module.student_with_loss.projectors)
     }

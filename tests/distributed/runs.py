@@ -29,9 +29,11 @@ from simct_pl.errors import ExportError, ModelFolderError
 from simct_pl.losses.base import Objective
 from simct_pl.losses.inputs.unit_rows import build_unit_rows
 from simct_pl.losses.token_conditional import TokenConditionalLoss
+from simct_pl.models.merging import merged_state_dict
 from simct_pl.models.sharding import ShardedStrategy, Sharding, full_parameters, full_tensor, is_sharded
 from simct_pl.rollout.hf import HFEngine
 from simct_pl.rollout.vllm_server import VLLMServerEngine
+from simct_pl.rollout.vllm_weights import named_weights, weight_names
 from simct_pl.tasks.arithmetic import TotalGrader
 from simct_pl.tasks.datamodule import ArithmeticDataModule
 from simct_pl.training.aligned_batch import AlignedBatch
@@ -42,6 +44,7 @@ from tests.tiny import trainer, unloaded_module
 
 GLOBAL_BATCH, NUM_STEPS, SAVED_STEP = 12, 5, 3
 SHARDED = Sharding()
+LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "modules_to_save": ["norm"]}
 RAGGED = {"micro_batch_tokens": 80}  # so few that ranks get several micro-batches, and not the same number
 
 
@@ -131,12 +134,11 @@ def fit(
     strategy: Strategy | str = "auto",
     num_ranks: int = 1,
     resume: Path | None = None,
-    export: bool = False,
+    exports: Sequence[HFExport] = (),
 ) -> Trace:
     """Fit; the first rank leaves `<name>.pt`, and unless it resumes a checkpoint `<name>.ckpt` of the first epoch."""
     recorder = Recorder(None if resume else folder / f"{name}.ckpt")
     can_compare = module.sharding is None and isinstance(module.objective, Objective)
-    exports = [HFExport(str(folder / f"{name}-export"))] if export else []
     run = trainer(
         folder,
         PolicyMismatch(),
@@ -224,10 +226,39 @@ def check_failed_load(folder: Path) -> None:
 
 def fsdp2(folder: Path) -> None:
     module = sharded(**RAGGED)
-    fit(folder, "fsdp2", module, strategy=ShardedStrategy(), export=True, num_ranks=2)
+    fit(
+        folder,
+        "fsdp2",
+        module,
+        strategy=ShardedStrategy(),
+        exports=[HFExport(str(folder / "fsdp2-export"))],
+        num_ranks=2,
+    )
     check_gathers(module)
     check_refresh(module)
     check_failed_refresh(module, folder)
+
+
+def lora(folder: Path) -> None:
+    """Adapters that ranks share, from an adapter folder, with every export and a checkpoint; and what engines get."""
+    start = str(folder / "adapter")
+    module = sharded(student=start, gradient_checkpointing=True, anchor_weight=5.0, **RAGGED)
+    exports = [HFExport(str(folder / f"lora-{name}"), adapter=name == "adapter") for name in ("merged", "adapter")]
+    fit(folder, "lora", module, strategy=ShardedStrategy(), num_ranks=2, exports=exports)
+    engine = HFEngine()
+    engine.refresh(module.student, 1)
+    assert engine._model is not None
+    assert not is_sharded(engine._model)
+    merged = merged_state_dict(module.student)
+    assert all(torch.equal(weight, merged[name]) for name, weight in engine._model.named_parameters())
+    names = [name for name, _ in named_weights(module.student, only_changing=True)]
+    assert names == [name for name in weight_names(module.student) if "embed" not in name and "lm_head" not in name]
+    module = sharded(student=start, gradient_checkpointing=True, anchor_weight=5.0, **RAGGED)
+    fit(folder, "lora resumed", module, strategy=ShardedStrategy(), num_ranks=2, resume=folder / "lora.ckpt")
+    module = unloaded_module(student=start, grader=TotalGrader(), anchor_weight=5.0, **RAGGED)
+    fit(folder, "lora ddp", module, strategy="ddp", num_ranks=2)
+    mixed = sharded(lora={**LORA, "modules_to_save": None}, student_dtype="bfloat16", sharding=Sharding())
+    fit(folder, "lora bfloat16", mixed, strategy=ShardedStrategy(), num_ranks=2)
 
 
 def on_two_ranks(folder: Path, untied: str) -> None:
@@ -238,6 +269,7 @@ def on_two_ranks(folder: Path, untied: str) -> None:
 
     run("ddp", unloaded_module(grader=TotalGrader(), **RAGGED), "ddp")
     fsdp2(folder)
+    lora(folder)
     run("resumed on 2", sharded(**RAGGED), resume=folder / "fsdp2.ckpt")
     everything = Sharding(reshard_after_forward=False, cpu_offload=True, shard_teacher=True)
     batches = {"teacher_batch_tokens": 60, "anchor_weight": 5.0, **RAGGED}

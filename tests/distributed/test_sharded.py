@@ -17,11 +17,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from callbacks import HFExport
 from simct_pl import TokenConditionalLoss
+from simct_pl.models.adapter_folder import adapter_state, write_adapter
 from simct_pl.tasks.arithmetic import TotalGrader
 from tests import warm
-from tests.distributed.runs import RAGGED, SAVED_STEP, HalfDeaf, Trace, fit
-from tests.tiny import ASSETS, unloaded_module
+from tests.distributed.runs import LORA, RAGGED, SAVED_STEP, HalfDeaf, Trace, fit
+from tests.models.test_lora import move
+from tests.tiny import ASSETS, distill_module, unloaded_module
 
 pytestmark = pytest.mark.slow
 EXACT = ("ddp", "fsdp2", "everything", "hsdp", "half deaf")
@@ -46,7 +49,18 @@ def untied(folder: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def two_ranks(folder: Path, untied: str) -> Path:
+def adapter(folder: Path) -> Path:
+    """One that has been trained."""
+    module = distill_module(lora=LORA)
+    move(module.student)
+    path = folder / "adapter"
+    path.mkdir()
+    write_adapter(module.student, adapter_state(module.student), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def two_ranks(folder: Path, untied: str, adapter: Path) -> Path:
     """The folder, after all fits on two ranks."""
     done = warm.run(["tests.distributed.runs", str(folder), untied], warm.ROOT, timeout=500)
     assert done.returncode == 0, done.stderr[-6000:]
@@ -63,11 +77,14 @@ def one_rank(folder: Path, untied: str) -> Callable[[str], Trace]:
             "everything": {"objective": TokenConditionalLoss(), "anchor_weight": 5.0},
             "hsdp": {"student": untied},
             "half deaf": {"kind": HalfDeaf},
+            "lora": {"student": str(folder / "adapter"), "anchor_weight": 5.0},
         }.get(name, {})
         module = unloaded_module(grader=TotalGrader(), **overrides)
-        return fit(folder, f"one {name}", module, export=name == "plain")
+        exports = {"plain": [("export", False)], "lora": [("merged", False), ("adapter", True)]}.get(name, [])
+        writers = [HFExport(str(folder / f"one {name}-{kind}"), adapter=adapter) for kind, adapter in exports]
+        return fit(folder, f"one {name}", module, exports=writers)
 
-    return lambda name: trace(name if name in ("everything", "hsdp", "half deaf") else "plain")
+    return lambda name: trace(name if name in ("everything", "hsdp", "half deaf", "lora") else "plain")
 
 
 def read(folder: Path, name: str) -> Trace:
@@ -115,6 +132,58 @@ def test_held_out_metrics_when_one_rank_has_all_prompts(
 def test_a_rank_on_which_nothing_aligns_changes_the_loss(one_rank: Callable[[str], Trace]) -> None:
     """So that "half deaf" above is a case of its own."""
     assert one_rank("half deaf").losses[0] < 0.9 * one_rank("plain").losses[0]
+
+
+@pytest.mark.parametrize("name", ["lora", "lora ddp", "lora resumed"])
+def test_adapters_on_two_ranks_are_trained_as_on_one(
+    name: str, two_ranks: Path, one_rank: Callable[[str], Trace]
+) -> None:
+    found, expected = read(two_ranks, name), one_rank("lora")
+    skipped = SAVED_STEP if name == "lora resumed" else 0
+    assert found.losses == pytest.approx(expected.losses[skipped:], rel=1e-4)
+    assert found.norms == pytest.approx(expected.norms[skipped:], rel=1e-4)
+    trained = {name for name, moved in moved_since_start(expected, two_ranks).items() if moved.any()}
+    assert trained == set(expected.gradients)  # of adapters, and of the norm that is trained whole
+    assert any("norm" in one for one in trained)
+    if not skipped:
+        assert distance(found.gradients, expected.gradients, expected.gradients) < 1e-4
+    scale = {one: step for one, step in moved_since_start(expected, two_ranks).items() if one in trained}
+    weights = [{one: trace.weights[one] for one in trained} for trace in (found, expected)]
+    assert distance(*weights, scale) < 1e-3
+    rest = expected.weights.keys() - trained
+    assert all(torch.equal(found.weights[one], expected.weights[one]) for one in rest)
+
+
+def moved_since_start(trace: Trace, folder: Path) -> dict[str, Tensor]:
+    start = dict(distill_module(student=str(folder / "adapter")).student.named_parameters())
+    return {name: weight - start[name].detach() for name, weight in trace.weights.items()}
+
+
+def test_a_checkpoint_of_adapters_has_no_base(two_ranks: Path) -> None:
+    state = torch.load(two_ranks / "lora.ckpt", weights_only=True)["state_dict"]
+    assert all("lora_" in name or name.endswith("norm.weight") for name in state)  # the norms are trained whole
+    assert len(state) == len(read(two_ranks, "lora").gradients)
+
+
+@pytest.mark.parametrize("kind", ["merged", "adapter"])
+def test_exports_of_shared_adapters_are_those_of_whole_ones(
+    kind: str, two_ranks: Path, one_rank: Callable[[str], Trace]
+) -> None:
+    one_rank("lora")
+    found, expected = two_ranks / f"lora-{kind}", two_ranks / f"one lora-{kind}"
+    assert sorted(path.name for path in found.iterdir()) == sorted(path.name for path in expected.iterdir())
+    file = "adapter_model.safetensors" if kind == "adapter" else "model.safetensors"
+    weights, whole = load_file(found / file), load_file(expected / file)
+    assert weights.keys() == whole.keys()
+    assert all(torch.allclose(weights[name], whole[name], atol=1e-4) for name in whole)
+    assert any(not torch.equal(weights[name], whole[name]) for name in whole)  # two fits, and not one file
+
+
+def test_fp32_adapters_in_front_of_bfloat16_weights_are_shared(two_ranks: Path) -> None:
+    found = read(two_ranks, "lora bfloat16")
+    assert all(math.isfinite(value) for value in (*found.losses, *found.norms))
+    kinds = {"lora_" in name: weight.dtype for name, weight in found.weights.items()}
+    assert kinds == {True: torch.float32, False: torch.bfloat16}
 
 
 def test_products_in_bfloat16_are_finite_and_near(two_ranks: Path, one_rank: Callable[[str], Trace]) -> None:

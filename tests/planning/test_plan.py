@@ -30,6 +30,7 @@ from simct_pl.planning.rehearsing import rehearse_recipe
 from simct_pl.planning.run import PlanningCLI, plan_run
 from simct_pl.planning.samples import Lengths, measure_lengths, read_samples
 from simct_pl.planning.step import StepShape
+from simct_pl.planning.words import parameters_of
 from simct_pl.rollout.engine import SamplingParams
 from simct_pl.rollout.vllm import VLLMEngine
 from tests.planning.test_deployment import settings
@@ -84,6 +85,59 @@ def test_memory_follows_what_the_recipe_keeps_where() -> None:
     reserved = planned(Sharding(), engine=VLLMEngine(gpu_memory_utilization=0.25))
     assert reserved[Part.ENGINE_RESERVED] == 0.25 * 80e9
     assert Part.ENGINE_WEIGHTS not in reserved
+
+
+LORA = {"r": 4, "target_modules": "all-linear"}
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("rehearsed", [True, False])
+def test_a_frozen_base_has_no_gradients_and_no_moments(rehearsed: bool, ranks: int) -> None:
+    sharded = {"sharding": Sharding()} if ranks > 1 else {}
+    objective = SimCTLoss("sum_logprob", "marginal") if rehearsed else ByValue()
+    module = unloaded_module(lora=LORA, objective=objective, **sharded)
+    strategy = ShardedStrategy() if sharded else "auto"
+    deployment = Deployment.of(settings(devices=ranks, strategy=strategy), "h100")
+    plan = make_plan(module, data(batch_size=64), RolloutCallback(), deployment, LENGTHS)
+    assert bool(plan.why_not) != rehearsed
+    base = parameters("student")
+    share = module.lora.check(load_config("student", module.student_path), "float32") if module.lora else None
+    assert share is not None
+    assert share.all - share.trained == base
+    size = plan.sizes["student"]
+    assert (size.parameters, size.trained) == (share.all, share.trained)
+    # Of matrices with 4 rows, each of two ranks has two.
+    assert held(plan)[Part.FROZEN] == pytest.approx(4 * base / ranks, rel=0.02)
+    assert held(plan)[Part.WEIGHTS] == pytest.approx(4 * share.trained / ranks, rel=0.02)
+    assert held(plan)[Part.MOMENTS] == pytest.approx(8 * share.trained / ranks, rel=0.02)
+    assert parameters_of(size) == f"{share.all / 1e6:.2f} M, {share.trained / share.all:.2%} trained"
+    assert held(plan).get(Part.GRADIENTS, 0) <= 4 * share.trained / ranks * 1.02
+
+
+def test_the_anchor_of_adapters_costs_no_weights() -> None:
+    deployment = Deployment.of(settings(devices=1), "h100")
+
+    def planned(**overrides: object) -> dict[Part, float]:
+        module = unloaded_module(anchor_weight=1.0, **overrides)
+        return held(make_plan(module, data(), RolloutCallback(), deployment, LENGTHS))
+
+    assert Part.ANCHOR_WEIGHTS in planned()
+    assert Part.ANCHOR_WEIGHTS not in planned(lora=LORA)
+    assert Part.ANCHOR_WEIGHTS in planned(lora={**LORA, "modules_to_save": ["norm"]})
+
+
+def test_a_teacher_of_four_bits_takes_that_much() -> None:
+    """Planned on a machine without the package, whose recipe is not checked here."""
+    deployment = Deployment.of(settings(devices=1), "h100")
+
+    def planned(**overrides: object) -> Plan:
+        module = unloaded_module(teacher_dtype="bfloat16", **overrides)
+        return make_plan(module, data(), RolloutCallback(), deployment, LENGTHS)
+
+    whole, packed = planned(), planned(teacher_kwargs={"quantization_config": {"load_in_4bit": True}})
+    blocks = sum(whole.sizes["teacher"].blocks)
+    saved = held(whole)[Part.TEACHER_WEIGHTS] - held(packed)[Part.TEACHER_WEIGHTS]
+    assert saved == pytest.approx(blocks * (2 - 4.5 / 8))
 
 
 class Spendthrift(SimCTLoss):

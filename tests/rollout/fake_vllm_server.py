@@ -8,27 +8,28 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Lock, Thread
 from typing import Any
+
+from tests.json_server import JsonServer, serving
 
 KEY = "a-key"
 MAX_MODEL_LEN = 16
 
 
-class FakeServer(ThreadingHTTPServer):
-    daemon_threads = True
-
+class FakeServer(JsonServer):
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}"
+        super().__init__()
         self.label = "default"
         self.events: list[str] = []
-        self.trouble: list[int] = []
         self.forgets = 0  # so many generations answer as after a restart
-        self.lock = Lock()
 
-    def answer(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    def refuses(self, authorization: str) -> bool:
+        return authorization != f"Bearer {KEY}"
+
+    def answer(self, method: str, path: str, body: bytes) -> tuple[int, dict[str, Any]]:
+        return 200, self.said(path, json.loads(body) if body else {})
+
+    def said(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         self.events.append(path.partition("?")[0])
         match path.partition("?")[0]:
             case "/v1/models":
@@ -57,40 +58,7 @@ class FakeServer(ThreadingHTTPServer):
         return {"choices": [choice]}
 
 
-class Handler(BaseHTTPRequestHandler):
-    server: FakeServer
-    protocol_version = "HTTP/1.1"
-
-    def reply(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        with self.server.lock:
-            status, content = 200, {}
-            if self.headers.get("Authorization") != f"Bearer {KEY}":
-                status = 401
-            elif self.server.trouble:
-                status = self.server.trouble.pop(0)
-            else:
-                content = self.server.answer(self.path, json.loads(body) if body else {})
-        text = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-    do_GET = do_POST = reply
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @contextmanager
 def fake_server() -> Iterator[FakeServer]:
-    server = FakeServer()
-    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
+    with serving(FakeServer()) as server:
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

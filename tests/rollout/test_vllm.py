@@ -16,11 +16,13 @@ from transformers import PreTrainedModel
 
 from callbacks import PolicyMismatch, RolloutCallback
 from simct_pl.errors import PromptDataError
+from simct_pl.models.merging import merged_state_dict
 from simct_pl.rollout.engine import Generation, SamplingParams, StudentSource
 from simct_pl.rollout.hf import HFEngine
 from simct_pl.rollout.vllm import VLLMEngine
 from simct_pl.training.optim import OptimizerConfig
 from simct_pl.types import PromptBatch
+from tests.models.test_lora import PLAIN, move
 from tests.rollout.read_back import read_back
 from tests.rollout.tiny_student import CONTEXT, QUESTIONS, STOP, moved, write_student
 from tests.tiny import data, distill_module, trainer
@@ -99,6 +101,26 @@ def test_what_is_not_trained_is_sent_once(engine: VLLMEngine, folder: Path) -> N
     engine.refresh(distill_module(student=str(folder)).student, 3)  # another model: all of it
     (found,) = engine._llm.apply_model(read_back)
     assert all(torch.equal(weight, before[name]) for name, weight in found.items())
+
+
+def test_adapters_arrive_merged(engine: VLLMEngine, folder: Path, prompts: list[list[int]]) -> None:
+    """The second refresh leaves out what rests. vLLM knows of no adapter, and says what the live student says."""
+    student = distill_module(student=str(folder), lora=PLAIN).student
+    engine.refresh(student, 1)
+    move(student)
+    engine.refresh(student, 2)
+    assert engine._llm is not None
+    (found,) = engine._llm.apply_model(read_back)
+    merged = merged_state_dict(student)
+    assert all(torch.equal(weight, merged[name]) for name, weight in found.items())
+    sampling = SamplingParams(temperature=0.0, max_tokens=30)
+    said = engine.generate(prompts, [0] * len(prompts), sampling, (STOP,))
+    expected = by_hf(student, prompts, sampling)
+    assert [one.response_ids for one in said] == [one.response_ids for one in expected]
+    base = distill_module(student=str(folder)).student
+    assert [one.response_ids for one in by_hf(base, prompts, sampling)] != [one.response_ids for one in said]
+    for one, other in zip(said, expected, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-3)
 
 
 def test_the_engine_keeps_its_weights_when_the_students_change(

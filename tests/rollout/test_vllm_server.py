@@ -21,6 +21,7 @@ from simct_pl.rollout.engine import SamplingParams, StudentSource
 from simct_pl.rollout.hf import HFEngine
 from simct_pl.rollout.vllm_server import VLLMServerEngine
 from simct_pl.training.optim import OptimizerConfig
+from simct_pl.training.teacher_server import TeacherServer
 from simct_pl.types import PromptBatch
 from tests import warm
 from tests.rollout.tiny_student import CONTEXT, QUESTIONS, STOP, moved, write_student
@@ -47,6 +48,7 @@ class Server:
     def start(self) -> None:
         command = ["simct_pl", "serve", "--model", str(self.model)]
         command += ["--port", str(self.port), "--dtype", "float32", "--kv-cache-gib", "0.25", "--enforce-eager"]
+        command += ["--max-logprobs", "-1"]  # for the test that asks it as a teacher
         self.process = warm.start(command, self.log.parent, self.log, VLLM_API_KEY=KEY)
 
     def wait(self) -> None:
@@ -143,6 +145,27 @@ def test_samples_keep_their_seeds_logprobs_and_ends(
         expected = [float(logp[len(prompt) - 1 + i, token]) for i, token in enumerate(g.response_ids)]
         assert g.logprobs == pytest.approx(expected, abs=1e-3)
         assert (g.response_ids[-1] in (STOP, 20, 21)) == (g.finish_reason == "stop")
+
+
+def test_it_can_be_the_teacher(
+    server: Server, engine: VLLMServerEngine, student: PreTrainedModel, prompts: list[list[int]]
+) -> None:
+    engine.refresh(student, 3)
+    module = distill_module(student=str(server.model))
+    tokenizer = module.pair.student
+    elsewhere = TeacherServer(server.url, top_k=-1, retries=30)
+    elsewhere.check(str(server.model), tokenizer, module.objective)
+    assert elsewhere.context == CONTEXT - 1
+    response = tokenizer.encode("1+2= 3, total 3")
+    rows, few = (
+        elsewhere.rows(prompts[:1], [response])[0],
+        TeacherServer(server.url, 4).rows(prompts[:1], [response])[0],
+    )
+    logp_NV = student(torch.tensor([prompts[0] + response])).logits[0].log_softmax(-1)[len(prompts[0]) - 1 : -1]
+    for row, listed, token, logp_V in zip(rows, few, response, logp_NV, strict=True):
+        found = dict(zip(row.ids, row.logprobs, strict=True))
+        assert [found[k] for k in range(len(logp_V))] == pytest.approx(logp_V.tolist(), abs=1e-3)
+        assert {*listed.ids} == {*logp_V.topk(4).indices.tolist(), token}
 
 
 def test_a_prompt_past_the_context_is_refused(engine: VLLMServerEngine, student: PreTrainedModel) -> None:

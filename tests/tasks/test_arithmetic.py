@@ -46,6 +46,20 @@ def test_a_problem_is_written_out_step_by_step() -> None:
     assert prompt.messages == ({"role": "user", "content": "13+25+7?"},)
 
 
+@given(st.lists(st.integers(1, 99), min_size=1, max_size=5), st.integers(0, 99))
+def test_a_subtraction_is_written_out_and_is_right(taken: list[int], left: int) -> None:
+    problem = Problem((left + sum(taken), *(-number for number in taken)))
+    *steps, last = problem.response.split(", ")
+    assert problem.question == "-".join([str(left + sum(taken)), *map(str, taken)]) + "?"
+    for step, number in zip(steps, taken, strict=True):
+        before, taken_away, after = map(int, re.fullmatch(r"(\d+)-(\d+)= (\d+)", step).groups())
+        assert (taken_away, after) == (number, before - number)
+    assert last == f"total {left}"
+    prompt = problem.prompt(0)
+    assert TotalGrader()(prompt, problem.response) == ChainGrader()(prompt, problem.response) == 1.0
+    assert ChainGrader()(prompt, problem.response.replace("-", "+")) == 0.0
+
+
 @given(terms)
 def test_the_right_chain_has_no_wrong_number(numbers: tuple[int, ...]) -> None:
     assert locally_wrong(Problem(numbers).response, numbers) == []

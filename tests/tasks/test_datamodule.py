@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from typing import Any
+
 import pytest
 
 from simct_pl.errors import RecipeError
 from simct_pl.tasks.arithmetic import Problem, chain_is_correct
+from simct_pl.tasks.benchmark import ArithmeticBenchmark
 from simct_pl.tasks.datamodule import ArithmeticDataModule
 from simct_pl.types import Prompt
 
@@ -54,7 +59,53 @@ def test_a_limited_pool_repeats_its_problems() -> None:
     assert len({prompt.messages[0]["content"] for prompt in prompts}) == 30
 
 
-@pytest.mark.parametrize("values", [{"corrupt_share": 1.5}, {"num_terms": 1}, {"limit": 1}])
-def test_values_out_of_range_are_refused(values: dict[str, float]) -> None:
+def kinds(datamodule: ArithmeticDataModule) -> Counter[tuple[int, bool]]:
+    """How many held-out prompts have so many numbers, and subtract."""
+    questions = [prompt.messages[0]["content"] for prompt in datamodule.held_out_prompts()]
+    return Counter((len(re.findall(r"\d+", q)), "-" in q) for q in questions)
+
+
+def test_every_number_of_terms_is_as_likely() -> None:
+    found = kinds(ArithmeticDataModule(num_terms=[2, 4], num_val_prompts=150))
+    assert set(found) == {(2, False), (4, False)}
+    assert min(found.values()) > 50
+    trained = [p.messages[0]["content"] for p in train_prompts(ArithmeticDataModule(40, 1, num_terms=[2, 4]))]
+    assert {len(re.findall(r"\d+", question)) for question in trained} == {2, 4}
+
+
+def test_a_list_of_one_number_of_terms_changes_no_problem() -> None:
+    same = [ArithmeticDataModule(20, 2, num_terms=terms) for terms in (3, [3])]
+    assert train_prompts(same[0]) == train_prompts(same[1])
+    assert same[0].held_out_prompts() == same[1].held_out_prompts()
+
+
+def test_a_share_of_the_problems_subtracts() -> None:
+    found = kinds(ArithmeticDataModule(subtract_share=0.25, num_val_prompts=200))
+    assert 25 < found[3, True] < 75
+    assert found[3, True] + found[3, False] == 200
+    assert any("-" in p.messages[0]["content"] for p in train_prompts(ArithmeticDataModule(40, 1, subtract_share=0.25)))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"corrupt_share": 1.5},
+        {"num_terms": 1},
+        {"num_terms": [3, 1]},
+        {"num_terms": []},
+        {"limit": 1},
+        {"subtract_share": -0.1},
+        {"subtract_share": 0.5, "corrupt_share": 0.1},
+    ],
+)
+def test_values_out_of_range_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(RecipeError, match=next(iter(values))):
         ArithmeticDataModule(**values)
+
+
+def test_the_benchmark_has_the_held_out_problems_of_the_same_kind() -> None:
+    kind: dict[str, Any] = {"num_terms": [2, 3], "limit": 40, "subtract_share": 0.5}
+    data = ArithmeticDataModule(**kind, num_val_prompts=20, val_skip=30)
+    benchmark = ArithmeticBenchmark(**kind, num_problems=20, skip=30, name="mixed")
+    assert benchmark.name == "mixed"
+    assert [p.prompt for p in benchmark.problems()] == [p.messages[0]["content"] for p in data.held_out_prompts()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
@@ -11,10 +12,10 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from simct_pl.tasks.arithmetic import distinct_problems
-from simct_pl.tasks.tokenizers import STUDENT, TEACHER, TWO_DIGIT_TEACHER, TinyModel
+from simct_pl.tasks.tokenizers import PROOF_MODELS, STUDENT, TEACHER, TWO_DIGIT_TEACHER, TinyModel
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer
 
-EVERY = {"teacher": TEACHER, "student": STUDENT, "two_digit_teacher": TWO_DIGIT_TEACHER}
+EVERY = {"teacher": TEACHER, "student": STUDENT, "two_digit_teacher": TWO_DIGIT_TEACHER, **PROOF_MODELS}
 SIDES = pytest.mark.parametrize("side", EVERY.values(), ids=EVERY)
 TOKENIZERS = {id(side): ModelTokenizer(side.tokenizer()) for side in EVERY.values()}
 
@@ -35,6 +36,29 @@ def test_two_digits_at_a_time_are_read_from_the_left() -> None:
     found = tokens(TWO_DIGIT_TEACHER, "7+13= 20, 138+1000= 1138, total 94281")
     numbers = ["7", "+", "13", "=", "_", "20", ",", "_", "13", "8", "+", "10", "00", "=", "_", "11", "38", ",", "_"]
     assert found == [*numbers, "total", "_", "94", "28", "1"]
+
+
+def share_outside_one_to_one(side: TinyModel) -> float:
+    """Share of the side's tokens in right chains whose bytes are no single token of the teacher, from byte offsets."""
+    outside = total = 0
+    for problem in distinct_problems(0, 200, 3, 50, held_out=True):
+        spans = {}
+        for one in (side, TEACHER):
+            table, ids = TOKENIZERS[id(one)].table, TOKENIZERS[id(one)].encode(problem.response)
+            ends = list(itertools.accumulate(len(table[i]) for i in ids))
+            spans[id(one)] = set(zip([0, *ends], ends, strict=False))
+        outside += len(spans[id(side)] - spans[id(TEACHER)])
+        total += len(spans[id(side)])
+    return outside / total
+
+
+@pytest.mark.parametrize("name", [name for name in PROOF_MODELS if name.startswith("mismatch")])
+def test_the_share_in_the_name_is_the_share_outside_one_to_one(name: str) -> None:
+    assert round(100 * share_outside_one_to_one(PROOF_MODELS[name])) == int(name.removeprefix("mismatch_"))
+
+
+def test_the_quickstarts_student_has_28_percent_outside_one_to_one() -> None:
+    assert round(100 * share_outside_one_to_one(STUDENT)) == 28
 
 
 @given(st.text(alphabet="0123456789+ =,total", max_size=30))
@@ -75,8 +99,9 @@ def test_each_side_has_its_own_template_and_stop() -> None:
     }
     assert texts["teacher"] == "<|bos|><|system|>Add.<|end|><|user|>1+2?<|end|><|assistant|>"
     assert texts["student"] == "<system>Add.</turn><user>1+2?</turn><assistant>"
-    spelled = [tokenizer.hf.convert_ids_to_tokens(list(tokenizer.stop_ids)) for tokenizer in TOKENIZERS.values()]
-    assert spelled == [["<|end|>"], ["</turn>"], ["<|end|>"]]
+    for side in EVERY.values():
+        tokenizer = TOKENIZERS[id(side)]
+        assert tokenizer.hf.convert_ids_to_tokens(list(tokenizer.stop_ids)) == [side.stop]
 
 
 def test_only_the_teacher_has_a_bos_and_a_rendered_prompt_has_it_once() -> None:

@@ -6,20 +6,24 @@ response before it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from simct_pl.losses.token_paths import answers as columns
-from simct_pl.losses.token_paths.answers import Along, Answers, Before, Inside
+from simct_pl.losses.token_paths import tables as columns
+from simct_pl.losses.token_paths.answers import Answers, Inside
 from simct_pl.losses.token_paths.asking import Asker
 from simct_pl.losses.token_paths.categories import CLASSES, DROPPED
+from simct_pl.losses.token_paths.halves import Along, Before
+from simct_pl.losses.token_paths.kept import KeptAnswers
 from simct_pl.losses.token_paths.neighbours import Front, Ids, Side
 from simct_pl.losses.token_paths.paths import TokenPaths
 from simct_pl.losses.token_paths.places import LOOK_BACK, Flat, Places
 from simct_pl.progress import progress
+from simct_pl.tokenization.readings import without_collecting
 from simct_pl.types import UnitAlignment
 
 _MANY_QUESTIONS = 200  # that were never asked before take seconds, and show a bar
@@ -27,11 +31,14 @@ _NOT_LISTED = -3
 
 
 class PathBuilder:
-    """Makes TokenPaths of a pair's responses. Questions that were asked before cost an array operation each."""
+    """Makes TokenPaths of a pair's responses. Questions that were asked before cost an array operation each.
 
-    def __init__(self, asker: Asker) -> None:
-        self.asker, self.links = asker, asker.links
-        self.answers = Answers(asker)
+    kept: where answers are kept beyond the process, if anywhere.
+    """
+
+    def __init__(self, asker: Asker, kept: KeptAnswers | None = None) -> None:
+        self.asker, self.links, self.kept = asker, asker.links, kept
+        self.answers = Answers(asker, None if kept is None else kept.read())
 
     def build(self, alignments: Sequence[UnitAlignment]) -> TokenPaths:
         """Paths of the student tokens in supervised units, in order."""
@@ -46,11 +53,14 @@ class PathBuilder:
         missing = np.flatnonzero(number_N < 0).tolist()
         if not missing:
             return number_N
-        new = {keys[i]: i for i in missing}
-        with progress("asks the tokenizers about new tokens", len(new), shown=len(new) > _MANY_QUESTIONS) as bar:
+        new, start = {keys[i]: i for i in missing}, time.perf_counter()
+        title, is_shown = "asks the tokenizers about new tokens", len(new) > _MANY_QUESTIONS
+        with progress(title, len(new), shown=is_shown) as bar, without_collecting():
             for key, i in new.items():
                 self.answers.ask(key, self._question(places, i))
                 bar.advance()
+        if self.kept is not None:
+            self.kept.asked(self.answers.tables, time.perf_counter() - start)
         return np.array(self.answers.numbers(keys), np.int64)
 
     def _question(self, places: Places, i: int) -> tuple[Along, Before | None] | Inside:
@@ -82,12 +92,12 @@ class PathBuilder:
         return b"".join([tokens[k] for k in student_ids])
 
     def _gather(self, places: Places, question_N: np.ndarray) -> TokenPaths:
-        answers, teacher = self.answers, places.teacher
-        asked_N = answers.questions.rows[question_N]
+        tables, teacher = self.answers.tables, places.teacher
+        asked_N = tables.questions.rows[question_N]
         count_N = asked_N[:, columns.NUM_STEPS]
         token_P = np.repeat(np.arange(len(count_N)), count_N)
         within_P = _within(count_N)
-        steps_P = answers.steps.rows[asked_N[token_P, columns.FIRST_STEP] + within_P]
+        steps_P = tables.steps.rows[asked_N[token_P, columns.FIRST_STEP] + within_P]
         on_P = (places.at - asked_N[:, columns.IS_BACK])[token_P] + within_P
         merged_J3 = self._merged(places, asked_N, steps_P, on_P)
         arrays = {
@@ -113,7 +123,7 @@ class PathBuilder:
         }
         num_own = int(asked_N[:, columns.NUM_OWN].max(initial=0))
         sizes: dict[str, Any] = {"num_classes": self.links.num_labels, "num_labels": self.links.num_labels + num_own}
-        return TokenPaths(**tensors, lists=answers.lists, shifts=answers.shifts, **sizes)
+        return TokenPaths(**tensors, lists=tables.lists, shifts=tables.shifts, **sizes)
 
     def _merged(self, places: Places, asked_N: np.ndarray, steps_P: np.ndarray, on_P: np.ndarray) -> np.ndarray:
         """(token, from, to) of labels that are one, by token, int64 [J, 3].
@@ -125,16 +135,17 @@ class PathBuilder:
         token_K = np.flatnonzero(places.teacher.end[on_P[last_N]] > places.student.end)
         last_K = last_N[token_K]
         steps_K, on_K = steps_P[last_K], places.teacher.ids[on_P[last_K]]
-        label_K = self.answers.labels(steps_K[:, columns.STEP_LIST].tolist(), on_K.tolist(), _NOT_LISTED)
+        tables = self.answers.tables
+        label_K = tables.lists.labels(steps_K[:, columns.STEP_LIST], on_K, _NOT_LISTED)
         label_K = np.where(label_K == _NOT_LISTED, steps_K[:, columns.STEP_BASE], label_K)
         for i in np.flatnonzero((label_K == CLASSES) & (steps_K[:, columns.STEP_SHIFT] >= 0)).tolist():
-            label_K[i] = self.answers.shifts.teacher_label(int(steps_K[i, columns.STEP_SHIFT]), int(on_K[i]))
+            label_K[i] = tables.shifts.teacher_label(int(steps_K[i, columns.STEP_SHIFT]), int(on_K[i]))
         label_K = np.where(label_K == CLASSES, self.links.teacher_label_K[on_K], label_K)
         own_K = asked_N[token_K, columns.OWN]
         differs_K = (label_K != own_K) & (label_K != DROPPED) & (own_K != DROPPED)
         count_N = asked_N[:, columns.NUM_MERGED]
         token_J = np.repeat(np.arange(len(count_N)), count_N)
-        pair_J2 = self.answers.merged.rows[asked_N[token_J, columns.FIRST_MERGED] + _within(count_N)]
+        pair_J2 = tables.merged.rows[asked_N[token_J, columns.FIRST_MERGED] + _within(count_N)]
         found_J3 = np.column_stack([token_J, pair_J2])
         if not differs_K.any():
             return found_J3

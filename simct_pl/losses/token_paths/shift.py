@@ -21,25 +21,61 @@ from simct_pl.tokenization.readings import Readings
 
 
 @dataclass(frozen=True, eq=False)
-class Shift:
-    """Labels of both vocabularies behind some bytes, which part of a teacher token is.
+class ShiftLabels:
+    """The label of each id of both vocabularies.
 
-    readings: how the teacher reads student tokens behind those bytes, which the spellings begin with. base: the label
-    of student tokens that are not in student_ids: those in front of which the teacher cuts as the student did.
-    student_ids, student_labels, teacher_ids, teacher_labels: int64, by id; other teacher tokens are DROPPED.
-    edges_E3: int64, (label, student id, teacher id) of each link, in order. Labels are names within a row: they count
-    from STOP + 1, and are the position's own where they go past VocabLinks.num_labels; num_own: how many do.
+    sizes: of the vocabularies. base: the label of student tokens that are not in student_ids. student_ids,
+    student_labels, teacher_ids, teacher_labels: int64, by id; other teacher tokens are DROPPED.
     """
 
     sizes: tuple[int, int]
-    readings: Readings
     base: int
-    whole: int | None
-    contradicting: frozenset[int]
     student_ids: np.ndarray
     student_labels: np.ndarray
     teacher_ids: np.ndarray
     teacher_labels: np.ndarray
+
+    @cached_property
+    def student_label_K(self) -> np.ndarray:
+        """int64, the label of each student id, or DROPPED."""
+        label_K = np.full(self.sizes[0], self.base, np.int64)
+        label_K[self.student_ids] = self.student_labels
+        return label_K
+
+    @cached_property
+    def teacher_label_K(self) -> np.ndarray:
+        """The same of the teacher."""
+        label_K = np.full(self.sizes[1], DROPPED, np.int64)
+        label_K[self.teacher_ids] = self.teacher_labels
+        return label_K
+
+    @cached_property
+    def labels_key(self) -> tuple[object, ...]:
+        """Equal where all labels are."""
+        arrays = self.student_ids, self.student_labels, self.teacher_ids, self.teacher_labels
+        return self.base, *(_digest(part) for part in arrays)
+
+    def student_label(self, tokens: np.ndarray) -> np.ndarray:
+        """Labels of some ids, int64."""
+        return _label(self.student_ids, self.student_labels, tokens, self.base)
+
+    def teacher_label(self, tokens: np.ndarray) -> np.ndarray:
+        return _label(self.teacher_ids, self.teacher_labels, tokens, DROPPED)
+
+
+@dataclass(frozen=True, eq=False)
+class Shift(ShiftLabels):
+    """Labels of both vocabularies behind some bytes, which part of a teacher token is.
+
+    readings: how the teacher reads student tokens behind those bytes, which the spellings begin with. base: of student
+    tokens in front of which the teacher cuts as the student did. edges_E3: int64, (label, student id, teacher id) of
+    each link, in order. Labels are names within a row: they count from STOP + 1, and are the position's own where they
+    go past VocabLinks.num_labels; num_own: how many do.
+    """
+
+    readings: Readings
+    whole: int | None
+    contradicting: frozenset[int]
     edges_E3: np.ndarray
     num_own: int
 
@@ -79,31 +115,17 @@ class Shift:
         order = np.argsort(student_ids)
         return cls(
             (len(is_out_K), len(is_kept_K)),
-            readings,
             DROPPED if whole is None else int(_label(teachers, teacher_labels, np.array(whole), DROPPED)),
-            whole,
-            frozenset(contradicting),
             student_ids[order],
             student_labels[order],
             teachers,
             teacher_labels,
+            readings,
+            whole,
+            frozenset(contradicting),
             edges_E3[np.argsort(edges_E3[:, 0], kind="stable")],
             max(int(teacher_labels.max(initial=0)) + 1 - links.num_labels, 0),
         )
-
-    @cached_property
-    def student_label_K(self) -> np.ndarray:
-        """int64, the label of each student id, or DROPPED."""
-        label_K = np.full(self.sizes[0], self.base, np.int64)
-        label_K[self.student_ids] = self.student_labels
-        return label_K
-
-    @cached_property
-    def teacher_label_K(self) -> np.ndarray:
-        """The same of the teacher."""
-        label_K = np.full(self.sizes[1], DROPPED, np.int64)
-        label_K[self.teacher_ids] = self.teacher_labels
-        return label_K
 
     @property
     def is_large(self) -> bool:
@@ -113,16 +135,7 @@ class Shift:
     @cached_property
     def key(self) -> tuple[object, ...]:
         """Equal where everything is."""
-        arrays = self.student_ids, self.student_labels, self.teacher_ids, self.teacher_labels, self.edges_E3
-        digests = [hashlib.blake2b(part.tobytes(), digest_size=16).digest() for part in arrays]
-        return id(self.readings), self.base, self.whole, self.contradicting, *digests
-
-    def student_label(self, tokens: np.ndarray) -> np.ndarray:
-        """Labels of some ids, int64."""
-        return _label(self.student_ids, self.student_labels, tokens, self.base)
-
-    def teacher_label(self, tokens: np.ndarray) -> np.ndarray:
-        return _label(self.teacher_ids, self.teacher_labels, tokens, DROPPED)
+        return id(self.readings), self.whole, self.contradicting, self.labels_key, _digest(self.edges_E3)
 
     def edges(self, label: int) -> np.ndarray:
         """(student id, teacher id) of a label's links, int64 [E, 2]."""
@@ -146,21 +159,52 @@ def _label(ids: np.ndarray, labels: np.ndarray, tokens: np.ndarray, otherwise: i
     return np.where(ids[place] == tokens, labels[place], otherwise)
 
 
+def _digest(array: np.ndarray) -> bytes:
+    return hashlib.blake2b(array.tobytes(), digest_size=16).digest()
+
+
 class ShiftStore:
     """Shifts by number, and their labels on the device that reads them; -1 is none."""
 
     def __init__(self) -> None:
-        self._shifts: list[Shift] = []
-        self._numbers: dict[int, int] = {}
+        self._shifts: list[ShiftLabels] = []
+        self._numbers: dict[tuple[object, ...], int] = {}
         self._labels: dict[tuple[int, str, torch.device], Tensor] = {}
 
-    def number(self, shift: Shift | None) -> int:
+    def number(self, shift: ShiftLabels | None) -> int:
+        """That of a shift with the same labels, if there is one."""
         if shift is None:
             return -1
-        if id(shift) not in self._numbers:
-            self._numbers[id(shift)] = len(self._shifts)
+        if shift.labels_key not in self._numbers:
+            self._numbers[shift.labels_key] = len(self._shifts)
             self._shifts.append(shift)
-        return self._numbers[id(shift)]
+        return self._numbers[shift.labels_key]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All labels; see `of`. shifts: int64 [shifts, 5], both sizes, the base, and how many labels either side has.
+        shift_labels: int32 [.., 2], (id, label) of the student's and then the teacher's, shift after shift.
+        """
+        heads = [(*one.sizes, one.base, len(one.student_ids), len(one.teacher_ids)) for one in self._shifts]
+        parts = [
+            np.stack(side, 1).astype(np.int32)
+            for one in self._shifts
+            for side in ((one.student_ids, one.student_labels), (one.teacher_ids, one.teacher_labels))
+        ]
+        labels = np.concatenate([np.zeros((0, 2), np.int32), *parts])
+        return {"shifts": np.array(heads, np.int64).reshape(-1, 5), "shift_labels": labels}
+
+    @classmethod
+    def of(cls, arrays: dict[str, np.ndarray]) -> ShiftStore:
+        """What `arrays` was told."""
+        found, start = cls(), 0
+        for *sizes, base, num_students, num_teachers in arrays["shifts"].tolist():
+            middle, end = start + num_students, start + num_students + num_teachers
+            students, teachers = (
+                arrays["shift_labels"][at].astype(np.int64).T for at in (slice(start, middle), slice(middle, end))
+            )
+            found.number(ShiftLabels((sizes[0], sizes[1]), base, *students, *teachers))
+            start = end
+        return found
 
     def teacher_label(self, number: int, token: int) -> int:
         return int(self._shifts[number].teacher_label(np.array(token)))
