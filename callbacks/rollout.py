@@ -186,7 +186,7 @@ class RolloutCallback(RolloutProvider):
 
     @staticmethod
     def _render(module: DistillModule, prompt: Prompt, sampling: SamplingParams, context: int | None) -> list[int]:
-        prompt_ids = module.pair.student.render_prompt(prompt.messages)
+        prompt_ids = module.pair.student.render(prompt)
         if too_long := no_room(f"Prompt {prompt.index}", len(prompt_ids), sampling.max_tokens, context):
             raise PromptDataError(too_long)
         return prompt_ids
@@ -215,7 +215,7 @@ class RolloutCallback(RolloutProvider):
 
     def _check_teacher(self, module: DistillModule, prompt: Prompt) -> None:
         """The teacher's template must take the messages, and leave room for an answer."""
-        num_tokens = len(module.pair.teacher.render_prompt(prompt.teacher_messages or prompt.messages))
+        num_tokens = len(module.pair.teacher.render(prompt.for_teacher))
         if module.teacher_context is not None and num_tokens >= module.teacher_context:
             raise PromptDataError(
                 f"Prompt {prompt.index} has {num_tokens} tokens for the teacher, whose context is "

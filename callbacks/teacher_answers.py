@@ -25,7 +25,7 @@ def teacher_rollouts(
     teacher, tokenizer = module.teacher.to(module.device), module.pair.teacher
     engine = HFEngine(batch_size=len(asked))
     engine.refresh(teacher.model, 0)
-    prompt_ids = [tokenizer.render_prompt(prompt.teacher_messages or prompt.messages) for prompt, _, _ in asked]
+    prompt_ids = [tokenizer.render(prompt.for_teacher) for prompt, _, _ in asked]
     generations = engine.generate(prompt_ids, [seed for *_, seed in asked], sampling, tokenizer.stop_ids)
     return [in_students_tokens(module, *one, said, step) for one, said in zip(asked, generations, strict=True)]
 
@@ -43,7 +43,7 @@ def in_students_tokens(
     # By bytes, as everywhere: the teacher's ids are spelt out and read by the student's tokenizer.
     text = teacher.response_bytes(generation.response_ids).decode(errors="ignore")
     ids = student.encode(text) + [student.stop_ids[0]] * stopped
-    prompt_ids = student.render_prompt(prompt.messages)
+    prompt_ids = student.render(prompt)
     # A response that is cut has no stop, and must not be taken for one that ended.
     room, reason = (module.student_context or math.inf) - len(prompt_ids), generation.finish_reason
     if len(ids) > room:

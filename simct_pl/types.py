@@ -20,7 +20,9 @@ from simct_pl.errors import AlignmentError
 if TYPE_CHECKING:  # some values hold tensors; none needs torch to be imported
     from torch import Tensor
 
-Message = dict[str, str]
+# role and content, a text; of an assistant perhaps tool_calls, of a tool's result perhaps tool_call_id and name.
+Message = dict[str, Any]
+Tool = dict[str, Any]  # what a model may call, as a JSON schema: {"type": "function", "function": {"name": …}}
 
 # Columns of UnitAlignment.units_U6.
 STUDENT_START, STUDENT_END, TEACHER_START, TEACHER_END, BYTE_START, BYTE_END = range(6)
@@ -119,6 +121,8 @@ class Prompt:
     unsupervised_spans: byte ranges [start, end) of the response that supervised fine-tuning reads and does not predict.
         The stop counts as one byte behind the response.
     answer: what a grader compares with.
+    tools: what the model may call, for both sides' chat templates.
+    reply: instead of a response, the assistant's message that calls tools: each template writes it in its own way.
     """
 
     index: int
@@ -127,6 +131,20 @@ class Prompt:
     answer: str | None = None
     teacher_messages: tuple[Message, ...] | None = None
     unsupervised_spans: tuple[tuple[int, int], ...] = ()
+    tools: tuple[Tool, ...] = ()
+    reply: Message | None = None
+
+    @property
+    def for_teacher(self) -> Prompt:
+        """The prompt as the teacher reads it."""
+        return self if self.teacher_messages is None else replace(self, messages=self.teacher_messages)
+
+    @property
+    def conversation(self) -> tuple[Message, ...]:
+        """The messages with the assistant's turn behind them, where the data have one."""
+        if self.reply is not None:
+            return (*self.messages, self.reply)
+        return (*self.messages, {"role": "assistant", "content": self.response}) if self.response else self.messages
 
 
 @dataclass(frozen=True)

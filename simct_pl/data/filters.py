@@ -11,6 +11,7 @@ from typing import Any
 
 from typing_extensions import override
 
+from simct_pl.data.tools import said_in
 from simct_pl.errors import RecipeError
 from simct_pl.types import Prompt
 
@@ -87,4 +88,4 @@ class PromptWithout(RowFilter):
 
 def text_of(prompt: Prompt) -> str:
     """All that a prompt says, a message a line."""
-    return "\n".join(message["content"] for message in prompt.messages)
+    return "\n".join(map(said_in, prompt.messages))

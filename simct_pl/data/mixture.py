@@ -20,10 +20,11 @@ from simct_pl.data.draw import Draw
 from simct_pl.data.filters import RowFilter, text_of
 from simct_pl.data.overlap import OverlapIndex
 from simct_pl.data.source import PromptSource
+from simct_pl.data.tools import as_stored, said_in, tools_as_json, uses_tools
 from simct_pl.data.words import digest_of, words_of
 from simct_pl.errors import PromptDataError, RecipeError
-from simct_pl.files.parquet import MESSAGES, write_parquet
-from simct_pl.types import Prompt
+from simct_pl.files.parquet import MESSAGES, with_tools, write_parquet
+from simct_pl.types import Message, Prompt
 
 logger = logging.getLogger(__name__)
 NUM_EXAMPLES = 3  # of rows that cannot be read, in the manifest
@@ -227,7 +228,9 @@ class MixtureBuilder:
 
     def write(self, path: Path) -> int:
         """Write the mixture; returns its number of rows."""
-        return write_parquet(path, SCHEMA, _in_groups(self.shuffled(), 1000))
+        rows = self.shuffled()
+        has_tools = any(row["reply"] or uses_tools(row["messages"], row["tools"]) for row in rows)
+        return write_parquet(path, with_tools(SCHEMA) if has_tools else SCHEMA, _in_groups(rows, 1000))
 
 
 def index_of_tests(tests: Mapping[str, PromptSource], num_words: int, mask_numbers: bool) -> OverlapIndex:
@@ -243,8 +246,8 @@ def index_of_tests(tests: Mapping[str, PromptSource], num_words: int, mask_numbe
     return index
 
 
-def text_of_messages(messages: list[dict[str, str]]) -> str:
-    return "\n".join(message["content"] for message in messages)
+def text_of_messages(messages: list[Message]) -> str:
+    return "\n".join(map(said_in, messages))
 
 
 def _as_row(prompt: Prompt, source: str, domain: str, digest: str) -> dict[str, Any]:
@@ -252,6 +255,8 @@ def _as_row(prompt: Prompt, source: str, domain: str, digest: str) -> dict[str, 
         "messages": list(prompt.messages),
         "answer": prompt.answer,
         "response": prompt.response,
+        "tools": prompt.tools,
+        "reply": prompt.reply,
         "domain": domain,
         "source": source,
         "row": prompt.index,
@@ -260,4 +265,10 @@ def _as_row(prompt: Prompt, source: str, domain: str, digest: str) -> dict[str, 
 
 
 def _in_groups(rows: list[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
-    return (rows[start : start + size] for start in range(0, len(rows), size))
+    return (list(map(_stored, rows[start : start + size])) for start in range(0, len(rows), size))
+
+
+def _stored(row: dict[str, Any]) -> dict[str, Any]:
+    """A reply that calls tools is no text: it ends the messages, as in the data set."""
+    reply = [row["reply"]] if row["reply"] else []
+    return {**row, "messages": as_stored([*row["messages"], *reply]), "tools": tools_as_json(row["tools"])}

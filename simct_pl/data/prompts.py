@@ -21,6 +21,7 @@ from typing_extensions import override
 
 from simct_pl.checkpointing.position import ContinuedLoader, DataPosition
 from simct_pl.data.source import PromptSource
+from simct_pl.data.tools import uses_tools
 from simct_pl.errors import PromptDataError, RecipeError
 from simct_pl.files.fingerprint import WatchedFile
 from simct_pl.seeding import run_seed
@@ -36,7 +37,7 @@ class PromptStream(TorchIterableDataset[Prompt]):
     num_prompts: of a pass on each rank, where that is known: the stream has a length then, and ends there.
     num_too_long: prompts of the present pass, of all ranks, left out so far by max_prompt_chars.
     num_unshown: prompts of the present pass, of this rank, in which the teacher is shown nothing of its own, where the
-        source's teacher_field says what.
+        source's teacher_field says what. num_without_tools: those without tools, where its tools_field names them.
     """
 
     def __init__(
@@ -58,7 +59,8 @@ class PromptStream(TorchIterableDataset[Prompt]):
         self.rank, self.world_size = rank, world_size
         self.system_prompt, self.teacher_system_prompt = system_prompt, teacher_system_prompt
         self.epoch, self.num_done = epoch, num_done
-        self.num_too_long = self.num_unshown = 0
+        self.num_too_long = self.num_unshown = self.num_without_tools = 0
+        self.warned_of_calls = False
         self.file, self.num_prompts = file, num_prompts
 
     def __len__(self) -> int:
@@ -81,7 +83,7 @@ class PromptStream(TorchIterableDataset[Prompt]):
         if self.shuffle_buffer:
             rows = rows.shuffle(seed=self.seed + self.epoch, buffer_size=self.shuffle_buffer)
         # Long prompts leave before the ranks share the rest out, so that each gets as many as the others.
-        self.num_too_long = self.num_unshown = 0
+        self.num_too_long = self.num_unshown = self.num_without_tools = 0
         if self.source.max_prompt_chars is not None:
             rows = rows.filter(self._is_short)
         if self.world_size > 1:
@@ -90,6 +92,7 @@ class PromptStream(TorchIterableDataset[Prompt]):
         for row in self._readable(rows):
             prompt = self.source.prompt(row.pop("_index"), row)
             self._count_unshown(prompt)
+            self._count_without_tools(prompt, row)
             yield self._with_system_prompts(prompt)
 
     def _count_unshown(self, prompt: Prompt) -> None:
@@ -102,7 +105,33 @@ class PromptStream(TorchIterableDataset[Prompt]):
                 "the student does. The end of a pass says how many there are."
             )
 
+    def _count_without_tools(self, prompt: Prompt, row: dict[str, Any]) -> None:
+        if self.source.tools_field is None and self.source.tools is None:
+            self._warn_of_calls(prompt)
+        if not self.source.lacks_tools(row):
+            return
+        self.num_without_tools += 1
+        if self.num_without_tools == 1 and self.epoch == 1:
+            rank_zero_warn(
+                f"{self.source.path}: row {prompt.index} has no {self.source.tools_field!r}: it has no tools. The end "
+                "of a pass says how many such rows there are."
+            )
+
+    def _warn_of_calls(self, prompt: Prompt) -> None:
+        """Calls of tools that no recipe names: their schemas are probably in a field that nobody reads."""
+        if not self.warned_of_calls and uses_tools(prompt.conversation, ()):
+            self.warned_of_calls = True
+            rank_zero_warn(
+                f"{self.source.path}: row {prompt.index} calls tools, and the recipe names none. Set tools_field to "
+                "the field that holds their schemas, or tools to the schemas themselves; otherwise no model reads them."
+            )
+
     def _report(self) -> None:
+        if self.num_without_tools:
+            rank_zero_info(
+                f"{self.source.path}: {self.num_without_tools} prompts of this rank without "
+                f"{self.source.tools_field!r}, and so without tools."
+            )
         if self.num_unshown:
             rank_zero_info(
                 f"{self.source.path}: {self.num_unshown} prompts of this rank without {self.source.teacher_field!r}, "

@@ -19,11 +19,12 @@ from typing import Any
 from datasets import IterableDataset, load_dataset, load_dataset_builder
 
 from simct_pl.data.local_rows import local_rows, naming
-from simct_pl.data.messages import check_text, read_messages, split_answer
+from simct_pl.data.messages import CALLS, check_text, read_messages, split_answer
+from simct_pl.data.tools import read_tools, said_in, tools_as_json, unfilled
 from simct_pl.errors import MissingFileError, PromptDataError, RecipeError
 from simct_pl.files.fingerprint import FileFingerprint
 from simct_pl.tokenization.chat import with_shown_messages
-from simct_pl.types import Message, Prompt
+from simct_pl.types import Message, Prompt, Tool
 
 BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 WHICH_FIELD = "Set prompt_field (response_field, answer_field) to the right name."
@@ -35,7 +36,8 @@ class PromptSource:
     """Where prompts come from and which fields hold what.
 
     path: a .jsonl, .json, .csv or .parquet file (also compressed), or a hub name. name, split: of a hub data set.
-    prompt_field: a text, a list of {"role", "content"} messages, or one of ShareGPT's {"from", "value"} turns.
+    prompt_field: a text, a list of {"role", "content"} messages (an assistant's may have tool_calls), or one of
+        ShareGPT's {"from", "value"} turns.
     response_field: a reference response, for bits per byte and supervised fine-tuning; by default the assistant's
         answer that a conversation ends with, if it does.
     answer_field: what the grader compares with; a list or a structure becomes JSON. answer_pattern: a regular
@@ -43,11 +45,14 @@ class PromptSource:
     teacher_field: what the teacher alone is shown beside its system prompt (a reference, a hint): a text, which joins
         its system prompt, or messages, which come before the prompt's. teacher_required: rows without it are refused;
         false: the teacher reads them as the student does, and they are counted and reported.
+    tools_field: the tools of a row, a list of JSON schemas or one as JSON; both models' chat templates get them.
+        tools_required: rows without it are refused (an empty list says that there are none); false: they have no tools,
+        and are counted and reported. tools: the same for rows without a field of their own.
     skip, limit: rows left out at the beginning, and at most so many taken after them.
     max_prompt_chars: longer prompts are left out, counted and reported.
 
     Raises:
-        RecipeError: for a negative skip, a limit below 1, or an answer_pattern without a group.
+        RecipeError: for a negative skip, a limit below 1, an answer_pattern without a group, or tools that are none.
     """
 
     path: str
@@ -59,6 +64,9 @@ class PromptSource:
     answer_pattern: str | None = None
     teacher_field: str | None = None
     teacher_required: bool = True
+    tools_field: str | None = None
+    tools_required: bool = True
+    tools: list[dict[str, Any]] | str | None = None
     skip: int = 0
     limit: int | None = None
     max_prompt_chars: int | None = None
@@ -69,6 +77,10 @@ class PromptSource:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise RecipeError(f"{name} of {self.path!r} is {value}; expected at least {least}.")
+        try:
+            self.given_tools()
+        except PromptDataError as error:
+            raise RecipeError(str(error)) from error
         if self.answer_pattern is None:
             return
         try:
@@ -135,9 +147,11 @@ class PromptSource:
         return FileFingerprint.of(self.path).sha256 if self.is_local else None
 
     def is_too_long(self, prompt: Prompt) -> bool:
-        """Whether a prompt is to be left out by max_prompt_chars."""
-        limit = self.max_prompt_chars
-        return limit is not None and sum(len(message["content"]) for message in prompt.messages) > limit
+        """Whether a prompt, tools and calls of them included, is to be left out by max_prompt_chars."""
+        if self.max_prompt_chars is None:
+            return False
+        num_chars = sum(len(said_in(message)) for message in prompt.messages)
+        return num_chars + (len(tools_as_json(prompt.tools)) if prompt.tools else 0) > self.max_prompt_chars
 
     def prompt(self, index: int, row: Mapping[str, Any]) -> Prompt:
         """One row as a Prompt.
@@ -147,28 +161,61 @@ class PromptSource:
         """
         # What is asked, and the answer that the conversation itself ends with.
         place = f"Row {index} of {self.path!r}"
-        value = self._field(index, row, self.prompt_field)
-        messages, response = split_answer(read_messages(f"{place}: {self.prompt_field!r}", value))
+        value = self._structure(self._field(index, row, self.prompt_field))
+        messages, last = split_answer(read_messages(f"{place}: {self.prompt_field!r}", value))
         if not messages:
             raise PromptDataError(f"{place}: {self.prompt_field!r} is an assistant's answer alone; what is it asked?")
         # A response that has a field of its own counts, not the conversation's.
+        response = None if last is None or CALLS in last else last["content"]
+        reply = last if last is not None and CALLS in last else None
         if self.response_field:
-            response = self._field(index, row, self.response_field)
+            response, reply = self._field(index, row, self.response_field), None
             if not isinstance(response, str):
                 raise PromptDataError(f"{place}: {self.response_field!r} is {response!r:.80}; expected a text.")
             check_text(f"{place}: {self.response_field!r}", response)
-        # What a grader compares with: the field, or what the pattern cuts out of it (`#### 42`).
-        answer = None
-        if self.answer_field:
-            answer = _as_text(f"{place}: {self.answer_field!r}", self._field(index, row, self.answer_field))
-        if answer is not None and self.answer_pattern:
+        shown = self._teacher_messages(index, row, messages)
+        tools = self._tools(index, row)
+        return Prompt(index, tuple(messages), response, self._answer(index, row), shown, tools=tools, reply=reply)
+
+    def given_tools(self) -> tuple[Tool, ...]:
+        """The source's own tools, for rows without a field of theirs."""
+        return () if self.tools is None else read_tools(f"tools of {self.path!r}", self.tools)
+
+    def lacks_tools(self, row: Mapping[str, Any]) -> bool:
+        """Whether a row says nothing of its tools, where a field of it should."""
+        return self.tools_field is not None and self.tools is None and _is_empty(row.get(self.tools_field))
+
+    def _answer(self, index: int, row: Mapping[str, Any]) -> str | None:
+        """What a grader compares with: the field, or what the pattern cuts out of it (`#### 42`)."""
+        if not self.answer_field:
+            return None
+        place = f"Row {index} of {self.path!r}"
+        answer = _as_text(f"{place}: {self.answer_field!r}", self._field(index, row, self.answer_field))
+        if self.answer_pattern:
             match = re.search(self.answer_pattern, answer)
             if match is None:
                 raise PromptDataError(f"{place}: answer_pattern {self.answer_pattern!r} is not in {answer!r:.80}.")
             answer = match.group(1)
         if answer is not None:
             check_text(f"{place}: {self.answer_field!r}", answer)
-        return Prompt(index, tuple(messages), response, answer, self._teacher_messages(index, row, messages))
+        return answer
+
+    def _tools(self, index: int, row: Mapping[str, Any]) -> tuple[Tool, ...]:
+        """A row's own tools, or the source's."""
+        if self.tools_field is None or _is_empty(row.get(self.tools_field)):
+            if self.lacks_tools(row) and self.tools_required:
+                fix = "Set tools_field to the right name, or tools_required to false: such rows then have no tools."
+                self._field(index, row, self.tools_field or "", fix)  # refuses
+            return self.given_tools()
+        place = f"Row {index} of {self.path!r}: {self.tools_field!r}"
+        tools = read_tools(place, self._structure(row[self.tools_field]))
+        check_text(place, tools_as_json(tools))
+        return tools
+
+    def _structure(self, value: Any) -> Any:
+        """A field's value as it was written: tables fill up what only some of their rows have."""
+        builder, is_local = _builder(self.path)
+        return value if is_local and builder == "json" else unfilled(value)
 
     def _teacher_messages(
         self, index: int, row: Mapping[str, Any], messages: Sequence[Message]
@@ -177,7 +224,7 @@ class PromptSource:
         if self.teacher_field is None or (not self.teacher_required and _is_empty(row.get(self.teacher_field))):
             return None
         fix = "Set teacher_field to the right name, or teacher_required to false: the teacher then reads no more."
-        value = self._field(index, row, self.teacher_field, fix)
+        value = self._structure(self._field(index, row, self.teacher_field, fix))
         shown = [{"role": "system", "content": value}] if isinstance(value, str) else value
         place = f"Row {index} of {self.path!r}: {self.teacher_field!r}"
         return tuple(with_shown_messages(messages, read_messages(place, shown)))

@@ -10,6 +10,7 @@ from typing import Any
 from simct_pl.data.source import PromptSource
 from simct_pl.errors import EvaluationError, SimctError
 from simct_pl.evaluation.maths import MathVerifier
+from simct_pl.types import Message, Prompt, Tool
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,8 @@ class Problem:
     """id: as the data set names it. prompt: what the user says to the model, zero-shot. gold: of maths, LaTeX.
 
     code: what belongs in front of an answer's code. tests, setup: see Sandbox.run_tests; pairs: standard input and
-    output of a program. entry: name of what the tests call.
+    output of a program. entry: name of what the tests call. messages, tools: a conversation that is asked instead of
+    the prompt, and what the model may call.
     """
 
     id: str
@@ -28,6 +30,14 @@ class Problem:
     tests: tuple[str, ...] = ()
     pairs: tuple[tuple[str, str], ...] = ()
     entry: str | None = None
+    messages: tuple[Message, ...] = field(default=(), repr=False)
+    tools: tuple[Tool, ...] = field(default=(), repr=False)
+
+    @property
+    def asked(self) -> Prompt:
+        """As a model, and a grader of prompts, reads it."""
+        messages = self.messages or ({"role": "user", "content": self.prompt},)
+        return Prompt(0, messages, answer=self.gold or None, tools=self.tools)
 
 
 @dataclass(frozen=True)

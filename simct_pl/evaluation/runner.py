@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import lightning as L
 
-from simct_pl.errors import EvaluationError, PromptDataError, RecipeError
+from simct_pl.errors import EvaluationError, PromptDataError, RecipeError, TokenizerError
 from simct_pl.evaluation.benchmark import Benchmark, Problem, subset
 from simct_pl.evaluation.items import ItemStore
 from simct_pl.evaluation.scores import Item
@@ -141,7 +141,7 @@ class Evaluation:
             PromptDataError: naming a problem that leaves no room for a response.
         """
         max_tokens = self.protocol.sampling(benchmark).max_tokens
-        prompts = [self.tokenizer.render_prompt([{"role": "user", "content": p.prompt}]) for p in problems]
+        prompts = [self._render(benchmark, problem) for problem in problems]
         for problem, prompt_ids in zip(problems, prompts, strict=True):
             name, fix = f"{benchmark.name}, problem {problem.id}", "Lower max_tokens."
             if too_long := no_room(name, len(prompt_ids), max_tokens, self.context, model="model", fix=fix):
@@ -151,6 +151,12 @@ class Evaluation:
             for k in range(self.protocol.num_seeds)
             for problem, prompt_ids in zip(problems, prompts, strict=True)
         ]
+
+    def _render(self, benchmark: Benchmark, problem: Problem) -> list[int]:
+        try:
+            return self.tokenizer.render_prompt(problem.asked.messages, problem.tools)
+        except (TokenizerError, PromptDataError) as error:
+            raise type(error)(f"{benchmark.name}, problem {problem.id}: {error}") from error
 
     def _answer(self, benchmark: Benchmark, requests: Sequence[Request]) -> list[Item]:
         generations = self.engine.generate(
@@ -182,6 +188,8 @@ class Evaluation:
         digest = hashlib.blake2b(digest_size=16)
         for problem in problems:  # a row number is not all that names one
             digest.update(repr(problem).encode(errors="surrogatepass"))
+            if problem.messages or problem.tools:
+                digest.update(repr((problem.messages, problem.tools)).encode(errors="surrogatepass"))
         return {
             **self.model,
             "benchmark": benchmark.name,

@@ -14,7 +14,17 @@ from simct_pl.errors import MissingFileError, PromptDataError, first_line
 from simct_pl.files.atomic import whole_file, write_errors
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+_FUNCTION = pa.struct([("name", pa.string()), ("arguments", pa.string())])  # arguments as JSON
+_CALL = pa.struct([("id", pa.string()), ("type", pa.string()), ("function", _FUNCTION)])
+_OF_TOOLS = [("tool_calls", pa.list_(_CALL)), ("tool_call_id", pa.string()), ("name", pa.string())]
+TOOL_MESSAGES = pa.list_(pa.struct([*MESSAGES.value_type, *(pa.field(*one) for one in _OF_TOOLS)]))
 ROWS_AT_A_TIME = 256
+
+
+def with_tools(schema: pa.Schema) -> pa.Schema:
+    """The columns of a table whose messages call tools, in OpenAI's format, and whose rows have some (as JSON)."""
+    place = schema.get_field_index("messages")
+    return schema.set(place, pa.field("messages", TOOL_MESSAGES)).append(pa.field("tools", pa.string()))
 
 
 def write_parquet(path: Path, schema: pa.Schema, batches: Iterable[Sequence[dict[str, Any]]]) -> int:

@@ -43,7 +43,7 @@ def pack_references(
     tokenizer: ModelTokenizer, prompts: Sequence[Prompt], micro_batch_tokens: int
 ) -> list[list[Reference]]:
     """The prompts' responses, a list for each forward."""
-    prompt_ids = [tokenizer.render_prompt(prompt.messages) for prompt in prompts]
+    prompt_ids = [tokenizer.render(prompt) for prompt in prompts]
     response_ids = tokenizer.encode_batch([prompt.response or "" for prompt in prompts])
     references = [Reference(p, r) for p, r in zip(prompt_ids, response_ids, strict=True)]
     lengths = [len(p) + len(r) for p, r in references]

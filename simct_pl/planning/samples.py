@@ -92,8 +92,8 @@ def _from_loaders(datamodule: L.LightningDataModule) -> Iterator[Prompt]:
 def measure_lengths(pair: TokenizerPair, samples: Sequence[Sample]) -> Lengths:
     """Lengths of some prompts, and of their reference responses where there are any (else of the prompts' words)."""
     prompts = [sample.prompt for sample in samples]
-    student_prompt = max(len(pair.student.render_prompt(prompt.messages)) for prompt in prompts)
-    teacher_prompt = max(len(pair.teacher.render_prompt(p.teacher_messages or p.messages)) for p in prompts)
+    student_prompt = max(len(pair.student.render(prompt)) for prompt in prompts)
+    teacher_prompt = max(len(pair.teacher.render(prompt.for_teacher)) for prompt in prompts)
     responses = [prompt.response for prompt in prompts if prompt.response]
     texts = responses or [prompt.messages[-1]["content"] for prompt in prompts]
     student, teacher = (sum(map(len, side.encode_batch(texts))) for side in (pair.student, pair.teacher))

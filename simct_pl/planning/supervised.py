@@ -112,6 +112,7 @@ def supervised_sections(module: SFTModule, plan: Plan, lengths: ExampleLengths) 
         ("layout", plan.deployment.words),
         ("weights in", module.dtype_name + ("" if module.sharding is None else f", shared by {step.shard_size} ranks")),
         ("examples", f"{step.num_prompts} a step, {step.num_sequences} on each rank, {type(module.layout).__name__}"),
+        ("learned", "the last answer" if module.supervised_turns == "last" else "every turn of the assistant's"),
         ("tokens", f"prompts up to {lengths.prompt}, {responses}"),
         ("micro-batches", f"{step.num_micro_batches} of {step.micro_batch} on each rank, at the longest"),
         ("AdamW", f"lr {optimizer.lr:g}, betas {optimizer.betas}, warm-up {optimizer.warmup_ratio:.0%}"),

@@ -61,7 +61,9 @@ def build_preflight(
     name: str, run: PlannedRun, scored: ScoreReport | None, why_not_scored: str, taught: Taught | None = None
 ) -> Preflight:
     """Put together what a run's parts, the scores of its models and the scene of two that agree say."""
-    module, prompt = run.module, run.samples[0].prompt
+    module = run.module
+    # The first with tools, as more can go wrong in it, or else the first.
+    prompt = next((sample.prompt for sample in run.samples if sample.prompt.tools), run.samples[0].prompt)
     sides = []
     for role, tokenizer, path in (
         ("student", module.pair.student, module.student_path),
@@ -176,6 +178,7 @@ def _side_section(sides: Sequence[SideReport], thinking: str) -> Section:
         "logit soft-capping": [(f"± {side.softcap:g}" if side.softcap else "none") for side in sides],
         "output head": [("tied to the embeddings" if side.tied else "of its own") for side in sides],
         "configuration's dtype": [side.config_dtype for side in sides],
+        "tools of the prompt below": [side.tools for side in sides],
         "tokens of the prompt below": [str(side.num_prompt_tokens) for side in sides],
     }
     note = f"The student's <think> … </think>, where it writes one, is {thinking.replace('_', ' ')}."

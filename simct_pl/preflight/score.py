@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -92,7 +92,7 @@ def score(module: DistillModule, samples: Sequence[Sample]) -> ScoreReport | Non
     if not prompts:
         return None
     sizes = [len((prompt.response or "").encode()) for prompt in prompts]
-    theirs = [replace(prompt, messages=prompt.teacher_messages or prompt.messages) for prompt in prompts]
+    theirs = [prompt.for_teacher for prompt in prompts]
     return ScoreReport.of(_bits(module, "student", prompts), _bits(module, "teacher", theirs), sizes)
 
 

@@ -14,14 +14,15 @@ from simct_pl.tokenization.model_tokenizer import ModelTokenizer
 from simct_pl.types import Prompt
 
 SHOWN_CHARACTERS = 1200
+SHOWN_AT_THE_END = 300  # of them: tools fill the beginning, and where the answer begins tells the most
 
 
 @dataclass(frozen=True)
 class SideReport:
     """role: "student" or "teacher". arguments: of its chat template, as words. stops: as strings, the primary one
     first. rendered: the prompt in the model's own template, as text. num_bos: BOS tokens that the rendered prompt
-    begins with; adds_bos: whether the tokenizer puts one in front of a text by itself. num_ids, num_rows: ids of the
-    tokenizer, rows of the embeddings. softcap: of the logits, None without.
+    begins with; adds_bos: whether the tokenizer puts one in front of a text by itself. tools: of the prompt, as
+    words. num_ids, num_rows: ids of the tokenizer, rows of the embeddings. softcap: of the logits, None without.
     """
 
     role: str
@@ -31,6 +32,7 @@ class SideReport:
     stops: tuple[str, ...]
     rendered: str
     num_prompt_tokens: int
+    tools: str
     bos: str | None
     num_bos: int
     adds_bos: bool
@@ -47,8 +49,7 @@ class SideReport:
         Raises:
             TokenizerError: if the template refuses the messages.
         """
-        messages = prompt.teacher_messages if role == "teacher" and prompt.teacher_messages else prompt.messages
-        ids = tokenizer.render_prompt(messages)
+        ids = tokenizer.render(prompt.for_teacher if role == "teacher" else prompt)
         hf, text_config = tokenizer.hf, config.get_text_config()
         bos = hf.bos_token_id
         num_bos = next((i for i, token in enumerate(ids) if token != bos), len(ids)) if bos is not None else 0
@@ -61,6 +62,7 @@ class SideReport:
             stops=tuple(str(hf.convert_ids_to_tokens(token)) for token in tokenizer.found_stop_ids),
             rendered=str(hf.decode(ids, skip_special_tokens=False)),
             num_prompt_tokens=len(ids),
+            tools=", ".join(tool["function"]["name"] for tool in prompt.tools) or "none",
             bos=hf.bos_token,
             num_bos=num_bos,
             adds_bos=bos is not None and hf.encode("a", add_special_tokens=True)[:1] == [bos],
@@ -91,9 +93,12 @@ class SideReport:
 
     @property
     def shown(self) -> str:
-        """The rendered prompt, cut to a readable length."""
+        """The rendered prompt, its middle cut out where it is too long to be read."""
         cut = len(self.rendered) - SHOWN_CHARACTERS
-        return self.rendered if cut <= 0 else f"{self.rendered[:SHOWN_CHARACTERS]} … ({cut} more characters)"
+        if cut <= 0:
+            return self.rendered
+        beginning = self.rendered[: SHOWN_CHARACTERS - SHOWN_AT_THE_END]
+        return f"{beginning} … ({cut} more characters) … {self.rendered[-SHOWN_AT_THE_END:]}"
 
     def findings(self) -> list[Finding]:
         """What is wrong or odd on this side."""

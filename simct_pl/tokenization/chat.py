@@ -1,8 +1,8 @@
 """Prompts in each model's own chat template, and the tokens that end a turn.
 
-In: messages, and arguments of the template (`enable_thinking`). Out: prompt ids. A prompt is rendered and tokenised by
-itself; response ids are appended, and the boundary is never inferred. A templated text already has its control tokens,
-so none are added to it (no second BOS).
+In: messages, tools, and arguments of the template (`enable_thinking`). Out: prompt ids. A prompt is rendered and
+tokenised by itself; response ids are appended, and the boundary is never inferred. A templated text already has its
+control tokens, so none are added to it (no second BOS).
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from jinja2 import Environment, TemplateError, meta
 
 from simct_pl.errors import PromptDataError, TokenizerError
 from simct_pl.tokenization.bytes import as_bytes
-from simct_pl.types import Message
+from simct_pl.tokenization.completeness import check_complete
+from simct_pl.types import Message, Tool
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 NO_ARGUMENTS: Mapping[str, Any] = {}
 # Variables that every rendering sets itself.
 _OURS = {"messages", "add_generation_prompt", "continue_final_message"}
-# Roles whose words a template may not leave out; it may shorten an assistant's (its thinking) or rewrite a tool's.
-_ASKING = ("system", "developer", "user")
 _QUESTION, _ANSWER = "Question 7481.", "Answer 9265."  # words no template contains
 
 
@@ -34,24 +33,31 @@ def render_prompt(
     messages: Sequence[Message],
     arguments: Mapping[str, Any] = NO_ARGUMENTS,
     name: str = "the tokenizer",
+    tools: Sequence[Tool] = (),
 ) -> list[int]:
     """Ids of a prompt, up to where the assistant's words begin.
 
     Without a chat template the contents are joined by line breaks; the tokenizer's own BOS stays, an EOS does not.
 
     Args:
-        arguments: of the template, beside the messages. name: how errors call the tokenizer.
+        arguments: of the template, beside the messages. name: how errors call the tokenizer. tools: that the model may
+            call.
 
     Raises:
-        TokenizerError: if the template refuses the messages, for example a system role, or leaves one of them out, or
-            UTF-8 cannot write them.
+        TokenizerError: if the template refuses the messages, for example a system role, or leaves one of them out, a
+            call in it or the tools, or UTF-8 cannot write them.
         PromptDataError: if nothing is left to condition on, not even a BOS.
     """
     if tokenizer.chat_template is None:
+        _check_plain(messages, tools, name)
         ids = _plain_prompt(tokenizer, "\n".join(message["content"] for message in messages))
     else:
-        text = _render(tokenizer, list(messages), arguments, name, add_generation_prompt=True)
-        _check_complete(text, messages, name)
+        text = render_text(tokenizer, messages, arguments, name, tools, add_generation_prompt=True)
+
+        def rendered(messages: Sequence[Message], tools: Sequence[Tool]) -> str:
+            return render_text(tokenizer, messages, arguments, name, tools, add_generation_prompt=True)
+
+        check_complete(rendered, text, messages, tools, name)
         as_bytes(text)
         ids = tokenizer.encode(text, add_special_tokens=False)
     if not ids:
@@ -122,7 +128,7 @@ def _template_stop(tokenizer: PreTrainedTokenizerFast, arguments: Mapping[str, A
         return []
     turns = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
     try:
-        text = _render(tokenizer, turns, arguments, "the tokenizer", add_generation_prompt=False)
+        text = render_text(tokenizer, turns, arguments, "the tokenizer", add_generation_prompt=False)
     except TokenizerError:  # a template that takes other messages only; the other sources remain
         return []
     # Whatever the template writes behind the answer: its first token is the stop, if it is a control token at all.
@@ -149,16 +155,26 @@ def with_shown_messages(messages: Sequence[Message], shown: Sequence[Message]) -
     return with_system_prompt([*messages[:num_system], *rest, *messages[num_system:]], instructions)
 
 
-def _render(
+def render_text(
     tokenizer: PreTrainedTokenizerFast,
-    messages: list[Message],
+    messages: Sequence[Message],
     arguments: Mapping[str, Any],
     name: str,
+    tools: Sequence[Tool] = (),
+    *,
     add_generation_prompt: bool,
 ) -> str:
+    """Messages and tools as the chat template writes them.
+
+    Raises:
+        TokenizerError: if it refuses them.
+    """
+    if tools and "tools" in arguments:
+        raise TokenizerError(f"tools are a template argument of {name}, and the rows have theirs; drop one.")
+    options: dict[str, Any] = {**arguments, "tools": list(tools)} if tools else dict(arguments)
     try:
         text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=add_generation_prompt, **arguments
+            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt, **options
         )
     # A template is a program; TypeError is what it raises on None + str, ValueError on tools that are none.
     except (TemplateError, TypeError, ValueError) as error:
@@ -166,24 +182,23 @@ def _render(
         if any(message["role"] == "system" for message in messages):
             fix = "If it takes no system role, drop the system prompt or put its text into the first user message."
         roles = [message["role"] for message in messages]
+        if tools or "tool" in roles or any(message.get("tool_calls") for message in messages):
+            fix += " If it takes no tools, no calls of them or no results, leave such rows out or change the template."
         given = "".join(f", {argument}={value!r:.40}" for argument, value in arguments.items())
+        given += f", and {len(tools)} tools" if tools else ""
         raise TokenizerError(
             f"The chat template of {name} refuses messages with the roles {roles}{given}: {error}. {fix}"
         ) from error
     return str(text)
 
 
-def _check_complete(text: str, messages: Sequence[Message], name: str) -> None:
-    """A template that knows no system role may as well skip such a message, without a word."""
-    for message in messages:
-        content = message["content"]
-        if message["role"] not in _ASKING or content.strip() in text:
-            continue
-        if "".join(content.split()) not in "".join(text.split()):  # templates may lay out white space anew
-            raise TokenizerError(
-                f"The chat template of {name} leaves out the {message['role']} message {content!r:.60}. Put its text "
-                "into another message (drop the system prompt), or change the model's chat template."
-            )
+def _check_plain(messages: Sequence[Message], tools: Sequence[Tool], name: str) -> None:
+    """Contents alone can say nothing of tools."""
+    if tools or any(message.get("tool_calls") for message in messages):
+        raise TokenizerError(
+            f"{name} has no chat template, and a prompt without one can hold neither tools nor calls of them. Give the "
+            "model a chat_template.jinja that takes tools, or leave such rows out."
+        )
 
 
 def _plain_prompt(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:

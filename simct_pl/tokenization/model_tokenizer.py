@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simct_pl.errors import MissingStopTokenError, UnsupportedTokenizerError
+from simct_pl.errors import MissingStopTokenError, PromptDataError, TokenizerError, UnsupportedTokenizerError
 from simct_pl.tokenization.bytes import TokenBytes, as_bytes
 from simct_pl.tokenization.chat import NO_ARGUMENTS, check_arguments, find_stop_ids, render_prompt
 from simct_pl.tokenization.loading import load_tokenizer
-from simct_pl.types import Message
+from simct_pl.types import Message, Prompt, Tool
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -141,6 +141,13 @@ class ModelTokenizer:
         """The same as a text; what a cut character leaves behind becomes U+FFFD."""
         return self.response_bytes(ids).decode(errors="replace")
 
-    def render_prompt(self, messages: Sequence[Message]) -> list[int]:
+    def render_prompt(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
         """Ids of a prompt in the model's own chat template, ready for its answer (see tokenization/chat.py)."""
-        return render_prompt(self.hf, messages, self.template, self.name)
+        return render_prompt(self.hf, messages, self.template, self.name, tools)
+
+    def render(self, prompt: Prompt) -> list[int]:
+        """The same of a prompt's messages with its tools; what is refused is refused by the prompt's row."""
+        try:
+            return self.render_prompt(prompt.messages, prompt.tools)
+        except (TokenizerError, PromptDataError) as error:
+            raise type(error)(f"Prompt {prompt.index}: {error}") from error

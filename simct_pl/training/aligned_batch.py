@@ -54,8 +54,7 @@ class AlignedBatch:
             _supervised_from(rollout.num_unsupervised, alignment) if rollout.num_unsupervised else alignment
             for rollout, alignment in zip(rollouts, alignments, strict=True)
         ]
-        prompts = [rollout.prompt for rollout in rollouts]
-        prompt_ids = [pair.teacher.render_prompt(prompt.teacher_messages or prompt.messages) for prompt in prompts]
+        prompt_ids = [pair.teacher.render(rollout.prompt.for_teacher) for rollout in rollouts]
         if teacher_context is not None:
             rooms = [teacher_context - len(ids) for ids in prompt_ids]
             alignments = [

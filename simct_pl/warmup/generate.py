@@ -7,11 +7,12 @@ come out as without the interruption, because a seed depends on nothing but the 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from simct_pl.data.source import PromptSource
+from simct_pl.data.tools import as_stored, tools_as_json, uses_tools
 from simct_pl.errors import PromptDataError, RecipeError
 from simct_pl.files.lock import sole_writer
 from simct_pl.models.loading import DtypeName, no_room
@@ -82,7 +83,7 @@ def generate(
     }
     folder = Path(output).expanduser()
     with sole_writer(folder, "generate"):
-        store = ResponseStore(folder, settings)
+        store = ResponseStore(folder, settings, reader.has_tools)
         # Done before: nothing is loaded.
         if store.finished:
             store.tidy()
@@ -107,7 +108,10 @@ class RenderedPrompt:
 
 
 class PromptReader:
-    """Prompts of a source, rendered; those that leave no room for a response are counted and left out."""
+    """Prompts of a source, rendered; those that leave no room for a response are counted and left out.
+
+    has_tools: whether any that was read has tools, or messages that call some.
+    """
 
     def __init__(
         self,
@@ -121,7 +125,7 @@ class PromptReader:
         self.source, self.tokenizer = source, tokenizer
         self.domain_field, self.system_prompt = domain_field, system_prompt
         self.context, self.max_tokens = context, max_tokens
-        self.num_too_long = 0
+        self.num_too_long, self.has_tools = 0, False
         if source.teacher_field is not None:
             raise RecipeError(
                 f"teacher_field is {source.teacher_field!r}; `generate` has one model, and asks it what a student "
@@ -152,10 +156,11 @@ class PromptReader:
                 )
             domain = None if self.domain_field is None else str(row[self.domain_field])
             messages = with_system_prompt(prompt.messages, self.system_prompt)
-            prompt_ids = self.tokenizer.render_prompt(messages)
+            prompt_ids = self.tokenizer.render(replace(prompt, messages=tuple(messages)))
             if no_room("A prompt", len(prompt_ids), self.max_tokens, self.context) or self.source.is_too_long(prompt):
                 self.num_too_long += 1
                 continue
+            self.has_tools |= uses_tools(prompt.messages, prompt.tools)
             yield RenderedPrompt(prompt, domain, prompt_ids)
 
 
@@ -189,7 +194,7 @@ class Generating:
         return Response(
             prompt=request.prompt,
             sample=request.sample,
-            messages=list(asked.prompt.messages),
+            messages=as_stored(asked.prompt.messages),
             answer=asked.prompt.answer,
             domain=asked.domain,
             response=self.sampler.text_of(ids) if generation is not None else "",
@@ -198,6 +203,7 @@ class Generating:
             attempt=request.attempt,
             num_tokens=len(ids),
             response_ids=ids,
+            tools=tools_as_json(asked.prompt.tools),
         )
 
     def finish(self, num_too_long: int) -> dict[str, Any]:

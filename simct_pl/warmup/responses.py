@@ -19,8 +19,17 @@ from typing import Any
 import pyarrow as pa
 
 from simct_pl.errors import PromptDataError, ResponseError
-from simct_pl.files.parquet import MESSAGES, read_json, read_parquet, schema_of, write_json, write_parquet
+from simct_pl.files.parquet import (
+    MESSAGES,
+    read_json,
+    read_parquet,
+    schema_of,
+    with_tools,
+    write_json,
+    write_parquet,
+)
 from simct_pl.files.settings import keep_settings
+from simct_pl.types import Message
 
 logger = logging.getLogger(__name__)
 
@@ -48,12 +57,12 @@ class Response:
 
     prompt, sample: index of the prompt in its data set, and which of its responses. response: the text without the
     stop, never empty. finish_reason: "stop" | "length". seed: of the sampling. attempt: 0, or how often the request was
-    asked again. response_ids: the sampled ids, stop included; num_tokens of them.
+    asked again. response_ids: the sampled ids, stop included; num_tokens of them. tools: of the prompt, as JSON.
     """
 
     prompt: int
     sample: int
-    messages: list[dict[str, str]]
+    messages: list[Message]
     answer: str | None
     domain: str | None
     response: str
@@ -62,19 +71,22 @@ class Response:
     attempt: int
     num_tokens: int
     response_ids: list[int]
+    tools: str | None = None
 
 
 class ResponseStore:
     """The responses of one generation.
 
     Args:
-        folder: of the files above. settings: model, sampling, prompts; plain values.
+        folder: of the files above. settings: model, sampling, prompts; plain values. has_tools: whether prompts have
+            tools, or messages that call some; the files then have columns for them.
 
     Raises:
         ResponseError: if the folder holds responses of other settings. ExportError: if it cannot be written.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, settings: dict[str, Any], has_tools: bool = False) -> None:
+        self.schema = with_tools(SCHEMA) if has_tools else SCHEMA
         self.folder, self.parts = folder, folder / "parts"
         self.path = folder / "responses.parquet"
         keep_settings(folder, settings, ResponseError)
@@ -92,7 +104,7 @@ class ResponseStore:
         found: set[int] = set()
         for part in self._paths():
             try:
-                if missing := sorted(set(SCHEMA.names) - set(schema_of(part).names)):
+                if missing := sorted(set(self.schema.names) - set(schema_of(part).names)):
                     raise PromptDataError(f"{str(part)!r} has no {', '.join(missing)}.")
                 found |= {row["prompt"] for row in read_parquet(part)}  # all of it: a later column may be damaged
             except PromptDataError as error:
@@ -104,7 +116,7 @@ class ResponseStore:
     def add(self, place: int, responses: Sequence[Response]) -> None:
         """Write the responses to some prompts; all of a prompt's come together."""
         rows = [asdict(response) for response in responses]
-        write_parquet(self.parts / f"{place:08d}.parquet", SCHEMA, [rows])
+        write_parquet(self.parts / f"{place:08d}.parquet", self.schema, [rows])
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """What the parts hold, in the order of the prompts."""
@@ -114,7 +126,7 @@ class ResponseStore:
     def finish(self, report: dict[str, Any]) -> int:
         """Put the parts into one file, without what was given up, and remove them; returns the number of responses."""
         write_json(self.folder / "report.json", report)
-        num_responses = write_parquet(self.path, SCHEMA, self._answered())
+        num_responses = write_parquet(self.path, self.schema, self._answered())
         self.tidy()
         return num_responses
 

@@ -21,7 +21,7 @@ from simct_pl.errors import MissingFileError, RecipeError, ResponseError, SimctE
 from simct_pl.evaluation.grader import Grader
 from simct_pl.files.lock import sole_writer
 from simct_pl.files.outputs import check_parent
-from simct_pl.files.parquet import read_parquet, schema_of, write_json, write_parquet
+from simct_pl.files.parquet import read_parquet, schema_of, with_tools, write_json, write_parquet
 from simct_pl.progress import Bar, progress
 from simct_pl.types import Prompt
 from simct_pl.warmup.response_filters import LengthBetween, NoReplacementCharacter, NotRepetitive, NotTruncated
@@ -73,10 +73,11 @@ def select(
             f"graders has none for the domains {', '.join(missing)}; it knows {', '.join(sorted(graders)) or 'none'}. "
             f"Add one for each, or one for {ANY_DOMAIN!r}."
         )
+    schema = with_tools(SCHEMA) if "tools" in schema_of(path).names else SCHEMA
     with sole_writer(folder, "select"):
         with progress("prompts graded", num_prompts) as bar, ThreadPoolExecutor(num_workers) as pool:
             selection = Selection(graders, judges, per_prompt, pool, bar)
-            num_selected = write_parquet(folder / "selected.parquet", SCHEMA, selection.run(path))
+            num_selected = write_parquet(folder / "selected.parquet", schema, selection.run(path))
         report = selection.report(num_selected)
         write_json(folder / "report.json", report)
     print_selection(report, folder)

@@ -34,13 +34,15 @@ from simct_pl.models.sharding import Sharding, free_gathered
 from simct_pl.rollout.engine import SamplingParams
 from simct_pl.rollout.hf import HFEngine
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer
-from simct_pl.tokenization.thinking import CHOICES, Thinking, opens_thinking
+from simct_pl.tokenization.thinking import CHOICES, Thinking
+from simct_pl.tokenization.turns import TURNS, SupervisedTurns
 from simct_pl.training.adapted import AdaptedModule
 from simct_pl.training.checks import check_precision, check_sharding
 from simct_pl.training.collectives import exchange_device, exchange_gradients, gather_scalars, pad_to_max_over_ranks
 from simct_pl.training.optim import GuardedStep, OptimizerConfig
 from simct_pl.types import Prompt, PromptBatch
-from simct_pl.warmup.supervised import Example, SupervisedModel, targets, with_thinking
+from simct_pl.warmup.examples import examples_of
+from simct_pl.warmup.supervised import Example, SupervisedModel
 
 GUARD = "guarded_step"  # of our part in a checkpoint
 
@@ -65,6 +67,7 @@ class SFTModule(AdaptedModule):
         sharding: how ranks share weights, gradients and moments (FSDP2); null: each has them all.
         template: arguments of the model's chat template.
         thinking: a response's <think> … </think> is "supervised", "skipped" (read, not predicted) or "left_out".
+        supervised_turns: of a conversation, the "last" answer is learned, or "all" turns of the assistant's.
         lora, adapter: see DistillModule and callbacks.HFExport.
     """
 
@@ -86,22 +89,24 @@ class SFTModule(AdaptedModule):
         sharding: Sharding | None = None,
         template: dict[str, Any] | None = None,
         thinking: Thinking = "supervised",
+        supervised_turns: SupervisedTurns = "last",
         lora: dict[str, Any] | None = None,
         adapter: bool = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         require_choice("thinking", thinking, CHOICES)
+        require_choice("supervised_turns", supervised_turns, TURNS)
         if not 0 <= label_smoothing < 1:
             raise RecipeError(f"label_smoothing is {label_smoothing}; expected a share in [0, 1).")
         self.model_path, self.output = self.use_lora("model", model, lora), output
         self.adapter = self.check_adapter(adapter, "SFTModule", from_scratch)
-        self.from_scratch, self.init_seed, self.template, self.thinking = from_scratch, init_seed, template, thinking
-        self.label_smoothing, self.optimizer_config = label_smoothing, optimizer
+        self.from_scratch, self.init_seed, self.label_smoothing = from_scratch, init_seed, label_smoothing
+        self.template, self.thinking, self.supervised_turns = template, thinking, supervised_turns
         self.grader, self.max_response_tokens, self.layout = grader, max_response_tokens, layout or PaddedRows()
         self.dtype_name: DtypeName = dtype
         self.micro_batch_tokens, self.chunk_tokens = micro_batch_tokens, chunk_tokens
-        self.gradient_checkpointing, self.sharding = gradient_checkpointing, sharding
+        self.optimizer_config, self.gradient_checkpointing, self.sharding = optimizer, gradient_checkpointing, sharding
         self.guarded_step, self.engine = GuardedStep(optimizer.max_grad_norm), HFEngine()
         self.supervised: SupervisedModel | None = None
         self.means = torch.nn.ModuleDict({name: MeanMetric() for name in ("loss", "bits_per_byte", "accuracy")})
@@ -213,23 +218,12 @@ class SFTModule(AdaptedModule):
         return [[examples[i] for i in members] for members in self.layout.groups(lengths, self.micro_batch_tokens)]
 
     def examples(self, prompts: Sequence[Prompt]) -> list[Example]:
-        """Prompts in the model's own template, with their responses and the stop that ends the turn.
+        """Prompts in the model's own template, with what is learned of them and the stops; see examples_of.
 
         Raises:
             PromptDataError: naming a prompt that has no response, or is too long for the model with it.
         """
-        prompts_ids = [self.tokenizer.render_prompt(prompt.messages) for prompt in prompts]
-        prompts = [
-            with_thinking(prompt, self.thinking, opens_thinking(self.tokenizer.table, prompt_ids))
-            for prompt, prompt_ids in zip(prompts, prompts_ids, strict=True)
-        ]
-        # The response is tokenised by itself, as it will be sampled, and the stop is one of its tokens to learn.
-        responses_ids = self.tokenizer.encode_batch([prompt.response or "" for prompt in prompts])
-        stop = self.tokenizer.stop_ids[0]
-        examples = [
-            Example(prompt_ids, [*ids, stop], targets(prompt, ids, self.tokenizer))
-            for prompt, prompt_ids, ids in zip(prompts, prompts_ids, responses_ids, strict=True)
-        ]
+        examples = examples_of(prompts, self.tokenizer, self.thinking, self.supervised_turns)
         for prompt, example in zip(prompts, examples, strict=True):
             length = len(example.prompt_ids) + len(example.response_ids)
             if self.context is not None and length > self.context:
@@ -262,7 +256,7 @@ class SFTModule(AdaptedModule):
                 # Weighted by tokens, or bytes, so that means over parts and ranks are means over all of them.
                 loss = float(self.supervised(part)) / max(_num_targets(part), 1)
                 bits = self.supervised.bits([example.reference for example in part])
-                num_bytes = sum(len(self.tokenizer.table.join(e.response_ids[:-1])) for e in part)
+                num_bytes = sum(len(self.tokenizer.table.join(e.reference.response_ids)) for e in part)
                 self._mean("loss").update(loss, weight=_num_targets(part))
                 self._mean("bits_per_byte").update(bits / max(num_bytes, 1), weight=num_bytes)
         free_gathered(self.supervised)
@@ -277,7 +271,7 @@ class SFTModule(AdaptedModule):
         if self.engine.policy_version is None:
             self.engine.refresh(self.model, self.global_step)
         generations = self.engine.generate(
-            [self.tokenizer.render_prompt(prompt.messages) for prompt in prompts],
+            [self.tokenizer.render(prompt) for prompt in prompts],
             seeds=[0] * len(prompts),  # greedy draws nothing
             sampling=SamplingParams(temperature=0.0, max_tokens=self.max_response_tokens),
             stop_ids=self.tokenizer.stop_ids,

@@ -29,12 +29,14 @@ class Example(NamedTuple):
     """A response to learn, in a model's own tokens.
 
     prompt_ids: in the model's own template. response_ids: the stop last. target_ids: the same, NO_TARGET where a token
-    is read and not predicted.
+    is read and not predicted. num_read: response ids in front of the conversation's last turn, where earlier turns are
+    learned too.
     """
 
     prompt_ids: list[int]
     response_ids: list[int]
     target_ids: list[int]
+    num_read: int = 0
 
     @property
     def num_targets(self) -> int:
@@ -43,8 +45,10 @@ class Example(NamedTuple):
 
     @property
     def reference(self) -> Reference:
-        """Without the stop: it has no bytes, and models of other tokenizers are compared by bits per byte."""
-        return Reference(self.prompt_ids, self.response_ids[:-1])
+        """The last turn, without the stop: it has no bytes, and models of other tokenizers are compared by bits per
+        byte."""
+        before, last = self.response_ids[: self.num_read], self.response_ids[self.num_read : -1]
+        return Reference([*self.prompt_ids, *before], last)
 
 
 def with_thinking(prompt: Prompt, thinking: Thinking, is_open: bool = False) -> Prompt:

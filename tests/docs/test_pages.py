@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from inspect import signature
 
@@ -12,6 +13,7 @@ import callbacks
 import simct_pl
 from scripts.list_recipes import recipe_table
 from simct_pl import errors
+from simct_pl.data.source import PromptSource
 from simct_pl.lab.sweep_file import SweepFile
 from simct_pl.tokenization.thinking import CHOICES
 from simct_pl.training.chat import ChatSettings
@@ -26,6 +28,7 @@ CLASS_HOMES = (errors, callbacks, simct_pl)
 OTHER_CLASSES = {
     "Aligner": "simct_pl.alignment.base",
     "ArithmeticDataModule": "simct_pl.tasks.datamodule",
+    "GradedPrompts": "simct_pl.evaluation.benchmarks.graded_prompts",
     "HFEngine": "simct_pl.rollout.hf",
     "MergingAligner": "simct_pl.alignment.coarse",
     "NumberAligner": "docs/extending.md",
@@ -101,6 +104,18 @@ def test_the_sweep_of_the_page_can_be_read(tmp_path) -> None:  # type: ignore[no
     assert len(cells) == 2 * 2 * 2
     assert "exact, num_val_prompts=100" in {cell.method for cell in cells}
     assert yaml.safe_load(cells[0].overlay)["trainer"]["max_steps"] == 20
+
+
+def test_the_conversation_of_the_page_can_be_read(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    (row,) = (block for block in re.findall(r"```json\n(.*?)```", read("recipes.md"), re.S) if "tool_calls" in block)
+    fields = yaml.safe_load(files_of("recipes.md")["conversations.yaml"])["data"]["init_args"]["train"]
+    (tmp_path / fields["path"]).write_text(json.dumps(json.loads(row)) + "\n", encoding="utf-8")
+    source = PromptSource(**{**fields, "path": str(tmp_path / fields["path"])})
+    ((index, values),) = source.rows()
+    prompt = source.prompt(index, values)
+    assert [message["role"] for message in prompt.messages] == ["user", "assistant", "tool"]
+    assert (prompt.response, len(prompt.tools)) == ("It is 21 degrees.", 1)
+    assert {"tools_field", "tools", "tools_required: false"} <= names("recipes.md", r"[\w: ]+")
 
 
 def test_the_chat_settings_of_the_page_are_settings() -> None:

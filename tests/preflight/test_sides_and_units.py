@@ -41,6 +41,17 @@ def test_a_side_shows_its_own_template_and_stop() -> None:
     assert "world" in side(role="teacher").rendered
 
 
+def test_tools_are_named_and_both_ends_of_a_long_prompt_are_shown() -> None:
+    tools = ({"type": "function", "function": {"name": "add", "description": "a" * 5000}},)
+    hf = small.byte_level(eos="<|im_end|>", chat_template=small.CHATML_TOOLS)
+    report = SideReport.of("student", ModelTokenizer(hf), LlamaConfig(vocab_size=len(hf)), replace(PROMPT, tools=tools))
+    assert (report.tools, side().tools) == ("add", "none")
+    assert report.shown.startswith('<|im_start|>tools\n{"type": "function", "function": {"name": "add"')
+    assert report.shown.endswith("<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n")
+    cut = len(report.rendered) - 1200
+    assert f" … ({cut} more characters) … " in report.shown
+
+
 @pytest.mark.parametrize(("times", "expected"), [(0, []), (1, []), (2, [Severity.CARE])])
 def test_a_second_bos_is_found(times: int, expected: list[Severity]) -> None:
     report = side("<|endoftext|>" * times + small.CHATML)

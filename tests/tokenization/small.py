@@ -12,6 +12,14 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# The same with tools, in front; an assistant's calls; and results under the role tool.
+CHATML_TOOLS = (
+    "{% if tools %}<|im_start|>tools\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}<|im_end|>\n{% endif %}"
+) + CHATML.replace(
+    "{{ m.content }}",
+    "{{ m.content }}{% for call in m.tool_calls or [] %}<call>{{ call.function.name }} "
+    "{{ call.function.arguments | tojson }}</call>{% endfor %}",
+)
 
 
 def chain(word: str) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 class GradedPrompts(Benchmark):
-    """Prompts with answers, read as a recipe's data are.
+    """Prompts with answers, read as a recipe's data are: questions, or conversations that are asked as they are.
 
     Args:
         name: of the metrics. source: the file and its fields; answer_field is what the grader compares with.
@@ -45,11 +45,10 @@ class GradedPrompts(Benchmark):
         return {"grader": type(self.grader).__name__}
 
     def _problem(self, prompt: Prompt) -> Problem:
-        if len(prompt.messages) != 1:
-            raise PromptDataError(
-                f"Row {prompt.index} of {self.source.path!r} has {len(prompt.messages)} messages; expected one."
-            )
-        return Problem(str(prompt.index), prompt.messages[0]["content"], gold=prompt.answer or "")
+        words, gold = prompt.messages[-1]["content"], prompt.answer or ""
+        if len(prompt.messages) == 1 and not prompt.tools:
+            return Problem(str(prompt.index), words, gold=gold)
+        return Problem(str(prompt.index), words, gold=gold, messages=prompt.messages, tools=prompt.tools)
 
 
 def graded(grader: Grader, problem: Problem, response: str) -> Grade:
@@ -58,9 +57,8 @@ def graded(grader: Grader, problem: Problem, response: str) -> Grade:
     Raises:
         SimctError: what is no fault of the problem, such as a missing package.
     """
-    prompt = Prompt(0, ({"role": "user", "content": problem.prompt},), answer=problem.gold or None)
     try:
-        right = grader(prompt, response) >= 0.5
+        right = grader(problem.asked, response) >= 0.5
     except PromptDataError as error:  # its answer is not what the grader expects
         return Grade(0.0, UNGRADABLE, str(error))
     return Grade(float(right), "right" if right else "wrong")
