@@ -130,12 +130,8 @@ def test_an_engine_that_stays_awake_gets_the_weights_once_a_step(llm: FakeLLM, t
     ]
 
 
-class OtherSums(ArithmeticBenchmark):
-    name = "other_sums"
-
-
 def test_benchmarks_are_answered_by_one_waking(llm: FakeLLM, tmp_path: Path) -> None:
-    both = [ArithmeticBenchmark(num_problems=2), OtherSums(num_problems=2)]
+    both = [ArithmeticBenchmark(num_problems=2, name=name) for name in ("arithmetic", "other_sums")]
     folder = str(tmp_path / "scores")
     benchmarks = BenchmarkCallback(both, 2, Protocol(max_tokens=8, num_seeds=1), folder=folder)
     events = fit(engine_with(llm, sleep=True), tmp_path, llm, benchmarks)
