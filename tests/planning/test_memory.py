@@ -53,6 +53,15 @@ def test_what_is_there_before_is_told_from_what_a_phase_adds() -> None:
     assert offloaded == {Part.TEACHER_WEIGHTS, Part.TABLES, Part.AT_WORK}
 
 
+def test_a_teacher_on_a_server_takes_nothing() -> None:
+    elsewhere = replace(STEP, teacher="server")
+    items = rehearsed_items(ledger(), elsewhere)
+    assert Part.TEACHER_WEIGHTS not in held(items)
+    assert Moment.TEACHER not in {item.when for item in items}
+    assert peak_bytes(items) == 10_400 - 8000
+    assert Part.TEACHER_WEIGHTS not in held(counted_items(SIZES, elsewhere))
+
+
 def test_an_anchor_is_one_more_frozen_student() -> None:
     step = replace(STEP, anchor=True, engine="server")
     assert not items_beside(STUDENT, 0, replace(step, anchor=False))
