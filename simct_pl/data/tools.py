@@ -92,27 +92,28 @@ def _stored_call(call: Mapping[str, Any]) -> dict[str, Any]:
     return {**call, FUNCTION: {**call[FUNCTION], "arguments": arguments}}
 
 
+def _named(place: str, what: str, given: Mapping[str, Any], field: str, fix: str) -> Mapping[str, Any]:
+    """The function that a tool or a call is about, nested or flat; it must have a name."""
+    inner = given.get(FUNCTION, given)
+    name = inner.get("name") if isinstance(inner, Mapping) else None
+    if not isinstance(inner, Mapping) or not isinstance(name, str) or not name:
+        raise PromptDataError(
+            f'{place} has a {what} without a name ({dict(given)!r:.80}); expected {{"type": "function", "function": '
+            f'{{"name": …, "{field}": …}}}}. {fix}'
+        )
+    return inner
+
+
 def _tool(place: str, tool: Mapping[str, Any]) -> Tool:
     if tool.get("type", FUNCTION) != FUNCTION and FUNCTION not in tool and "parameters" not in tool:
         raise PromptDataError(f"{place} has a tool of the type {tool['type']!r:.40}; expected a function. {FIX_TOOLS}")
-    inner = tool.get(FUNCTION, tool)
-    name = inner.get("name") if isinstance(inner, Mapping) else None
-    if not isinstance(name, str) or not name:
-        raise PromptDataError(
-            f'{place} has a tool without a name ({dict(tool)!r:.80}); expected {{"type": "function", "function": '
-            f'{{"name": …, "parameters": …}}}}. {FIX_TOOLS}'
-        )
+    inner = _named(place, "tool", tool, "parameters", FIX_TOOLS)
     return dict(tool) if FUNCTION in tool else {"type": FUNCTION, FUNCTION: dict(inner)}
 
 
 def _call(place: str, call: Mapping[str, Any]) -> dict[str, Any]:
-    inner = call.get(FUNCTION, call)
-    name = inner.get("name") if isinstance(inner, Mapping) else None
-    if not isinstance(name, str) or not name:
-        raise PromptDataError(
-            f'{place} has a tool call without a name ({dict(call)!r:.80}); expected {{"type": "function", "function": '
-            f'{{"name": …, "arguments": …}}}}. {FIX_CALLS}'
-        )
+    inner = _named(place, "tool call", call, "arguments", FIX_CALLS)
+    name = inner["name"]
     given = inner.get("arguments")
     arguments = {} if given in (None, "") else given
     if isinstance(arguments, str):

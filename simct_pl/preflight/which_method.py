@@ -14,7 +14,8 @@ from simct_pl.preflight.units import DomainReport, outside_share
 FEW = 0.03  # of the student's tokens: fewer outside of 1:1 units hardly decide anything
 NOTE = (
     "What was seen on small tasks with small models (docs/lab.md, docs/proof.md). Whatever the pair: where the teacher "
-    "is right on nearly all of your prompts, SeqKD (ablations/seqkd) teaches as much and is cheaper, so begin with it; "
+    "is right on nearly all of your prompts, SeqKD (ablations/seqkd) teaches as much, on answers that can be written "
+    "once, so begin with it; "
     "and the learning rate decides more than the method, above all what is left of other skills."
 )
 

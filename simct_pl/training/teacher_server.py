@@ -106,7 +106,7 @@ class TeacherServer:
         Raises:
             RecipeError: for an objective that reads hidden states, or a model that is not served.
             RolloutError: if it does not answer, lists too little, or says another thing each time.
-            TokenizerError: if it reads a text or a conversation differently.
+            TokenizerError: if it reads a text differently. Another template or name is said, and not refused.
         """
         if isinstance(objective, DualSpaceObjective):
             raise RecipeError(
@@ -205,13 +205,14 @@ class RemoteTeacher:
     def states(self, prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]]) -> ResponseStates:
         """Packed rows of all responses in the order given, [rows, 1 + 2 k] fp32; see listed_rows."""
         rows = [row for of_one in self.server.rows(prompt_ids, response_ids) for row in of_one]
-        self._unlisted += map(unlisted_mass, rows)
+        if torch.is_grad_enabled():  # of training steps, and not of the validations between them
+            self._unlisted += map(unlisted_mass, rows)
         packed_RX: Tensor = pack_rows(rows, self.vocab_size).to(self.head.projection.weight.device)
         lengths = [len(p) + len(r) for p, r in zip(prompt_ids, response_ids, strict=True)]
         offsets = list(accumulate(map(len, response_ids), initial=0))[:-1]
         return ResponseStates(packed_RX, offsets, sum(lengths), sum(lengths))
 
     def metrics(self) -> dict[str, float]:
-        """teacher/unlisted_mass: mean over the rows since the last call; of this rank."""
+        """teacher/unlisted_mass: mean over the rows of training since the last call; of this rank."""
         found, self._unlisted = self._unlisted, []
         return {"teacher/unlisted_mass": sum(found) / len(found)} if found else {}

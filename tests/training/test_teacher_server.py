@@ -99,6 +99,10 @@ def test_the_unlisted_mass_falls_with_the_tokens_that_are_listed_and_the_loss_co
         module = module_asking(server, top_k)
         distances.append(abs(losses(module)[0] - expected))
         masses.append(module.student_with_loss.teacher.metrics()["teacher/unlisted_mass"])
+        with torch.no_grad():  # a validation's rows are none of a step's
+            rollouts = sampled(module, num=1)
+            module.loss_sum(rollouts, module.align(rollouts))
+        assert module.student_with_loss.teacher.metrics() == {}
     assert masses == sorted(masses, reverse=True)
     assert masses[0] > 1e-3
     assert masses[-1] < 1e-6
