@@ -50,6 +50,8 @@ class AlignmentStats(L.Callback):
     policy/text_kl, policy/text_kl_error, policy/text_kl_coverage: of the whole batch, over all ranks; see TextKL.
     align/non_canonical: those that the student's own tokenizer would have spelt with other ids.
     rollout/response_tokens, rollout/truncation_rate.
+    Of several teachers, over all ranks: teacher/NAME/loss, per response token that it grades, teacher/NAME/text_kl, and
+        teacher/NAME/share of the step's gradings; left out for one that grades nothing in a step.
     rollout/accuracy: the module's grader's mean, at the responses' own temperature.
 
     Args:
@@ -82,6 +84,8 @@ class AlignmentStats(L.Callback):
         pl_module.log_dict(metrics, batch_size=len(record.rollouts), sync_dist=True)
         own = self._own_metrics(module, record.own)
         pl_module.log_dict(own, batch_size=max(len(record.own.rollouts), 1))
+        if len(module.lessons) > 1:
+            pl_module.log_dict(teacher_metrics(module, record), batch_size=1)
 
     def _own_metrics(self, module: DistillModule, own: StepRecord) -> dict[str, float]:
         """Of the student's own responses, over all ranks: of one rank's prompts the teacher may answer all."""
@@ -99,6 +103,24 @@ class AlignmentStats(L.Callback):
             return {}
         means = {name: total / number for name, total in zip(sums, totals, strict=True)}
         return means | TextKL.of(gathered[len(sums) + 1 :]).metrics("policy/text_kl")
+
+
+def teacher_metrics(module: DistillModule, record: StepRecord) -> dict[str, float]:
+    """Of each teacher that has graded something, over all ranks."""
+    values: list[float] = []
+    for name in module.lessons:
+        part = record.part([i for i, teacher in enumerate(record.teachers) if teacher == name])
+        loss = sum(float(stats.loss_U.double().sum()) for stats in part.stats)
+        tokens = sum(rollout.num_targets for rollout in part.rollouts)
+        values += [len(part.rollouts), loss, tokens, *text_kl_sums(part.alignments, part.stats).tolist()]
+    sums = gather_scalars(module, values).sum(0).view(len(module.lessons), -1)
+    total, found = float(sums[:, 0].sum()), dict[str, float]()
+    for name, of_one in zip(module.lessons, sums, strict=True):
+        number, loss, tokens = of_one[:3].tolist()
+        if number > 0:
+            found |= {f"teacher/{name}/loss": loss / max(tokens, 1), f"teacher/{name}/share": number / total}
+            found[f"teacher/{name}/text_kl"] = TextKL.of(of_one[3:]).nats_per_byte
+    return found
 
 
 def alignment_metrics(alignments: list[UnitAlignment]) -> dict[str, float]:

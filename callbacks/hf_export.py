@@ -35,7 +35,7 @@ class HFExport(OutputWriter, RunInfoReader):
         """Refuse an unfit output hours before it is needed."""
         module = distilled(self, pl_module)
         module.check_adapter(self.adapter, "HFExport")
-        read = (module.student_path, module.teacher_path, module.starts_from)
+        read = (module.student_path, *(lesson.path for lesson in module.lessons.values()), module.starts_from)
         check_output(self.output, read)
 
     @override

@@ -195,7 +195,7 @@ class RolloutCallback(RolloutProvider):
         """Refuse what a share of the teacher's answers cannot be combined with."""
         if self.teacher_share == 0:
             return
-        if module.teacher_server is not None:
+        if any(lesson.server is not None for lesson in module.lessons.values()):
             raise RecipeError(
                 f"{type(self).__name__}: the teacher answers with its own weights, for teacher_share="
                 f"{self.teacher_share:g}, and they are on a server. Leave teacher_server out, or the share; or let "
@@ -214,15 +214,23 @@ class RolloutCallback(RolloutProvider):
             )
 
     def _check_teacher(self, module: DistillModule, prompt: Prompt) -> None:
-        """The teacher's template must take the messages, and leave room for an answer."""
-        num_tokens = len(module.pair.teacher.render(prompt.for_teacher))
-        if module.teacher_context is not None and num_tokens >= module.teacher_context:
-            raise PromptDataError(
-                f"Prompt {prompt.index} has {num_tokens} tokens for the teacher, whose context is "
-                f"{module.teacher_context}. "
-                "Leave long prompts out (max_prompt_chars), or shorten teacher_system_prompt."
+        """The teacher's template must take the messages, and leave room for an answer; of every teacher that grades."""
+        only = module.lesson_of(prompt)
+        if only is None and len(module.lessons) > 1 and self.teacher_share > 0:
+            raise RecipeError(
+                f"Prompt {prompt.index} names no teacher, and with teacher_share={self.teacher_share:g} one of "
+                f"{', '.join(module.lessons)} has to answer it. Name one in each row (teacher_name_field), or leave "
+                "teacher_share out."
             )
-        if self.teacher_share > 0:
-            limit, context = self.teacher_sampling.max_tokens, module.teacher_context
-            if too_long := no_room(f"Prompt {prompt.index}", num_tokens, limit, context, model="teacher"):
+        for lesson in module.lessons.values() if only is None else (only,):
+            num_tokens = len(lesson.pair.teacher.render(prompt.for_teacher))
+            if lesson.context is not None and num_tokens >= lesson.context:
+                raise PromptDataError(
+                    f"Prompt {prompt.index} has {num_tokens} tokens for the teacher, whose context is "
+                    f"{lesson.context}. "
+                    "Leave long prompts out (max_prompt_chars), or shorten teacher_system_prompt."
+                )
+            limit = self.teacher_sampling.max_tokens
+            too_long = no_room(f"Prompt {prompt.index}", num_tokens, limit, lesson.context, model="teacher")
+            if self.teacher_share > 0 and too_long:
                 raise PromptDataError(too_long)

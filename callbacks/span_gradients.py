@@ -132,10 +132,15 @@ class _OneKind(Objective):
 def _only_units(module: DistillModule, one_to_one: bool) -> Iterator[None]:
     """Inside, the module's loss is that of one kind of units, without an anchor."""
     whole = module.student_with_loss
-    objective, anchor = whole.objective, whole.anchor
-    assert isinstance(objective, Objective)
-    whole.objective, whole.anchor = _OneKind(objective, one_to_one), None
+    losses, anchor = [*whole.by_teacher.values()], whole.anchor
+    objectives = [loss.objective for loss in losses]
+    whole.anchor = None
+    for loss, objective in zip(losses, objectives, strict=True):
+        assert isinstance(objective, Objective)
+        loss.objective = _OneKind(objective, one_to_one)
     try:
         yield
     finally:
-        whole.objective, whole.anchor = objective, anchor
+        whole.anchor = anchor
+        for loss, objective in zip(losses, objectives, strict=True):
+            loss.objective = objective

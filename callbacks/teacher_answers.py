@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from simct_pl.rollout.engine import Generation, SamplingParams
 from simct_pl.rollout.hf import HFEngine
+from simct_pl.tokenization.pair import TokenizerPair
 from simct_pl.training.module import DistillModule
 from simct_pl.training.teacher import FrozenTeacher
 from simct_pl.types import Prompt, Rollout
@@ -19,26 +20,39 @@ def teacher_rollouts(
 
     sampling: the teacher's, in its tokens. step: what the responses are said to be of.
     """
-    if not asked:
-        return []
-    assert isinstance(module.teacher, FrozenTeacher)  # RolloutCallback refuses one on a server
-    teacher, tokenizer = module.teacher.to(module.device), module.pair.teacher
-    engine = HFEngine(batch_size=len(asked))
-    engine.refresh(teacher.model, 0)
-    prompt_ids = [tokenizer.render(prompt.for_teacher) for prompt, _, _ in asked]
-    generations = engine.generate(prompt_ids, [seed for *_, seed in asked], sampling, tokenizer.stop_ids)
-    return [in_students_tokens(module, *one, said, step) for one, said in zip(asked, generations, strict=True)]
+    found: dict[int, Rollout] = {}
+    for name, lesson in module.lessons.items():
+        # A prompt that names no teacher has but one to ask: RolloutCallback refuses it where there are several.
+        places = [i for i, (prompt, *_) in enumerate(asked) if (module.lesson_of(prompt) or lesson) is lesson]
+        if not places:
+            continue
+        own = module.student_with_loss.loss_of(name).teacher
+        assert isinstance(own, FrozenTeacher)  # RolloutCallback refuses one on a server
+        teacher, tokenizer = own.to(module.device), lesson.pair.teacher
+        engine = HFEngine(batch_size=len(places))
+        engine.refresh(teacher.model, 0)
+        prompt_ids = [tokenizer.render(asked[i][0].for_teacher) for i in places]
+        generations = engine.generate(prompt_ids, [asked[i][-1] for i in places], sampling, tokenizer.stop_ids)
+        for i, said in zip(places, generations, strict=True):
+            found[i] = in_students_tokens(module, lesson.pair, *asked[i], said, step)
+    return [found[i] for i in range(len(asked))]
 
 
 def in_students_tokens(
-    module: DistillModule, prompt: Prompt, sample: int, seed: int, generation: Generation, step: int
+    module: DistillModule,
+    pair: TokenizerPair,
+    prompt: Prompt,
+    sample: int,
+    seed: int,
+    generation: Generation,
+    step: int,
 ) -> Rollout:
     """The same text, and a stop if the teacher stopped; bytes that are no character (a cut one) are left out. What does
     not fit into the student's context is cut off.
 
     Nobody knows the student's log-probabilities of such a response while it is made: engine_logprobs is NaN.
     """
-    student, teacher = module.pair.student, module.pair.teacher
+    student, teacher = pair.student, pair.teacher
     stopped = generation.finish_reason == "stop"
     # By bytes, as everywhere: the teacher's ids are spelt out and read by the student's tokenizer.
     text = teacher.response_bytes(generation.response_ids).decode(errors="ignore")

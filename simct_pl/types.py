@@ -9,7 +9,8 @@ Shape letters, used in names everywhere:
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -123,6 +124,7 @@ class Prompt:
     answer: what a grader compares with.
     tools: what the model may call, for both sides' chat templates.
     reply: instead of a response, the assistant's message that calls tools: each template writes it in its own way.
+    teacher: who grades its answers, of several teachers; by default all of them.
     """
 
     index: int
@@ -133,6 +135,7 @@ class Prompt:
     unsupervised_spans: tuple[tuple[int, int], ...] = ()
     tools: tuple[Tool, ...] = ()
     reply: Message | None = None
+    teacher: str | None = None
 
     @property
     def for_teacher(self) -> Prompt:
@@ -231,21 +234,30 @@ class UnitStats:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What one optimizer step did, in the order of its rollouts: alignments and per-unit statistics (on the CPU)."""
+    """What one optimizer step did, in the order of its rollouts: alignments and per-unit statistics (on the CPU).
+
+    A rollout that several teachers grade is there once for each of them. teachers: who they are; empty where nobody
+    graded (held-out prompts).
+    """
 
     rollouts: list[Rollout]
     alignments: list[UnitAlignment]
     stats: list[UnitStats]
     loss_sum: float
     num_global_tokens: int
+    teachers: list[str] = field(default_factory=list)
 
     @property
     def own(self) -> StepRecord:
         """The same of the student's own responses alone: for what says something about its policy."""
-        kept = [i for i, rollout in enumerate(self.rollouts) if rollout.author == "student"]
+        return self.part([i for i, rollout in enumerate(self.rollouts) if rollout.author == "student"])
+
+    def part(self, kept: Sequence[int]) -> StepRecord:
+        """The same of some of its places."""
         return replace(
             self,
             rollouts=[self.rollouts[i] for i in kept],
             alignments=[self.alignments[i] for i in kept],
             stats=[self.stats[i] for i in kept],
+            teachers=[self.teachers[i] for i in kept] if self.teachers else [],
         )

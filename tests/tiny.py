@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from simct_pl import CommonBoundaryAligner, DistillModule, SimCTLoss
 from simct_pl.rollout.engine import SamplingParams, sample_seed
 from simct_pl.rollout.hf import HFEngine
 from simct_pl.tasks.datamodule import ArithmeticDataModule
+from simct_pl.training.graded_batch import GradedBatch
 from simct_pl.training.optim import OptimizerConfig
 from simct_pl.types import Prompt, Rollout
 
@@ -36,6 +38,12 @@ def distill_module(**overrides: Any) -> DistillModule:
     module = unloaded_module(**overrides)
     module.configure_model()
     return module
+
+
+def regraded(graded: GradedBatch, **values: Any) -> GradedBatch:
+    """Of a module with one teacher: with other values of its AlignedBatch."""
+    [grading] = graded.gradings
+    return GradedBatch([replace(grading, aligned=replace(grading.aligned, **values))])
 
 
 def sampled(module: DistillModule, num: int = 6, max_tokens: int = 24) -> list[Rollout]:

@@ -16,6 +16,7 @@ from simct_pl.errors import RecipeError
 if TYPE_CHECKING:
     from simct_pl.planning.run import PlannedRun
     from simct_pl.preflight.score import ScoreReport
+    from simct_pl.training.lesson import Lesson
 
 STOPPED = 1
 NO_RESPONSES = "the data have no reference responses (response_field)."
@@ -41,6 +42,7 @@ def main(argv: list[str]) -> int:
     from simct_pl.planning.run import PlanningCLI, plan_run
     from simct_pl.planning.section import print_sections
     from simct_pl.preflight.page import as_json, html
+    from simct_pl.preflight.pair_report import Looked
     from simct_pl.preflight.report import build_preflight
     from simct_pl.preflight.taught import what_is_taught
 
@@ -50,11 +52,14 @@ def main(argv: list[str]) -> int:
     # No spinner: an objective that reads whole vocabularies shows a bar of its own.
     console.print(Text("Reading tokenizers, configurations and prompts, and sizing both models.", style="dim"))
     run = plan_run(cli, own.hardware, own.num_prompts, own.domain_field)
-    module, taught = run.module, None
-    if own.agreement == "true":
-        taught = what_is_taught(module.pair, module.objective, module.aligner, on_policy=run.rollouts.on_policy)
-    scored, why_not = _score(run, own.score, own.num_scored)
-    preflight = build_preflight(cli.run_name, run, scored, why_not, taught)
+    looked = {}
+    for name, lesson in run.module.lessons.items():
+        taught = None
+        if own.agreement == "true":
+            on_policy, aligner = run.rollouts.on_policy, run.module.aligner
+            taught = what_is_taught(lesson.pair, lesson.objective, aligner, on_policy=on_policy)
+        looked[name] = Looked(taught, *_score(run, lesson, own.score, own.num_scored))
+    preflight = build_preflight(cli.run_name, run, looked)
     print_sections(console, preflight.sections)
     console.print(Text(f"Verdict: {preflight.verdict.words}", style="bold"))
     for reason in preflight.reasons:
@@ -66,18 +71,20 @@ def main(argv: list[str]) -> int:
     return STOPPED if preflight.verdict.words == "stop" else 0
 
 
-def _score(run: PlannedRun, wanted: str, num_scored: int) -> tuple[ScoreReport | None, str]:
+def _score(run: PlannedRun, lesson: Lesson, wanted: str, num_scored: int) -> tuple[ScoreReport | None, str]:
     """The scores, or why there are none."""
     from simct_pl.preflight.score import score, why_not_by_itself
 
     if wanted == "false":
         return None, NOT_ASKED
-    if run.module.teacher_server is not None:
+    if lesson.server is not None:
         return None, "the teacher's weights are on a server"
-    if wanted == "auto" and (why_not := why_not_by_itself(run.module)) is not None:
+    if wanted == "auto" and (why_not := why_not_by_itself(run.module, lesson)) is not None:
         return None, f"{why_not}; --score true loads both models all the same."
-    with_response = [sample for sample in run.samples if sample.prompt.response][:num_scored]
-    return score(run.module, with_response), NO_RESPONSES
+    # Of several teachers, what it grades.
+    graded = [sample for sample in run.samples if run.module.lesson_of(sample.prompt) in (None, lesson)]
+    with_response = [sample for sample in graded if sample.prompt.response][:num_scored]
+    return score(run.module, lesson, with_response), NO_RESPONSES
 
 
 def _parser() -> argparse.ArgumentParser:

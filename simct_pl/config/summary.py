@@ -14,7 +14,7 @@ from simct_pl.training.held_out import HeldOutResult
 from simct_pl.training.module import DistillModule
 
 MAX_CHARS = 120  # of a prompt or an answer: four of them, three columns wide, are one screen
-PERCENT_METRICS = ("eval/accuracy", "eval/truncation_rate", "eval/coverage")
+PERCENT_METRICS = ("accuracy", "truncation_rate", "coverage")
 
 
 def print_summary(module: DistillModule, trainer: L.Trainer) -> None:
@@ -25,11 +25,12 @@ def print_summary(module: DistillModule, trainer: L.Trainer) -> None:
         console.print(metrics_table(before, after))
         if after.samples:
             console.print(samples_table(before, after))
-    vocab = module.pair.shared_vocab
-    console.print(
-        f"Shared vocabulary: {len(vocab):,} columns of {len(vocab.student_columns):,} student and "
-        f"{len(vocab.teacher_columns):,} teacher tokens."
-    )
+    for lesson in module.lessons.values():
+        vocab, named = lesson.pair.shared_vocab, f" with {lesson.name}" if len(module.lessons) > 1 else ""
+        console.print(
+            f"Shared vocabulary{named}: {len(vocab):,} columns of {len(vocab.student_columns):,} student and "
+            f"{len(vocab.teacher_columns):,} teacher tokens."
+        )
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, OutputWriter):
             console.print(f"{type(callback).__name__}: {callback.output}", soft_wrap=True)
@@ -66,7 +67,7 @@ def in_one_line(text: str) -> str:
 
 
 def _number(name: str, value: float) -> str:
-    return f"{value:.1%}" if name in PERCENT_METRICS else f"{value:.3f}"
+    return f"{value:.1%}" if name.rpartition("/")[2] in PERCENT_METRICS else f"{value:.3f}"
 
 
 def _answer(response: str, score: float | None) -> Text:

@@ -48,6 +48,8 @@ class PromptSource:
     tools_field: the tools of a row, a list of JSON schemas or one as JSON; both models' chat templates get them.
         tools_required: rows without it are refused (an empty list says that there are none); false: they have no tools,
         and are counted and reported. tools: the same for rows without a field of their own.
+    teacher_name_field: which of several teachers grades a row's answers, by its name in model.init_args.teachers; each
+        row has to say. Without the field all of them grade every answer.
     skip, limit: rows left out at the beginning, and at most so many taken after them.
     max_prompt_chars: longer prompts are left out, counted and reported.
 
@@ -67,6 +69,7 @@ class PromptSource:
     tools_field: str | None = None
     tools_required: bool = True
     tools: list[dict[str, Any]] | str | None = None
+    teacher_name_field: str | None = None
     skip: int = 0
     limit: int | None = None
     max_prompt_chars: int | None = None
@@ -174,8 +177,9 @@ class PromptSource:
                 raise PromptDataError(f"{place}: {self.response_field!r} is {response!r:.80}; expected a text.")
             check_text(f"{place}: {self.response_field!r}", response)
         shown = self._teacher_messages(index, row, messages)
-        tools = self._tools(index, row)
-        return Prompt(index, tuple(messages), response, self._answer(index, row), shown, tools=tools, reply=reply)
+        tools, teacher = self._tools(index, row), self._teacher_name(index, row)
+        answer = self._answer(index, row)
+        return Prompt(index, tuple(messages), response, answer, shown, tools=tools, reply=reply, teacher=teacher)
 
     def given_tools(self) -> tuple[Tool, ...]:
         """The source's own tools, for rows without a field of theirs."""
@@ -211,6 +215,17 @@ class PromptSource:
         tools = read_tools(place, self._structure(row[self.tools_field]))
         check_text(place, tools_as_json(tools))
         return tools
+
+    def _teacher_name(self, index: int, row: Mapping[str, Any]) -> str | None:
+        """Who grades the row's answers; None for all teachers."""
+        if self.teacher_name_field is None:
+            return None
+        fix = "Set teacher_name_field to the right name, or leave it out: all teachers then grade every answer."
+        name = self._field(index, row, self.teacher_name_field, fix)
+        if not isinstance(name, str):
+            place = f"Row {index} of {self.path!r}: {self.teacher_name_field!r}"
+            raise PromptDataError(f"{place} is {name!r:.80}; expected a teacher's name.")
+        return name
 
     def _structure(self, value: Any) -> Any:
         """A field's value as it was written: tables fill up what only some of their rows have."""

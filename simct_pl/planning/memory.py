@@ -131,8 +131,18 @@ def packed(
     items: Sequence[MemoryItem], teacher: ModelSize, step: StepShape, bits_a_weight: float | None
 ) -> list[MemoryItem]:
     """The items, with a teacher whose decoder blocks are quantised; None leaves them as they are."""
-    saved = sum(teacher.blocks) * (step.teacher_dtype.itemsize - (bits_a_weight or 0) / 8) if bits_a_weight else 0
+    saved = _saved_bytes(teacher, step.teacher_dtype, bits_a_weight)
     return [replace(item, bytes=item.bytes - saved) if item.part is Part.TEACHER_WEIGHTS else item for item in items]
+
+
+def another_teacher(size: ModelSize, dtype: torch.dtype, step: StepShape, bits_a_weight: float | None) -> MemoryItem:
+    """Weights of a teacher beside the one that was rehearsed."""
+    whole = _frozen_bytes(size, replace(step, teacher_dtype=dtype))
+    return MemoryItem(Part.TEACHER_WEIGHTS, whole - _saved_bytes(size, dtype, bits_a_weight))
+
+
+def _saved_bytes(size: ModelSize, dtype: torch.dtype, bits_a_weight: float | None) -> float:
+    return sum(size.blocks) * (dtype.itemsize - bits_a_weight / 8) if bits_a_weight else 0
 
 
 def _frozen_bytes(size: ModelSize, step: StepShape) -> float:

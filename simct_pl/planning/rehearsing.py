@@ -19,7 +19,9 @@ from simct_pl.rehearsal.ledger import Ledger
 from simct_pl.rehearsal.models import ModelSource
 from simct_pl.rehearsal.pair import Distillation, MicroBatch, rehearse_distillation
 from simct_pl.rehearsal.training import Started, Training
+from simct_pl.training.aligned_batch import AlignedBatch
 from simct_pl.training.chunked_loss import CPU_STRIP_BYTES
+from simct_pl.training.lesson import Lesson
 from simct_pl.training.module import DistillModule
 from simct_pl.training.optim import OptimizerConfig
 from simct_pl.types import Prompt, Rollout
@@ -27,16 +29,15 @@ from simct_pl.types import Prompt, Rollout
 HOST = "cpu"
 
 
-def source_of(module: DistillModule, role: str) -> ModelSource:
-    """What one of both models is built from."""
-    path = module.student_path if role == "student" else module.teacher_path
-    trusted = role in module.trust_remote_code
-    return ModelSource(load_config(role, path, trusted), trusted)
+def student_source(module: DistillModule) -> ModelSource:
+    """What the student is built from."""
+    trusted = "student" in module.trust_remote_code
+    return ModelSource(load_config("student", module.student_path, trusted), trusted)
 
 
-def lora_of(module: DistillModule, role: str) -> Lora | None:
-    """Adapters of one of both models."""
-    return module.lora if role == "student" else None
+def teacher_source(lesson: Lesson) -> ModelSource:
+    """What a teacher is built from."""
+    return ModelSource(load_config("teacher", lesson.path, lesson.trusted), lesson.trusted)
 
 
 def training_of(
@@ -60,34 +61,37 @@ def training_of(
     )
 
 
-def rehearse_recipe(module: DistillModule, step: StepShape, lengths: Lengths, started: Started) -> Ledger:
-    """See rehearsal.training.rehearse.
+def rehearse_recipe(
+    module: DistillModule, lesson: Lesson, step: StepShape, lengths: Lengths, started: Started
+) -> Ledger:
+    """See rehearsal.training.rehearse; with one teacher, as if it graded everything.
 
     Raises:
         UnsupportedModelError: if a model cannot be built, sharded or followed.
     """
     distillation = Distillation(
-        source_of(module, "teacher"),
-        module.objective,
-        micro_batch(module, step, lengths),
-        module.pair,
+        teacher_source(lesson),
+        lesson.objective,
+        micro_batch(module, lesson, step, lengths),
+        lesson.pair,
         step.teacher_dtype,
         step.chunk_tokens,
         step.teacher_batch_tokens,
         strip_bytes=None if step.strip_bytes == CPU_STRIP_BYTES else step.strip_bytes,
     )
-    training = training_of(source_of(module, "student"), step, module.sharding, module.optimizer_config, module.lora)
+    training = training_of(student_source(module), step, module.sharding, module.optimizer_config, module.lora)
     return rehearse_distillation(training, distillation, HOST, started)
 
 
-def micro_batch(module: DistillModule, step: StepShape, lengths: Lengths) -> MicroBatch:
+def micro_batch(module: DistillModule, lesson: Lesson, step: StepShape, lengths: Lengths) -> MicroBatch:
     """Of responses that are all as long as the step allows, and say what the recipe's texts say, over and over."""
-    module.objective.prepare(module.pair)
-    text_ids = [token for text in lengths.texts for token in module.pair.student.encode(text)]
+    lesson.objective.prepare(lesson.pair)
+    text_ids = [token for text in lengths.texts for token in lesson.pair.student.encode(text)]
     response_ids = (text_ids * (step.response_tokens // len(text_ids) + 1))[: step.response_tokens]
     prompt = Prompt(0, ({"role": "user", "content": lengths.texts[0]},))
     logprobs = [0.0] * len(response_ids)
     rollout = Rollout(prompt, 0, [0] * step.prompt_tokens, response_ids, logprobs, "length", 0, 0)
     rollouts = [rollout] * step.micro_batch
-    aligned = replace(module.align(rollouts), teacher_prompt_ids=[[0] * step.prompt_tokens] * step.micro_batch)
-    return MicroBatch(rollouts, aligned, PairTables.build(module.pair.shared_vocab))
+    aligned = AlignedBatch.of(rollouts, lesson.pair, module.aligner, lesson.context, lesson.objective)
+    aligned = replace(aligned, teacher_prompt_ids=[[0] * step.prompt_tokens] * step.micro_batch)
+    return MicroBatch(rollouts, aligned, PairTables.build(lesson.pair.shared_vocab))

@@ -94,7 +94,7 @@ def plan_run(cli: PlanningCLI, gpu: str | None, num_prompts: int = NUM_PROMPTS, 
     module.setup("fit")
     datamodule.setup("fit")
     samples = read_samples(datamodule, num_prompts, domain)
-    lengths = measure_lengths(module.pair, samples)
+    lengths = measure_lengths([lesson.pair for lesson in module.lessons.values()], samples)
     with phases_shown() as started:
         plan = make_plan(module, datamodule, providers[0], deployment, lengths, started)
     return PlannedRun(module, datamodule, providers[0], samples, lengths, plan)

@@ -89,14 +89,18 @@ def _from_loaders(datamodule: L.LightningDataModule) -> Iterator[Prompt]:
             yield from batch.prompts
 
 
-def measure_lengths(pair: TokenizerPair, samples: Sequence[Sample]) -> Lengths:
-    """Lengths of some prompts, and of their reference responses where there are any (else of the prompts' words)."""
-    prompts = [sample.prompt for sample in samples]
+def measure_lengths(pairs: Sequence[TokenizerPair], samples: Sequence[Sample]) -> Lengths:
+    """Lengths of some prompts, and of their reference responses where there are any (else of the prompts' words).
+
+    pairs: of one student and its teachers; of these the one with the most tokens counts.
+    """
+    prompts, pair = [sample.prompt for sample in samples], pairs[0]
     student_prompt = max(len(pair.student.render(prompt)) for prompt in prompts)
-    teacher_prompt = max(len(pair.teacher.render(prompt.for_teacher)) for prompt in prompts)
+    teacher_prompt = max(len(one.teacher.render(prompt.for_teacher)) for one in pairs for prompt in prompts)
     responses = [prompt.response for prompt in prompts if prompt.response]
     texts = responses or [prompt.messages[-1]["content"] for prompt in prompts]
-    student, teacher = (sum(map(len, side.encode_batch(texts))) for side in (pair.student, pair.teacher))
+    student = sum(map(len, pair.student.encode_batch(texts)))
+    teacher = max(sum(map(len, one.teacher.encode_batch(texts))) for one in pairs)
     mean = student / len(responses) if responses else None
     share = teacher / max(student, 1)
     return Lengths(student_prompt, teacher_prompt, mean, share, tuple(text for text in texts if text)[:MOST_TEXTS])

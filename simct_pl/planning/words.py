@@ -20,19 +20,19 @@ def plan_sections(module: DistillModule, rollouts: RolloutProvider, plan: Plan, 
 
 
 def model_section(module: DistillModule, plan: Plan) -> Section:
-    """Both models by their configurations."""
-    sides = (
-        ("student", module.student_path, module.starts_from, module.student_dtype),
-        ("teacher", module.teacher_path, module.teacher_path, module.teacher_dtype),
-    )
+    """All models by their configurations."""
+    trusted = "student" in module.trust_remote_code
+    sides = [
+        ("student", module.student_path, trusted, module.starts_from, module.student_dtype, module.student_context)
+    ]
+    sides += [(one.name, one.path, one.trusted, one.path, one.dtype, one.context) for one in module.lessons.values()]
     columns = []
-    for role, path, named, dtype in sides:
-        config = load_config(role, path, role in module.trust_remote_code).get_text_config()
-        parameters = parameters_of(plan.sizes[role])
-        context = module.student_context if role == "student" else module.teacher_context
+    for name, path, trusted, named, dtype, context in sides:
+        config = load_config(name, path, trusted).get_text_config()
+        parameters = parameters_of(plan.sizes[name])
         columns.append((named, config.model_type, parameters, dtype, str(context or "not given")))
     names = ("path", "architecture", "parameters", "weights in", "context, tokens")
-    return Section("Models", ("", "student", "teacher"), list(zip(names, *columns, strict=True)))
+    return Section("Models", ("", "student", *module.lessons), list(zip(names, *columns, strict=True)))
 
 
 def step_section(module: DistillModule, rollouts: RolloutProvider, plan: Plan, lengths: Lengths) -> Section:

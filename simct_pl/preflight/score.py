@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from simct_pl.models.bits_per_byte import reference_bits
 from simct_pl.models.load_arguments import load_arguments
@@ -20,6 +21,8 @@ from simct_pl.models.loading import load_causal_lm
 from simct_pl.planning.samples import Sample
 from simct_pl.preflight.findings import Finding, Severity
 from simct_pl.progress import follow
+from simct_pl.tokenization.model_tokenizer import ModelTokenizer
+from simct_pl.training.lesson import Lesson
 from simct_pl.training.module import DistillModule
 from simct_pl.types import Prompt
 
@@ -71,12 +74,12 @@ class ScoreReport:
         return [Finding(Severity.CARE, f"{text} Score more of them (--num_scored), or compare their accuracy.")]
 
 
-def why_not_by_itself(module: DistillModule) -> str | None:
+def why_not_by_itself(module: DistillModule, lesson: Lesson) -> str | None:
     """Why the models should not be loaded unless somebody asks for it; None if they may.
 
     Their weights must be here, and small enough: for the GPU, or for a CPU's patience.
     """
-    folders = [Path(path) for path in (module.student_path, module.teacher_path)]
+    folders = [Path(path) for path in (module.student_path, lesson.path)]
     if not all(folder.is_dir() for folder in folders):
         return "the weights are not in local folders"
     largest = max(sum(file.stat().st_size for file in folder.glob("*.safetensors")) for folder in folders)
@@ -86,30 +89,40 @@ def why_not_by_itself(module: DistillModule) -> str | None:
     return None
 
 
-def score(module: DistillModule, samples: Sequence[Sample]) -> ScoreReport | None:
+def score(module: DistillModule, lesson: Lesson, samples: Sequence[Sample]) -> ScoreReport | None:
     """Load the student, then the teacher, and score the samples' responses; None if they have none."""
     prompts = [sample.prompt for sample in samples if sample.prompt.response]
     if not prompts:
         return None
     sizes = [len((prompt.response or "").encode()) for prompt in prompts]
     theirs = [prompt.for_teacher for prompt in prompts]
-    return ScoreReport.of(_bits(module, "student", prompts), _bits(module, "teacher", theirs), sizes)
+    return ScoreReport.of(_student_bits(module, prompts), _teacher_bits(lesson, theirs), sizes)
 
 
-def _bits(module: DistillModule, role: str, prompts: Sequence[Prompt]) -> list[float]:
-    """Of each response, under one model, which is loaded and let go."""
-    on_student = role == "student"
-    path = module.student_path if on_student else module.teacher_path
-    dtype = module.student_dtype if on_student else module.teacher_dtype
-    tokenizer = module.pair.student if on_student else module.pair.teacher
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    arguments = {} if on_student else load_arguments("teacher_kwargs", module.teacher_kwargs, device)
-    model = load_causal_lm(role, path, dtype, role in module.trust_remote_code, arguments).eval()
-    if on_student and module.lora is not None:
+def _student_bits(module: DistillModule, prompts: Sequence[Prompt]) -> list[float]:
+    trusted = "student" in module.trust_remote_code
+    model = load_causal_lm("student", module.student_path, module.student_dtype, trusted)
+    if module.lora is not None:
         module.lora.attach(model)
-    if model.device.type != device.type:  # a quantised one is there, and cannot be moved
-        model = model.to(device)
-    bits = [reference_bits(model, tokenizer, [prompt]) for prompt in follow(prompts, f"scoring the {role}")]
+    return _bits(model, module.pair.student, prompts, "student")
+
+
+def _teacher_bits(lesson: Lesson, prompts: Sequence[Prompt]) -> list[float]:
+    arguments = load_arguments("teacher_kwargs", lesson.load_arguments, _device())
+    model = load_causal_lm("teacher", lesson.path, lesson.dtype, lesson.trusted, arguments)
+    return _bits(model, lesson.pair.teacher, prompts, lesson.name)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _bits(model: PreTrainedModel, tokenizer: ModelTokenizer, prompts: Sequence[Prompt], name: str) -> list[float]:
+    """Of each response, under a model that is let go afterwards."""
+    model.eval()
+    if model.device.type != _device().type:  # a quantised one is there, and cannot be moved
+        model.to(_device())  # type: ignore[arg-type]
+    bits = [reference_bits(model, tokenizer, [prompt]) for prompt in follow(prompts, f"scoring the {name}")]
     del model
     gc.collect()
     return bits

@@ -19,10 +19,11 @@ SHOWN_AT_THE_END = 300  # of them: tools fill the beginning, and where the answe
 
 @dataclass(frozen=True)
 class SideReport:
-    """role: "student" or "teacher". arguments: of its chat template, as words. stops: as strings, the primary one
-    first. rendered: the prompt in the model's own template, as text. num_bos: BOS tokens that the rendered prompt
-    begins with; adds_bos: whether the tokenizer puts one in front of a text by itself. tools: of the prompt, as
-    words. num_ids, num_rows: ids of the tokenizer, rows of the embeddings. softcap: of the logits, None without.
+    """role: "student", or "teacher" and, of several, its name. arguments: of its chat template, as words. stops: as
+    strings, the primary one first. rendered: the prompt in the model's own template, as text. num_bos: BOS tokens that
+    the rendered prompt begins with; adds_bos: whether the tokenizer puts one in front of a text by itself. tools: of
+    the prompt, as words. num_ids, num_rows: ids of the tokenizer, rows of the embeddings. softcap: of the logits, None
+    without.
     """
 
     role: str
@@ -49,7 +50,7 @@ class SideReport:
         Raises:
             TokenizerError: if the template refuses the messages.
         """
-        ids = tokenizer.render(prompt.for_teacher if role == "teacher" else prompt)
+        ids = tokenizer.render(prompt if role == "student" else prompt.for_teacher)
         hf, text_config = tokenizer.hf, config.get_text_config()
         bos = hf.bos_token_id
         num_bos = next((i for i, token in enumerate(ids) if token != bos), len(ids)) if bos is not None else 0

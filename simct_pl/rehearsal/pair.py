@@ -21,6 +21,8 @@ from simct_pl.rehearsal.models import ModelSource, build
 from simct_pl.rehearsal.training import TEACHER, Stage, Started, Training, WithLoss, rehearse
 from simct_pl.tokenization.pair import TokenizerPair
 from simct_pl.training.aligned_batch import AlignedBatch
+from simct_pl.training.graded_batch import GradedBatch, Grading
+from simct_pl.training.pair_loss import PairLoss
 from simct_pl.training.student_with_loss import StudentWithLoss
 from simct_pl.training.teacher import FrozenTeacher, ShardedTeacher
 from simct_pl.types import Rollout
@@ -70,13 +72,13 @@ def _with_loss(student: PreTrainedModel, stage: Stage, training: Training, of: D
     if isinstance(of.objective, DualSpaceObjective):
         assert of.pair is not None
         projectors = of.objective.build_projectors(student, teacher.model, of.pair)
-    root = StudentWithLoss(
-        student, teacher, of.objective, of.chunk_tokens, stage.phases, projectors, strip_bytes=of.strip_bytes
-    )
-    tables = batch.tables.to(stage.mode.device)
+    loss = PairLoss(teacher, of.objective, of.chunk_tokens, stage.phases, projectors, of.strip_bytes)
+    root = StudentWithLoss(student, {TEACHER: loss}, stage.phases)
+    tables = {TEACHER: batch.tables.to(stage.mode.device)}
+    graded = GradedBatch([Grading(TEACHER, [*range(len(batch.rollouts))], 1.0, batch.aligned)])
 
     def forward() -> Tensor:
-        loss: Tensor = root(batch.rollouts, lambda: batch.aligned, tables)[0]
+        loss: Tensor = root(batch.rollouts, lambda: graded, tables)[0]
         return loss
 
     return WithLoss(root, forward, root.parameter_groups)

@@ -22,16 +22,21 @@ def model_card(name: str, module: DistillModule, num_steps: int, info: RunInfo |
 
     A model that is a local folder is called by the folder's name alone; the recipe is as it ran, paths and all.
     """
-    student, teacher = public_name(module.starts_from), public_name(module.teacher_path)
+    student, teachers = (
+        public_name(module.starts_from),
+        [public_name(lesson.path) for lesson in module.lessons.values()],
+    )
     bases = [path for path in (module.starts_from,) if not Path(path).exists()]
     data = ModelCardData(
         library_name="transformers", pipeline_tag="text-generation", tags=TAGS, base_model=bases[0] if bases else None
     )
+    words = " and ".join(f"`{teacher}`" for teacher in teachers)
     variant = ", ".join(f"{key} {value}" for key, value in module.objective.describe().items())
     parts = [
         f"---\n{data.to_yaml()}\n---\n\n# {name}",
-        f"`{student}`, taught by `{teacher}` for {num_steps:,} optimizer steps: the student answered prompts, and the "
-        "teacher, which reads another tokenizer's tokens or the same, graded every token of the answers.",
+        f"`{student}`, taught by {words} for {num_steps:,} optimizer steps: the student answered prompts, and the "
+        f"teacher{'s' * (len(teachers) > 1)}, reading another tokenizer's tokens or the same, graded every token of "
+        "them.",
         f"- objective: `{type(module.objective).__name__}` ({variant})\n- units: `{type(module.aligner).__name__}`",
     ]
     if module.history:

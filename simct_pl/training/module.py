@@ -29,30 +29,32 @@ from simct_pl.losses.dual_space import DualSpaceObjective
 from simct_pl.losses.inputs.vocab_tables import PairTables
 from simct_pl.models.bits_per_byte import pack_references
 from simct_pl.models.loading import DtypeName
-from simct_pl.models.microbatch import pack_by_length, unpack
+from simct_pl.models.microbatch import pack_by_length
 from simct_pl.models.read_once import ReadOnce
 from simct_pl.models.sharding import Sharding, free_gathered
-from simct_pl.training.aligned_batch import AlignedBatch
 from simct_pl.training.anchor import AdaptersOff, Anchor
 from simct_pl.training.chat import ChatSettings, supervised_share
 from simct_pl.training.checks import check_anchor_weight, check_trainer, rollouts_of
 from simct_pl.training.collectives import exchange_device, exchange_gradients, gather_scalars, pad_to_max_over_ranks
-from simct_pl.training.held_out import HeldOutMetrics, HeldOutResult
+from simct_pl.training.graded_batch import GradedBatch, record_of
+from simct_pl.training.held_out import HeldOutByTeacher, HeldOutResult
+from simct_pl.training.lesson import Lesson, TeacherSettings
 from simct_pl.training.optim import GuardedStep, OptimizerConfig
-from simct_pl.training.pair_module import PairModule
+from simct_pl.training.pair_loss import PairLoss
+from simct_pl.training.pair_module import PairModule, settings_of
 from simct_pl.training.reading_models import Teacher, load_start, load_teacher
 from simct_pl.training.step_timer import PhaseTimer
 from simct_pl.training.student_with_loss import StudentWithLoss
 from simct_pl.training.teacher_server import TeacherServer
-from simct_pl.types import Prompt, PromptBatch, Rollout, StepRecord, UnitStats
+from simct_pl.types import Prompt, PromptBatch, Rollout, UnitStats
 
 
 class DistillModule(PairModule):
-    """A student that learns from a frozen teacher of another tokenizer.
+    """A student that learns from a frozen teacher of another tokenizer, or from several, each with its own.
 
     Args:
-        student, teacher: model folders or hub names.
-        objective: what is minimised at each unit.
+        student, teacher: model folders or hub names; teacher is null where there are several.
+        objective: what is minimised at each unit; each of several teachers gets a copy.
         aligner: how responses are cut into units.
         optimizer: learning rate, schedule, clipping.
         grader: scores held-out responses in [0, 1]; without one, validation reports losses and bits per byte only.
@@ -70,12 +72,17 @@ class DistillModule(PairModule):
         lora: fields of peft.LoraConfig: adapters are trained, and not the student; null: all of it, or, where student
             is an adapter folder, that adapter.
         teacher_kwargs: more arguments of the teacher's from_pretrained, such as a quantization_config.
+        teachers: several, by name. A prompt that names one (Prompt.teacher) is graded by that one alone, any other by
+            all of them: its loss is then their weighted mean.
+
+    Raises:
+        RecipeError: see settings_of and check_anchor_weight.
     """
 
     def __init__(
         self,
         student: str,
-        teacher: str,
+        teacher: str | None,
         objective: Objective | DualSpaceObjective,
         aligner: Aligner,
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008 - frozen
@@ -93,24 +100,24 @@ class DistillModule(PairModule):
         lora: dict[str, Any] | None = None,
         teacher_kwargs: dict[str, Any] | None = None,
         teacher_server: TeacherServer | None = None,
+        teachers: dict[str, TeacherSettings] | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.use_models(student, teacher, lora)
-        self.objective, self.aligner, self.grader = objective, aligner, grader
+        self.aligner, self.grader = aligner, grader
         self.optimizer_config = optimizer
         self.micro_batch_tokens, self.teacher_batch_tokens = micro_batch_tokens, teacher_batch_tokens
         self.chunk_tokens, self.gradient_checkpointing = chunk_tokens, gradient_checkpointing
         self.student_dtype: DtypeName = student_dtype
         self.teacher_dtype: DtypeName = teacher_dtype
         self.trust_remote_code, self.sharding, self.chat = trust_remote_code, sharding, chat or ChatSettings()
-        self.teacher_kwargs = teacher_kwargs or {}
+        of_one = {"kwargs": teacher_kwargs or {}, "server": teacher_server, "chat": self.chat.teacher}
+        self.use_models(student, settings_of(teacher, teachers, of_one), teacher_dtype, objective, lora)
         self.anchor_weight = check_anchor_weight(anchor_weight)
-        self.held_out, self.guarded_step = HeldOutMetrics(), GuardedStep(optimizer.max_grad_norm)
-        self._held_out_parts: list[tuple[list[Rollout], AlignedBatch]] = []
+        self.held_out, self.guarded_step = HeldOutByTeacher([*self.lessons]), GuardedStep(optimizer.max_grad_norm)
+        self._held_out_parts: list[tuple[list[Rollout], GradedBatch]] = []
         self._references: list[Prompt] = []
-        self.teacher: Teacher | None = None
-        self.teacher_server, self.phases = teacher_server, PhaseTimer()
+        self.phases = PhaseTimer()
         self.history: list[HeldOutResult] = []
 
     # ---- set-up: everything that can be refused is refused before any weights load ----
@@ -119,15 +126,14 @@ class DistillModule(PairModule):
     def setup(self, stage: str) -> None:
         if self._trainer is not None:  # a plan is made without one
             check_trainer(self._trainer, self.sharding)
-        # Reading them raises what there is to raise: a model without a stop, a tokenizer without exact bytes.
-        _ = self.pair.student.stop_ids, self.pair.teacher.stop_ids, self.pair.shared_vocab
+        _ = self.pair  # both folders, before anything is made of them
         self.check_lora(self.student_dtype, "student" in self.trust_remote_code)
-        self.check_teacher()
-        self.objective.prepare(self.pair)
+        for lesson in self.lessons.values():
+            lesson.check(self.sharding, exchange_device(self))
 
     @override
     def configure_model(self) -> None:
-        if self.teacher is not None:
+        if self.is_loaded:
             return
         trust, projected = "student" in self.trust_remote_code, isinstance(self.objective, DualSpaceObjective)
         # Projectors are made of the student's values, so every rank then reads them.
@@ -135,16 +141,20 @@ class DistillModule(PairModule):
             "student", self.student_path, self.student_dtype, trust, everywhere=projected, lora=self.lora
         )
         student = self.prepare_student(read.model, self.gradient_checkpointing)
-        self.teacher = load_teacher(self, exchange_device(self))
-        parts = student, self.teacher, self.objective, self.pair, self.chunk_tokens, self.phases
+        losses = {name: self._pair_loss(student, lesson) for name, lesson in self.lessons.items()}
         anchor = None
         if self.anchor_weight > 0:  # from the recipe's path: on a resume too, this is where the student began
             copy = partial(load_start, self, exchange_device(self))
             anchor = Anchor(AdaptersOff(student) if self.start_is_inside else copy(), self.anchor_weight)
-        self.student_with_loss = StudentWithLoss.build(*parts, anchor)
+        self.student_with_loss = StudentWithLoss(student, losses, self.phases, anchor)
         if self.sharding is not None:
             self.sharding.shard_student(self.student_with_loss, student, self.mesh)
         read.fill(exchange_device(self))
+
+    def _pair_loss(self, student: PreTrainedModel, lesson: Lesson) -> PairLoss:
+        """With the teacher's weights."""
+        teacher = load_teacher(self, lesson, exchange_device(self))
+        return PairLoss.build(student, teacher, lesson.objective, lesson.pair, self.chunk_tokens, self.phases)
 
     @cached_property
     def mesh(self) -> DeviceMesh:
@@ -157,6 +167,16 @@ class DistillModule(PairModule):
     def student(self) -> PreTrainedModel:
         return self.student_with_loss.student
 
+    @property
+    def teacher(self) -> Teacher | None:
+        """The only teacher, or the first; None until weights are loaded."""
+        return self.student_with_loss.loss_of(self.first_lesson.name).teacher if self.is_loaded else None
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether configure_model has run."""
+        return "student_with_loss" in self._modules
+
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer, scheduler = self.optimizer_config.build(
@@ -164,10 +184,10 @@ class DistillModule(PairModule):
         )
         return [optimizer], [scheduler]
 
-    @cached_property
-    def tables(self) -> PairTables:
-        with torch.inference_mode(False):  # validation may come first
-            return PairTables.build(self.pair.shared_vocab, self.device)
+    @property
+    def tables(self) -> dict[str, PairTables]:
+        """Of the student's vocabulary and each teacher's, on the module's device."""
+        return {name: lesson.tables(self.device) for name, lesson in self.lessons.items()}
 
     # ---- the step ----
 
@@ -180,13 +200,13 @@ class DistillModule(PairModule):
         groups = pad_to_max_over_ranks(self, self._pack(rollouts), idle=[])
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         # Micro-batches run in turn, backward at once after forward: one graph exists at a time.
-        done: list[tuple[AlignedBatch, UnitStats]] = []
+        done: list[tuple[GradedBatch, list[UnitStats]]] = []
         # Closing it ends the aligning thread, after an error too.
         with closing(self._losses(rollouts, groups)) as losses:
             # DDP and FSDP average gradients over ranks; the loss is a sum over the global batch.
             scale = self.trainer.world_size / num_global_tokens
-            for loss, stats, aligned in losses:
-                done.append((aligned, stats))
+            for loss, stats, graded in losses:
+                done.append((graded, graded.split(stats)))
                 with (
                     self.phases("student_backward"),
                     exchange_gradients(self.trainer, now=len(done) == len(groups)),
@@ -195,33 +215,27 @@ class DistillModule(PairModule):
                 loss_sum += loss.detach()
         with self.phases("optimizer"):
             metrics = self.guarded_step(self.student_with_loss.parameters(), self.optimizers(), self.lr_schedulers())  # type: ignore[arg-type]
-        # Micro-batches were cut by length; what callbacks read is in the order of the rollouts again.
-        batch.record = StepRecord(
-            rollouts,
-            unpack(groups, [aligned.alignments for aligned, _ in done]),
-            unpack(groups, [aligned.split(stats) for aligned, stats in done]),
-            loss_sum.item(),
-            num_global_tokens,
-        )
+        batches, parts = [one for one, _ in done], [found for _, found in done]
+        batch.record = record_of(rollouts, groups, batches, parts, loss_sum.item(), num_global_tokens)
         loss_mean = gather_scalars(self, batch.record.loss_sum).sum() / num_global_tokens
         self.log("loss/train", loss_mean, prog_bar=True, batch_size=len(batch))
         if self.chat.thinking != "supervised":
             metrics["rollout/supervised_share"] = supervised_share(batch.rollouts or [], rollouts)
-        metrics |= self.student_with_loss.teacher.metrics()
+        metrics |= self.student_with_loss.metrics()
         self.log_dict(metrics, batch_size=1)
 
-    def align(self, rollouts: Sequence[Rollout]) -> AlignedBatch:
-        """The units of each response, and what the teacher reads."""
-        return AlignedBatch.of(rollouts, self.pair, self.aligner, self.teacher_context, self.objective)
+    def align(self, rollouts: Sequence[Rollout]) -> GradedBatch:
+        """The units of each response, and what its teachers read."""
+        return GradedBatch.of(rollouts, self.lessons, [self.lesson_of(r.prompt) for r in rollouts], self.aligner)
 
-    def loss_sum(self, rollouts: Sequence[Rollout], aligned: AlignedBatch) -> tuple[Tensor, UnitStats]:
+    def loss_sum(self, rollouts: Sequence[Rollout], graded: GradedBatch) -> tuple[Tensor, UnitStats]:
         """Loss summed over all units of a micro-batch, and their statistics: see StudentWithLoss."""
-        loss, stats = self.student_with_loss(rollouts, lambda: aligned, self.tables)
+        loss, stats = self.student_with_loss(rollouts, lambda: graded, self.tables)
         return loss, stats
 
     def _losses(
         self, rollouts: list[Rollout], groups: Sequence[Sequence[int]]
-    ) -> Generator[tuple[Tensor, UnitStats, AlignedBatch]]:
+    ) -> Generator[tuple[Tensor, UnitStats, GradedBatch]]:
         """Loss sum of each group, in order. A thread aligns them ahead, while the models run."""
         worker = ThreadPoolExecutor(1, thread_name_prefix="alignment")
         try:
@@ -245,13 +259,11 @@ class DistillModule(PairModule):
         rollouts = self.chat.supervised_part(self.pair, rollouts_of(batch))
         groups = self._pack(rollouts)
         parts = [[rollouts[i] for i in members] for members in groups]
-        aligned = [self.align(part) for part in parts]
-        self._held_out_parts += zip(parts, aligned, strict=True)
+        graded = [self.align(part) for part in parts]
+        self._held_out_parts += zip(parts, graded, strict=True)
         self._references += [prompt for prompt in batch.prompts if prompt.response]
-        alignments = unpack(groups, [part.alignments for part in aligned])
-        for rollout, alignment in zip(rollouts, alignments, strict=True):
-            self.held_out.update_response(rollout, alignment, self.grader)
-        batch.record = StepRecord(rollouts, alignments, [], 0.0, 0)
+        batch.record = record_of(rollouts, groups, graded)
+        self.held_out.update_responses(batch.record, self.grader)
 
     @override
     def test_step(self, batch: object, batch_idx: int) -> None:
@@ -266,16 +278,15 @@ class DistillModule(PairModule):
         # "step" is what Lightning hands to the logger; left to itself it would count one step too few here.
         self.log_dict({**metrics, "step": float(self.global_step)})
         if not self.trainer.sanity_checking:
-            self.history.append(HeldOutResult(self.global_step, metrics, self.held_out.samples))
+            self.history.append(HeldOutResult(self.global_step, metrics, self.held_out.all.samples))
         self.held_out.reset()
 
     def _score_held_out(self) -> None:
         """Loss of the responses and bits of the references that this rank has kept."""
-        for rollouts, aligned in pad_to_max_over_ranks(self, self._held_out_parts, idle=([], self.align([]))):
-            loss, stats = self.loss_sum(rollouts, aligned)
+        for rollouts, graded in pad_to_max_over_ranks(self, self._held_out_parts, idle=([], self.align([]))):
+            loss, stats = self.loss_sum(rollouts, graded)
             if rollouts:
-                self.held_out.update_loss(loss.item(), sum(rollout.num_targets for rollout in rollouts))
-                self.held_out.update_text_kl(aligned.alignments, aligned.split(stats))
+                self.held_out.update_losses(rollouts, graded, loss.item(), stats)
         groups = pack_references(self.pair.student, self._references, self.micro_batch_tokens)
         bits = sum(self.student_with_loss.bits(group) for group in pad_to_max_over_ranks(self, groups, idle=[]))
         if self._references:

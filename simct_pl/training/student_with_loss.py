@@ -7,27 +7,23 @@ Without sharding it is a module like any other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from simct_pl.losses.base import Objective
-from simct_pl.losses.dual_space import DualSpaceObjective, PairStates, SideStates
 from simct_pl.losses.inputs.vocab_tables import PairTables
 from simct_pl.models.bits_per_byte import Reference, bits_of
-from simct_pl.models.lm_head import LMHead, response_states
+from simct_pl.models.lm_head import response_states
 from simct_pl.models.lora import trained_parameters
-from simct_pl.tokenization.pair import TokenizerPair
-from simct_pl.training.aligned_batch import AlignedBatch
-from simct_pl.training.anchor import Anchor, AnchorStates
-from simct_pl.training.chunked_loss import chunked_loss
-from simct_pl.training.dual_space_loss import dual_space_loss
+from simct_pl.training.anchor import Anchor
+from simct_pl.training.graded_batch import GradedBatch
+from simct_pl.training.pair_loss import PairLoss
 from simct_pl.training.step_timer import PhaseTimer
-from simct_pl.training.teacher import FrozenTeacher
-from simct_pl.training.teacher_server import RemoteTeacher
+from simct_pl.training.unit_stats import join_stats
 from simct_pl.types import Rollout, UnitStats
 
 
@@ -38,127 +34,86 @@ class StudentWithLoss(nn.Module):
     token, computes no loss, and still runs backward through all of the student.
 
     Args:
-        student: registered. teacher: not registered, or elsewhere. objective, chunk_tokens, strip_bytes: see
-            chunked_loss.
-        anchor: not registered either; without gradients, as in validation, it is left out.
-        phases: timed. projectors: registered, what the objective's build_projectors made; null for most.
+        student: registered. losses: a teacher's each, in the order of a GradedBatch's teachers.
+        anchor: not registered; without gradients, as in validation, it is left out.
+        phases: timed.
     """
 
     def __init__(
         self,
         student: PreTrainedModel,
-        teacher: FrozenTeacher | RemoteTeacher,
-        objective: Objective | DualSpaceObjective,
-        chunk_tokens: int,
+        losses: Mapping[str, PairLoss],
         phases: PhaseTimer,
-        projectors: nn.Module | None = None,
-        strip_bytes: int | None = None,
         anchor: Anchor | None = None,
     ) -> None:
         super().__init__()
-        self.student, self.projectors = student, projectors
-        self.teacher, self.objective, self.anchor = teacher, objective, anchor
-        self.chunk_tokens, self.strip_bytes, self.phases = chunk_tokens, strip_bytes, phases
+        self.student, self.losses = student, nn.ModuleList(losses.values())  # a teacher's name may be any
+        self.phases, self.anchor = phases, anchor
+        self._places = {name: i for i, name in enumerate(losses)}
 
-    @classmethod
-    def build(
-        cls,
-        student: PreTrainedModel,
-        teacher: FrozenTeacher | RemoteTeacher,
-        objective: Objective | DualSpaceObjective,
-        pair: TokenizerPair,
-        chunk_tokens: int,
-        phases: PhaseTimer,
-        anchor: Anchor | None = None,
-    ) -> StudentWithLoss:
-        """With all that the objective needs beside the models; the student is not sharded yet."""
-        projectors = None
-        if isinstance(objective, DualSpaceObjective):
-            assert isinstance(teacher, FrozenTeacher)
-            projectors = objective.build_projectors(student, teacher.model, pair)
-        return cls(student, teacher, objective, chunk_tokens, phases, projectors, anchor=anchor)
+    def loss_of(self, teacher: str) -> PairLoss:
+        """What one teacher says."""
+        found = self.losses[self._places[teacher]]
+        assert isinstance(found, PairLoss)
+        return found
+
+    @property
+    def by_teacher(self) -> dict[str, PairLoss]:
+        """Of all teachers, in their order."""
+        return {name: self.loss_of(name) for name in self._places}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """For an optimizer: what is trained of the student, and the projectors' with their own learning rate."""
         groups: list[dict[str, Any]] = [{"params": trained_parameters(self.student)}]
-        if self.projectors is not None:
-            groups.append({"params": list(self.projectors.parameters()), "lr": self.objective.projector_lr})
-        return groups
+        projected = [one for one in self.by_teacher.values() if one.projectors is not None]
+        return groups + [{"params": list(one.parameters()), "lr": one.objective.projector_lr} for one in projected]
+
+    def metrics(self) -> dict[str, float]:
+        """What a step has to log of its teachers; by their names, where there are several."""
+        found = {name: one.teacher.metrics() for name, one in self.by_teacher.items()}
+        if len(found) == 1:
+            return next(iter(found.values()))
+        return {
+            key.replace("teacher/", f"teacher/{name}/"): value
+            for name, of in found.items()
+            for key, value in of.items()
+        }
 
     def forward(
-        self, rollouts: Sequence[Rollout], align: Callable[[], AlignedBatch], tables: PairTables
+        self, rollouts: Sequence[Rollout], align: Callable[[], GradedBatch], tables: Mapping[str, PairTables]
     ) -> tuple[Tensor, UnitStats]:
-        """Loss summed over all units of a micro-batch, and their statistics.
+        """Loss summed over all units of a micro-batch, weighted by teacher, and the units' statistics, unweighted.
 
         align: these rollouts aligned; asked for when the student has read them, since a thread may be at it meanwhile.
+        tables: by teacher.
         """
         with self.phases("student_forward"):
             student = response_states(
                 self.student, [r.prompt_ids for r in rollouts], [r.response_ids for r in rollouts]
             )
         with self.phases("alignment"):
-            aligned = align()
-        # Only now: what the teacher reads comes out of the alignment.
-        with self.phases("teacher"):
-            device = student.hidden_NH.device
-            teacher = self.teacher.to(device).states(aligned.teacher_prompt_ids, aligned.teacher_response_ids)
-            anchor = None
-            if self.anchor is not None and torch.is_grad_enabled():
+            graded = align()
+        device, anchor = student.hidden_NH.device, None
+        if self.anchor is not None and torch.is_grad_enabled():
+            with self.phases("teacher"):
                 anchor = self.anchor.states(rollouts, device)
-        with self.phases("loss"):
-            if isinstance(self.objective, DualSpaceObjective):
-                loss, stats = self._dual_space_loss(
-                    rollouts, aligned, student.hidden_NH, teacher.hidden_NH, tables, anchor
-                )
-            else:
-                loss, stats = chunked_loss(
-                    student.hidden_NH,
-                    teacher.hidden_NH,
-                    aligned.rows,
-                    student_head=LMHead.of(self.student),
-                    teacher_head=self.teacher.head,
-                    objective=self.objective,
-                    tables=tables,
-                    chunk_tokens=self.chunk_tokens,
-                    strip_bytes=self.strip_bytes,
-                    anchor=anchor,
-                )
-        self.phases.count_worker(aligned.seconds)
+        self.phases.count_worker(graded.seconds)
         self.phases.count_forward("student", student.num_tokens, student.num_positions)
-        self.phases.count_forward("teacher", teacher.num_tokens, teacher.num_positions)
-        return loss, stats
-
-    def _dual_space_loss(
-        self,
-        rollouts: Sequence[Rollout],
-        aligned: AlignedBatch,
-        student_hidden_NH: Tensor,
-        teacher_hidden_MH: Tensor,
-        tables: PairTables,
-        anchor: AnchorStates | None,
-    ) -> tuple[Tensor, UnitStats]:
-        assert isinstance(self.objective, DualSpaceObjective)
-        assert self.projectors is not None
-        assert isinstance(self.teacher, FrozenTeacher)
-        teacher_ids = zip(aligned.teacher_prompt_ids, aligned.teacher_response_ids, strict=True)
-        # Whole responses of both models, with the ids that they read: projectors may look at more than a chunk.
-        states = PairStates(
-            SideStates.of(self.student, student_hidden_NH, [(r.prompt_ids, r.response_ids) for r in rollouts]),
-            SideStates.of(self.teacher.model, teacher_hidden_MH, teacher_ids),
-            aligned.rows,
-        )
-        return dual_space_loss(
-            states,
-            student_head=LMHead.of(self.student),
-            teacher_head=self.teacher.head,
-            objective=self.objective,
-            projectors=self.projectors,
-            tables=tables,
-            chunk_tokens=self.chunk_tokens,
-            strip_bytes=self.strip_bytes,
-            anchor=anchor,
-        )
+        lengths, sums, stats = [len(r.response_ids) for r in rollouts], [], []
+        for grading in graded.gradings:
+            one = self.loss_of(grading.teacher)
+            # Asked with nothing to grade, too: ranks may share the teacher, and another has something.
+            teacher = one.read(grading.aligned, device)
+            if not grading.members and rollouts and one.projectors is None:
+                continue
+            hidden_NH = grading.rows(student.hidden_NH, lengths)
+            held = None if anchor is None else replace(anchor, hidden_NH=grading.rows(anchor.hidden_NH, lengths))
+            part = grading.pick(rollouts)
+            loss, found = one(self.student, hidden_NH, teacher, part, grading.aligned, tables[grading.teacher], held)
+            sums.append(loss if grading.weight == 1 else loss * grading.weight)
+            stats.append(found)
+        return sum(sums[1:], sums[0]), join_stats(stats)
 
     def bits(self, references: Sequence[Reference]) -> float:
         """Sum of -log2 p(response | prompt) of one micro-batch of references; run as a forward when sharded."""
-        return bits_of(self.student, references, self.chunk_tokens)
+        return bits_of(self.student, references, next(iter(self.by_teacher.values())).chunk_tokens)

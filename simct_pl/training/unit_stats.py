@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -62,6 +63,13 @@ class StatsWriter:
         self.stats.supervised_U[units] = part.supervised_U
         self.stats.token_logprobs_N[tokens] = part.token_logprobs_N
         self._next_unit, self._next_token = units.stop, tokens.stop
+
+
+def join_stats(parts: Sequence[UnitStats]) -> UnitStats:
+    """Those of several groups of units, one behind the other."""
+    if len(parts) == 1:
+        return parts[0]
+    return UnitStats(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(UnitStats)))
 
 
 def _entropy(logp_UK: Tensor) -> Tensor:

@@ -174,7 +174,7 @@ def test_what_it_cannot_be_combined_with_is_refused(tmp_path: Path, overrides: d
 
 def test_a_teacher_without_room_to_answer_is_refused() -> None:
     module = unloaded_module()
-    module.__dict__["teacher_context"] = len(module.pair.teacher.render_prompt(PROMPTS[0].messages)) + 19
+    module.first_lesson.__dict__["context"] = len(module.pair.teacher.render_prompt(PROMPTS[0].messages)) + 19
     RolloutCallback(SAMPLING)._check_teacher(module, PROMPTS[0])  # it only reads, as much as there is room for
     with pytest.raises(PromptDataError, match=r"Prompt 0: .*max_tokens=20 exceed the teacher's context"):
         RolloutCallback(SAMPLING, teacher_share=0.5)._check_teacher(module, PROMPTS[0])

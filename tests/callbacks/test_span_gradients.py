@@ -22,7 +22,7 @@ from simct_pl.models.sharding import Sharding
 from simct_pl.rollout.engine import SamplingParams
 from simct_pl.training.module import DistillModule
 from simct_pl.types import Rollout
-from tests.tiny import data, distill_module, sampled, trainer, unloaded_module
+from tests.tiny import data, distill_module, regraded, sampled, trainer, unloaded_module
 
 
 def whole_gradient(module: DistillModule, rollouts: list[Rollout]) -> list[Tensor]:
@@ -46,7 +46,7 @@ def test_both_together_are_the_whole_gradient(objective: Objective) -> None:
     rollouts = sampled(module)
     shared, others = gradients_by_kind(module, rollouts)
     assert all(parameter.grad is None for parameter in module.student.parameters())
-    assert module.student_with_loss.objective is objective
+    assert module.student_with_loss.loss_of("teacher").objective is objective
     assert module.student_with_loss.anchor is not None
     assert_near([a + b for a, b in zip(shared, others, strict=True)], whole_gradient(module, rollouts))
     assert min(sum(float(g.norm()) for g in kind) for kind in (shared, others)) > 1e-3
@@ -64,7 +64,7 @@ def test_each_is_the_gradient_of_its_own_units() -> None:
                 units_U6 = alignment.units_U6
                 one_U = ((units_U6[:, 1] - units_U6[:, 0]) == 1) & ((units_U6[:, 3] - units_U6[:, 2]) == 1)
                 kept.append(replace(alignment, supervised_U=alignment.supervised_U & (one_U == self.ones)))
-            return replace(aligned, alignments=kept, rows=build_unit_rows(kept, self.pair.shared_vocab))
+            return regraded(aligned, alignments=kept, rows=build_unit_rows(kept, self.pair.shared_vocab))
 
     module, only = distill_module(), distill_module(kind=Only)
     rollouts = sampled(module)

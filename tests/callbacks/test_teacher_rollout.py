@@ -71,7 +71,7 @@ def test_a_response_that_the_student_has_no_room_for_is_cut() -> None:
     whole = [*module.pair.student.encode("1+2= 3, total 3"), module.pair.student.stop_ids[0]]
     for room, expected, reason in ((len(whole), whole, "stop"), (len(whole) - 1, whole[:-1], "length")):
         module.__dict__["student_context"] = len(prompt_ids) + room
-        rollout = in_students_tokens(module, prompt, 0, 1, said, 5)
+        rollout = in_students_tokens(module, module.pair, prompt, 0, 1, said, 5)
         assert (rollout.response_ids, rollout.finish_reason) == (expected, reason)
         assert len(rollout.engine_logprobs) == len(expected)
 

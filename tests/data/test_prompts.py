@@ -104,7 +104,7 @@ def test_the_teachers_ids_hold_the_hint_and_the_students_do_not(tmp_path: Path) 
 
     trainer(tmp_path, Keep(), max_steps=1).fit(module, datamodule=PromptDataModule(source, batch_size=4))
     assert len(seen) == 4
-    for rollout, teacher_ids in zip(seen, module.align(seen).teacher_prompt_ids, strict=True):
+    for rollout, teacher_ids in zip(seen, module.align(seen).only.teacher_prompt_ids, strict=True):
         hint = str(rows[rollout.prompt.index]["hint"])
         assert hint not in module.pair.student.hf.decode(rollout.prompt_ids)
         read = module.pair.teacher.hf.decode(teacher_ids)

@@ -33,7 +33,8 @@ def projected(
     exports = [HFExport(str(folder / f"{name}-export"))] if name == "fsdp2 cma" else []
     trace = fit(folder, name, module, strategy=strategy, num_ranks=num_ranks, resume=resume, exports=exports)
     trace.weights |= {
-        f"projectors.{name}": w.clone() for name, w in full_parameters(module.student_with_loss.projectors)
+        f"projectors.{name}": w.clone()
+        for name, w in full_parameters(module.student_with_loss.loss_of("teacher").projectors)
     }
     if module.trainer.is_global_zero:
         torch.save(vars(trace), folder / f"{name}.pt")

@@ -36,11 +36,12 @@ from simct_pl.rollout.vllm_server import VLLMServerEngine
 from simct_pl.rollout.vllm_weights import named_weights, weight_names
 from simct_pl.tasks.arithmetic import TotalGrader
 from simct_pl.tasks.datamodule import ArithmeticDataModule
-from simct_pl.training.aligned_batch import AlignedBatch
 from simct_pl.training.collectives import gather_scalars
+from simct_pl.training.graded_batch import GradedBatch
+from simct_pl.training.lesson import Lesson, TeacherSettings
 from simct_pl.training.module import DistillModule
-from simct_pl.types import PromptBatch, Rollout
-from tests.tiny import trainer, unloaded_module
+from simct_pl.types import Prompt, PromptBatch, Rollout
+from tests.tiny import ASSETS, regraded, trainer, unloaded_module
 
 GLOBAL_BATCH, NUM_STEPS, SAVED_STEP = 12, 5, 3
 SHARDED = Sharding()
@@ -117,13 +118,32 @@ class Data(ArithmeticDataModule):
 class HalfDeaf(DistillModule):
     """Grades nothing of the prompts with an odd index: of two ranks, the second has nothing that aligns."""
 
-    def align(self, rollouts: Sequence[Rollout]) -> AlignedBatch:
+    def align(self, rollouts: Sequence[Rollout]) -> GradedBatch:
         aligned = super().align(rollouts)
         alignments = [
             replace(alignment, supervised_U=alignment.supervised_U & (rollout.prompt.index % 2 == 0))
             for rollout, alignment in zip(rollouts, aligned.alignments, strict=True)
         ]
-        return replace(aligned, alignments=alignments, rows=build_unit_rows(alignments, self.pair.shared_vocab))
+        return regraded(aligned, alignments=alignments, rows=build_unit_rows(alignments, self.pair.shared_vocab))
+
+
+class ByParity(DistillModule):
+    """Two teachers, by the prompt's index: of two ranks, each needs but one of them."""
+
+    def lesson_of(self, prompt: Prompt) -> Lesson | None:
+        return [*self.lessons.values()][prompt.index % 2]
+
+
+BY_TEACHER: dict[str, Any] = {
+    "kind": ByParity,
+    "teacher": None,
+    "teachers": {
+        "digits": TeacherSettings(str(ASSETS / "teacher")),
+        "pairs": TeacherSettings(str(ASSETS / "two_digit_teacher")),
+    },
+    "objective": TokenConditionalLoss(),
+    "anchor_weight": 5.0,
+}
 
 
 def fit(
@@ -279,6 +299,8 @@ def on_two_ranks(folder: Path, untied: str) -> None:
     check_failed_load(folder)
     run("hsdp", sharded(student=untied, sharding=Sharding(replicate=2)))
     run("half deaf", sharded(kind=HalfDeaf, **RAGGED))
+    run("by teacher", sharded(sharding=Sharding(shard_teacher=True), **BY_TEACHER, **RAGGED))
+    run("by teacher ddp", unloaded_module(grader=TotalGrader(), **BY_TEACHER, **RAGGED), "ddp")
     run("bfloat16", sharded(sharding=Sharding(param_dtype="bfloat16")))
 
 

@@ -22,12 +22,12 @@ from simct_pl import TokenConditionalLoss
 from simct_pl.models.adapter_folder import adapter_state, write_adapter
 from simct_pl.tasks.arithmetic import TotalGrader
 from tests import warm
-from tests.distributed.runs import LORA, RAGGED, SAVED_STEP, HalfDeaf, Trace, fit
+from tests.distributed.runs import BY_TEACHER, LORA, RAGGED, SAVED_STEP, HalfDeaf, Trace, fit
 from tests.models.test_lora import move
 from tests.tiny import ASSETS, distill_module, unloaded_module
 
 pytestmark = pytest.mark.slow
-EXACT = ("ddp", "fsdp2", "everything", "hsdp", "half deaf")
+EXACT = ("ddp", "fsdp2", "everything", "hsdp", "half deaf", "by teacher", "by teacher ddp")
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +77,7 @@ def one_rank(folder: Path, untied: str) -> Callable[[str], Trace]:
             "everything": {"objective": TokenConditionalLoss(), "anchor_weight": 5.0},
             "hsdp": {"student": untied},
             "half deaf": {"kind": HalfDeaf},
+            "by teacher": BY_TEACHER,
             "lora": {"student": str(folder / "adapter"), "anchor_weight": 5.0},
         }.get(name, {})
         module = unloaded_module(grader=TotalGrader(), **overrides)
@@ -84,7 +85,8 @@ def one_rank(folder: Path, untied: str) -> Callable[[str], Trace]:
         writers = [HFExport(str(folder / f"one {name}-{kind}"), adapter=adapter) for kind, adapter in exports]
         return fit(folder, f"one {name}", module, exports=writers)
 
-    return lambda name: trace(name if name in ("everything", "hsdp", "half deaf", "lora") else "plain")
+    of_their_own = ("everything", "hsdp", "half deaf", "lora", "by teacher")
+    return lambda name: trace(name if (name := name.removesuffix(" ddp")) in of_their_own else "plain")
 
 
 def read(folder: Path, name: str) -> Trace:
@@ -110,7 +112,7 @@ def test_two_ranks_train_as_one(name: str, two_ranks: Path, one_rank: Callable[[
     assert found.norms == pytest.approx(expected.norms, rel=1e-4)
     for one, other in zip(found.text_kl, expected.text_kl, strict=True):
         assert one == pytest.approx(other, rel=1e-3)
-    for one, other in zip(found.spans, expected.spans, strict=name == "ddp"):
+    for one, other in zip(found.spans, expected.spans, strict=name.endswith("ddp")):
         assert one == pytest.approx(other, rel=1e-3, abs=1e-4)
     assert distance(found.gradients, expected.gradients, expected.gradients) < 1e-4
     # The first steps of Adam are lr * sign(g): rounding of a gradient near zero may turn one over.

@@ -25,5 +25,5 @@ def test_the_step_of_the_page_is_the_modules(tmp_path: Path, capsys: pytest.Capt
     with torch.no_grad():
         loss, _ = module.loss_sum(rollouts, aligned)
     num_tokens = sum(len(rollout.response_ids) for rollout in rollouts)
-    assert int(printed[1]) == aligned.rows.num_units > 100
+    assert int(printed[1]) == aligned.only.rows.num_units > 100
     assert float(printed[0]) == pytest.approx(float(loss) / num_tokens, rel=1e-3)

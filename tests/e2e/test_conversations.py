@@ -63,7 +63,7 @@ def test_the_student_answers_the_result_of_a_tool_and_the_teacher_reads_the_same
     run = trainer(tmp_path, Keep(), max_steps=1, val_check_interval=1)
     run.fit(module, datamodule=data)
     assert len(seen) == 4
-    for rollout, teacher_ids in zip(seen, module.align(seen).teacher_prompt_ids, strict=True):
+    for rollout, teacher_ids in zip(seen, module.align(seen).only.teacher_prompt_ids, strict=True):
         i = rollout.prompt.index
         assert module.pair.student.hf.decode(rollout.prompt_ids) == (
             f'[add]<user>{i}+1?</turn><assistant>!add{{"a": 1}}</turn><tool>is {i + 1}</turn><assistant>'

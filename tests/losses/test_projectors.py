@@ -50,7 +50,8 @@ def test_a_run_with_projectors_goes_on_exactly_and_exports_a_student_alone(
     resumed = fit(tmp_path / "cut", kind, resume=str(saved.state))
     found = dict(resumed.student_with_loss.named_parameters())
     assert {name for name in found if not name.startswith("student.")} == {
-        f"projectors.{name}.weight" for name in ("to_student", "to_teacher", *(["query"] if kind is DSKDCma else []))
+        f"losses.0.projectors.{name}.weight"
+        for name in ("to_student", "to_teacher", *(["query"] if kind is DSKDCma else []))
     }
     for name, weight in alone.student_with_loss.named_parameters():
         assert torch.equal(found[name], weight), name

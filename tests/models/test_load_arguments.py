@@ -136,4 +136,4 @@ def test_a_teacher_of_bitsandbytes_teaches(bits: int, tmp_path: Path) -> None:
 
 def distilled_as(module: Any) -> Any:
     """The same teacher under a student that has not moved."""
-    return distill_module(teacher_kwargs=module.teacher_kwargs, teacher_dtype="bfloat16")
+    return distill_module(teacher_kwargs=module.first_lesson.load_arguments, teacher_dtype="bfloat16")

@@ -59,7 +59,7 @@ def test_a_plan_is_of_the_step_that_the_recipe_names() -> None:
     deployment = Deployment.of(settings(strategy=ShardedStrategy()), "h100")
     plan = make_plan(module, data(), rollouts, deployment, LENGTHS)
     assert plan.step == StepShape(4 * 8, 2, 20, 64, 80, checkpointing=True, engine="server")
-    ledger = rehearse_recipe(module, plan.step, LENGTHS, lambda _: None)
+    ledger = rehearse_recipe(module, module.first_lesson, plan.step, LENGTHS, lambda _: None)
     assert plan.memory == rehearsed_items(ledger, plan.step) + items_beside(plan.sizes["student"], 0, plan.step)
     assert {item.when for item in plan.memory} >= {*PHASE_OF.values()} - {Moment.OPTIMIZER}
     assert {role: size.parameters for role, size in plan.sizes.items()} == {
@@ -237,7 +237,7 @@ def test_a_file_without_prompts_is_refused(file: Path) -> None:
 def test_lengths_are_counted_in_tokens(file: Path) -> None:
     pair = unloaded_module().pair
     source = PromptSource(str(file), response_field="answer", skip=1, limit=1)
-    lengths = measure_lengths(pair, read_samples(PromptDataModule(source), 4))
+    lengths = measure_lengths([pair], read_samples(PromptDataModule(source), 4))
     text = "1+2= 3, 3+3= 6, total 6"
     student, teacher = len(pair.student.encode(text)), len(pair.teacher.encode(text))
     assert lengths.response == student

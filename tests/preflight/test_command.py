@@ -18,7 +18,8 @@ from simct_pl.planning.run import PlannedRun, PlanningCLI, plan_run
 from simct_pl.planning.section import Section
 from simct_pl.preflight.findings import Finding, Severity
 from simct_pl.preflight.page import html
-from simct_pl.preflight.report import Preflight, length_findings, memory_findings, shared_findings, span_findings
+from simct_pl.preflight.pair_report import shared_findings, span_findings
+from simct_pl.preflight.report import Preflight, length_findings, memory_findings
 from simct_pl.preflight.taught import TITLE
 from simct_pl.preflight.units import domain_reports
 
@@ -110,17 +111,20 @@ def test_an_unfit_pair_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_prefix_keep_with_many_spans_needs_care(planned: PlannedRun) -> None:
     domains = domain_reports(planned.module.pair, planned.module.aligner, planned.samples)
-    (finding,) = span_findings(planned, domains)
+    (finding,) = span_findings(planned.module.first_lesson, domains)
     assert finding.severity == Severity.CARE
     assert "prefix=marginal" in finding.text
-    assert span_findings(planned, [replace(one, num_one_to_one=one.num_units) for one in domains]) == []
+    assert (
+        span_findings(planned.module.first_lesson, [replace(one, num_one_to_one=one.num_units) for one in domains])
+        == []
+    )
 
 
 def test_memory_and_lengths_are_judged(planned: PlannedRun) -> None:
     plan = planned.plan
     assert memory_findings(planned) == []
     assert length_findings(planned) == []
-    assert shared_findings(planned) == []
+    assert shared_findings(planned.module.first_lesson) == []
     for share, expected in ((0.95, Severity.CARE), (1.05, Severity.STOP)):
         item = replace(plan.memory[0], bytes=share * plan.deployment.memory, when=Moment.ALWAYS)
         (finding,) = memory_findings(replace(planned, plan=replace(plan, memory=[item])))

@@ -44,7 +44,7 @@ def test_the_verdict_is_by_two_standard_errors(
 
 def test_both_models_are_scored_as_a_plain_forward_would() -> None:
     module = unloaded_module()
-    assert why_not_by_itself(module) is None
+    assert why_not_by_itself(module, module.first_lesson) is None
     samples = read_samples(data(), 3)
     expected = []
     for role, tokenizer in (("student", module.pair.student), ("teacher", module.pair.teacher)):
@@ -59,17 +59,19 @@ def test_both_models_are_scored_as_a_plain_forward_would() -> None:
             bits -= sum(logprobs[row, token].item() for row, token in zip(rows, response, strict=True)) / math.log(2)
             size += len(text.encode())
         expected.append(bits / size)
-    report = score(module, samples)
+    report = score(module, module.first_lesson, samples)
     assert report is not None
     assert [report.student, report.teacher] == pytest.approx(expected, rel=1e-4)
 
 
 def test_without_references_there_is_no_score() -> None:
-    assert score(unloaded_module(), [Sample(Prompt(0, ({"role": "user", "content": "1+1?"},)))]) is None
+    module = unloaded_module()
+    assert score(module, module.first_lesson, [Sample(Prompt(0, ({"role": "user", "content": "1+1?"},)))]) is None
 
 
 def test_large_or_distant_weights_are_not_loaded_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "not in local folders" in (why_not_by_itself(unloaded_module(teacher="org/model")) or "")
+    far, module = unloaded_module(teacher="org/model"), unloaded_module()
+    assert "not in local folders" in (why_not_by_itself(far, far.first_lesson) or "")
     monkeypatch.setattr("simct_pl.preflight.score.PATIENCE_BYTES", 1000)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "weights are much" in (why_not_by_itself(unloaded_module()) or "")
+    assert "weights are much" in (why_not_by_itself(module, module.first_lesson) or "")

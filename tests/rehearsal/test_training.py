@@ -13,7 +13,7 @@ from simct_pl import SimCTLoss, TokenConditionalLoss
 from simct_pl.losses.base import Objective
 from simct_pl.losses.inputs.vocab_tables import PairTables
 from simct_pl.models.sharding import Sharding
-from simct_pl.planning.rehearsing import rehearse_recipe, source_of
+from simct_pl.planning.rehearsing import rehearse_recipe, student_source, teacher_source
 from simct_pl.planning.samples import Lengths
 from simct_pl.planning.step import StepShape
 from simct_pl.rehearsal.ledger import Ledger
@@ -21,7 +21,7 @@ from simct_pl.rehearsal.pair import Distillation, MicroBatch, rehearse_distillat
 from simct_pl.rehearsal.training import GRADIENTS, MOMENTS, TEACHER, TRAINED, Training
 from simct_pl.training.module import DistillModule
 from simct_pl.training.step_timer import PhaseTimer
-from tests.tiny import distill_module, sampled, unloaded_module
+from tests.tiny import distill_module, regraded, sampled, unloaded_module
 
 CONFIGS = tiny_configs()
 PHASES = ("student_forward", "teacher", "loss", "student_backward")
@@ -72,8 +72,10 @@ def real_phases(module: DistillModule, batch: MicroBatch) -> dict[str, int]:
     for parameter in module.student_with_loss.parameters():
         parameter.grad = torch.zeros_like(parameter)
     with LiveBytes() as alive:
-        module.student_with_loss.phases = watched = Watched(alive)
-        loss, _ = module.student_with_loss(batch.rollouts, lambda: batch.aligned, batch.tables)
+        watched = Watched(alive)
+        module.student_with_loss.phases = module.student_with_loss.loss_of("teacher").phases = watched
+        graded = regraded(module.align(batch.rollouts), **vars(batch.aligned))
+        loss, _ = module.student_with_loss(batch.rollouts, lambda: graded, {"teacher": batch.tables})
         with watched("student_backward"):
             (loss * 0.5).backward()
     return watched.most_in
@@ -85,8 +87,8 @@ def test_every_phase_holds_what_it_holds_with_weights(objective: Objective, chec
     module = distill_module(objective=objective, gradient_checkpointing=checkpointing, chunk_tokens=64)
     objective.prepare(module.pair)
     rollouts = sampled(module)
-    batch = MicroBatch(rollouts, module.align(rollouts), PairTables.build(module.pair.shared_vocab))
-    ledger = rehearsed(module, batch, Training(source_of(module, "student"), gradient_checkpointing=checkpointing))
+    batch = MicroBatch(rollouts, module.align(rollouts).only, PairTables.build(module.pair.shared_vocab))
+    ledger = rehearsed(module, batch, Training(student_source(module), gradient_checkpointing=checkpointing))
     real = real_phases(module, batch)
     rest = sum(ledger.at_rest.values())
     for phase in PHASES:
@@ -95,7 +97,7 @@ def test_every_phase_holds_what_it_holds_with_weights(objective: Objective, chec
 
 def rehearsed(module: DistillModule, batch: MicroBatch, training: Training) -> Ledger:
     distillation = Distillation(
-        source_of(module, "teacher"), module.objective, batch, module.pair, torch.float32, module.chunk_tokens
+        teacher_source(module.first_lesson), module.objective, batch, module.pair, torch.float32, module.chunk_tokens
     )
     return rehearse_distillation(training, distillation, "cpu")
 
@@ -104,10 +106,10 @@ def test_ranks_share_what_they_share() -> None:
     module = unloaded_module()
     lengths = Lengths(20, 20, None, 1.0, ("1+2= 3, 3+3= 6, total 6",))
     whole = StepShape(num_prompts=8, num_gpus=1, response_tokens=64, student="replicated", param_dtype=torch.float32)
-    alone = rehearse_recipe(module, whole, lengths, lambda _: None)
+    alone = rehearse_recipe(module, module.first_lesson, whole, lengths, lambda _: None)
     module = unloaded_module(sharding=Sharding(shard_teacher=True))
     step = StepShape(num_prompts=64, response_tokens=64, teacher="sharded", micro_batch_tokens=400)
-    shared = rehearse_recipe(module, step, lengths, lambda _: None)
+    shared = rehearse_recipe(module, module.first_lesson, step, lengths, lambda _: None)
     for name in (TRAINED, MOMENTS):
         assert shared.at_rest[name] == pytest.approx(alone.at_rest[name] / 8, rel=0.05), name
     assert GRADIENTS not in +alone.at_rest  # one micro-batch

@@ -14,13 +14,13 @@ def test_units_beyond_the_teachers_context_are_not_graded() -> None:
     rollouts = sampled(module)
     whole = module.align(rollouts)
     _, stats = module.loss_sum(rollouts, whole)
-    losses, context = whole.split(stats), max(map(len, whole.teacher_prompt_ids)) + 6
-    module.__dict__["teacher_context"] = context
+    losses, context = whole.split(stats), max(map(len, whole.only.teacher_prompt_ids)) + 6
+    module.first_lesson.__dict__["context"] = context
     short = module.align(rollouts)
     loss, _ = module.loss_sum(rollouts, short)
     expected = torch.zeros(())
     for prompt_ids, before, after, own in zip(
-        whole.teacher_prompt_ids, whole.alignments, short.alignments, losses, strict=True
+        whole.only.teacher_prompt_ids, whole.alignments, short.alignments, losses, strict=True
     ):
         inside_U = before.units_U6[:, TEACHER_END] + len(prompt_ids) <= context
         assert 0 < inside_U.sum() < before.num_units

@@ -54,7 +54,7 @@ def test_thinking_that_is_skipped_is_read_and_not_learned(path: bool) -> None:
     part = module.align(learned)
     loss, _ = module.loss_sum(learned, part)
     assert loss.item() == pytest.approx(expected, rel=1e-4)
-    assert part.teacher_response_ids == whole.teacher_response_ids
+    assert part.only.teacher_response_ids == whole.only.teacher_response_ids
     assert not part.alignments[3].supervised_U.any()
 
 

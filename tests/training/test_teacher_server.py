@@ -98,11 +98,11 @@ def test_the_unlisted_mass_falls_with_the_tokens_that_are_listed_and_the_loss_co
     for top_k in (1, 4, 32, ALL):
         module = module_asking(server, top_k)
         distances.append(abs(losses(module)[0] - expected))
-        masses.append(module.student_with_loss.teacher.metrics()["teacher/unlisted_mass"])
+        masses.append(module.student_with_loss.metrics()["teacher/unlisted_mass"])
         with torch.no_grad():  # a validation's rows are none of a step's
             rollouts = sampled(module, num=1)
             module.loss_sum(rollouts, module.align(rollouts))
-        assert module.student_with_loss.teacher.metrics() == {}
+        assert module.student_with_loss.metrics() == {}
     assert masses == sorted(masses, reverse=True)
     assert masses[0] > 1e-3
     assert masses[-1] < 1e-6
@@ -138,7 +138,7 @@ def test_a_fit_logs_the_unlisted_mass(server: FakeTeacherServer, tmp_path: Path)
 
 def check(server: FakeTeacherServer, here: DistillModule, top_k: int = 4, **values: object) -> TeacherServer:
     found = asking(server, top_k, **values)
-    found.check(here.teacher_path, here.pair.teacher, here.objective)
+    found.check(here.first_lesson.path, here.pair.teacher, here.objective)
     return found
 
 
@@ -148,7 +148,7 @@ def test_a_server_with_the_teacher_passes(server: FakeTeacherServer, here: Disti
 
 def test_a_context_of_the_server_that_is_shorter_counts(server: FakeTeacherServer) -> None:
     server.max_model_len = 50
-    assert unloaded_module(teacher_server=asking(server)).teacher_context == 49
+    assert unloaded_module(teacher_server=asking(server)).first_lesson.context == 49
 
 
 def test_another_tokenizer_is_refused(server: FakeTeacherServer, here: DistillModule) -> None:
@@ -193,12 +193,12 @@ def test_a_server_that_is_busy_for_a_while_is_asked_again(server: FakeTeacherSer
 def test_a_server_that_is_not_there_is_told_with_a_command(here: DistillModule) -> None:
     gone = TeacherServer("http://127.0.0.1:9", key_variable=None, retries=0)
     with pytest.raises(RolloutError, match="vllm serve TEACHER --max-logprobs 128"):
-        gone.check(here.teacher_path, here.pair.teacher, here.objective)
+        gone.check(here.first_lesson.path, here.pair.teacher, here.objective)
 
 
 def test_an_objective_of_hidden_states_is_refused(server: FakeTeacherServer, here: DistillModule) -> None:
     with pytest.raises(RecipeError, match="DSKDEta reads the teacher's hidden states"):
-        asking(server).check(here.teacher_path, here.pair.teacher, DSKDEta())
+        asking(server).check(here.first_lesson.path, here.pair.teacher, DSKDEta())
 
 
 def test_answers_of_a_teacher_on_a_server_are_refused(server: FakeTeacherServer, tmp_path: Path) -> None:
