@@ -9,6 +9,7 @@ by item; as sections of words for a terminal or a page.
     step        sizes and dtypes of one optimizer step
     plan        module, rollouts, deployment, lengths → Plan; supervised: the same for fine-tuning
     rehearsing  the recipe's own step, run without values (simct_pl/rehearsal)
+    teachers    of several the one that is rehearsed, and what the others hold
     memory      what a rehearsal held, and what lives beside it → memory items and their peak
     words, section  a Plan → tables
 """

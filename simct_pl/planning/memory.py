@@ -29,6 +29,7 @@ class Part(Enum):
     BUCKETS = "DDP's buckets"
     TEACHER_WEIGHTS = "teacher weights"
     ANCHOR_WEIGHTS = "starting student's weights"
+    HEADS = "gradients of the head, of other teachers' losses"
     TABLES = "tables of both vocabularies"
     ENGINE_WEIGHTS = "engine weights"
     ENGINE_CACHE = "engine KV cache"
@@ -139,6 +140,11 @@ def another_teacher(size: ModelSize, dtype: torch.dtype, step: StepShape, bits_a
     """Weights of a teacher beside the one that was rehearsed."""
     whole = _frozen_bytes(size, replace(step, teacher_dtype=dtype))
     return MemoryItem(Part.TEACHER_WEIGHTS, whole - _saved_bytes(size, dtype, bits_a_weight))
+
+
+def heads_of(num: int, rows: int, width: int) -> MemoryItem:
+    """A gradient of the student's head for each of so many losses beside the first, in fp32: all wait for backward."""
+    return MemoryItem(Part.HEADS, num * rows * width * torch.float32.itemsize, Moment.TRAINING)
 
 
 def _saved_bytes(size: ModelSize, dtype: torch.dtype, bits_a_weight: float | None) -> float:

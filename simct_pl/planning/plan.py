@@ -18,18 +18,11 @@ from simct_pl.models.load_arguments import bits_a_weight
 from simct_pl.models.loading import DtypeName, torch_dtype
 from simct_pl.models.sharding import Sharding
 from simct_pl.planning.deployment import Deployment
-from simct_pl.planning.memory import (
-    MemoryItem,
-    another_teacher,
-    counted_items,
-    items_beside,
-    packed,
-    peak_bytes,
-    rehearsed_items,
-)
-from simct_pl.planning.rehearsing import rehearse_recipe, student_source, teacher_source
+from simct_pl.planning.memory import MemoryItem, counted_items, items_beside, packed, peak_bytes, rehearsed_items
+from simct_pl.planning.rehearsing import rehearse_recipe, student_source
 from simct_pl.planning.samples import Lengths
 from simct_pl.planning.step import StepShape
+from simct_pl.planning.teachers import PlannedTeachers
 from simct_pl.rehearsal.models import ModelSize, cache_bytes, size_of
 from simct_pl.rehearsal.training import Started
 from simct_pl.rollout.engine import RolloutProvider
@@ -105,36 +98,23 @@ def make_plan(
     """
     deployment.check(module.sharding)
     step = step_shape(module, batch_size_of(datamodule), rollouts, deployment, lengths)
-    student, teachers = size_of(student_source(module), module.lora), sizes_of_teachers(module)
-    sizes = {"student": student, **teachers}
-    here = {name: teachers[name] for name, lesson in module.lessons.items() if lesson.server is None}
+    student, teachers = size_of(student_source(module), module.lora), PlannedTeachers.of(module)
     if module.sharding is not None:
-        check_shardable([student, *here.values()] if step.teacher == "sharded" else [student])
+        check_shardable([student, *teachers.here] if step.teacher == "sharded" else [student])
     why_not: list[str] = []
-    # Teachers take turns in a step: the largest is rehearsed, and the weights of the others lie beside it.
-    name = max(here or teachers, key=lambda name: teachers[name].parameters)
-    largest, size = module.lessons[name], teachers[name]
-    step = replace(step, teacher_dtype=torch_dtype(largest.dtype))
+    largest = teachers.largest
+    step, size = replace(step, teacher_dtype=torch_dtype(largest.dtype)), teachers.sizes[largest.name]
     ledger = told(lambda: rehearse_recipe(module, largest, step, lengths, started), why_not)
     rehearsed = {"student": student, "teacher": size}
     memory = counted_items(rehearsed, step) if ledger is None else rehearsed_items(ledger, step)
-    memory = packed(memory, size, step, bits_a_weight(largest.load_arguments))
-    others = [module.lessons[other] for other in here if other != name]
-    memory += [
-        another_teacher(here[one.name], torch_dtype(one.dtype), step, bits_a_weight(one.load_arguments))
-        for one in others
-    ]
+    memory = packed(memory, size, step, bits_a_weight(largest.load_arguments)) + teachers.items_beside(module, step)
     started("engine")
     cache = 0
     if step.engine != "server" and not step.reserved_bytes:
         found = told(lambda: cache_bytes(student_source(module), step.engine_dtype, step.student_length), why_not)
         cache = found or 0
-    return Plan(deployment, step, sizes, memory + items_beside(sizes["student"], cache, step), tuple(why_not))
-
-
-def sizes_of_teachers(module: DistillModule) -> dict[str, ModelSize]:
-    """By name."""
-    return {name: size_of(teacher_source(lesson)) for name, lesson in module.lessons.items()}
+    memory += items_beside(student, cache, step)
+    return Plan(deployment, step, {"student": student, **teachers.sizes}, memory, tuple(why_not))
 
 
 def told(measure: Callable[[], Measured], why_not: list[str]) -> Measured | None:

@@ -95,8 +95,9 @@ def test_ranks_do_not_share_a_quantised_teacher(monkeypatch: pytest.MonkeyPatch)
     values = {"quantization_config": {"load_in_8bit": True}}
     module = unloaded_module(teacher_kwargs=values, sharding=Sharding(shard_teacher=True))
     with pytest.raises(RecipeError, match=r"sharding\.shard_teacher cannot share a quantised teacher"):
-        module.check_teacher()
-    unloaded_module(teacher_kwargs=values, sharding=Sharding()).check_teacher()
+        module.first_lesson.check(module.sharding, CPU)
+    fitting = unloaded_module(teacher_kwargs=values, sharding=Sharding())
+    fitting.first_lesson.check(fitting.sharding, CPU)
 
 
 def test_a_head_that_is_packed_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,8 @@ from simct_pl.planning.step import StepShape
 from simct_pl.planning.words import parameters_of
 from simct_pl.rollout.engine import SamplingParams
 from simct_pl.rollout.vllm import VLLMEngine
+from simct_pl.training.lesson import TeacherSettings
+from simct_pl.training.teacher_server import TeacherServer
 from tests.planning.test_deployment import settings
 from tests.tiny import ASSETS, data, unloaded_module
 
@@ -232,6 +235,27 @@ def test_samples_keep_their_domains_and_system_prompts(file: Path) -> None:
 def test_a_file_without_prompts_is_refused(file: Path) -> None:
     with pytest.raises(PromptDataError, match="no prompt"):
         read_samples(PromptDataModule(PromptSource(str(file), skip=9)), 4)
+
+
+def test_teachers_lie_beside_each_other() -> None:
+    """The largest is rehearsed; of the others the weights are there, and a gradient of the head for each."""
+    rollouts, deployment = RolloutCallback(SamplingParams(max_tokens=64)), Deployment.of(settings(), "h100")
+    paths = {
+        "large": str(ASSETS / "teacher"),
+        "small": str(ASSETS / "student"),
+        "far": str(ASSETS / "two_digit_teacher"),
+    }
+    teachers = {name: TeacherSettings(path, dtype="float32") for name, path in paths.items()}
+    server = TeacherServer("http://127.0.0.1:9", key_variable=None, retries=0)
+    teachers |= {"small": replace(teachers["small"], dtype="bfloat16"), "far": replace(teachers["far"], server=server)}
+    several = make_plan(unloaded_module(teacher=None, teachers=teachers), data(), rollouts, deployment, LENGTHS)
+    alone = make_plan(unloaded_module(), data(), rollouts, deployment, LENGTHS)
+    weights = [item.bytes for item in several.memory if item.part is Part.TEACHER_WEIGHTS]
+    assert weights == [held(alone)[Part.TEACHER_WEIGHTS], 2 * parameters("student")]
+    config = json.loads((ASSETS / "student/config.json").read_text())
+    assert held(several)[Part.HEADS] == 2 * config["vocab_size"] * config["hidden_size"] * 4
+    assert Part.HEADS not in held(alone)
+    assert several.sizes.keys() == {"student", "large", "small", "far"}
 
 
 def test_lengths_are_counted_in_tokens(file: Path) -> None:

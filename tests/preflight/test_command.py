@@ -71,6 +71,40 @@ def test_the_command_prints_and_writes_a_page(
     assert TITLE in printed
 
 
+def test_several_teachers_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each has its units, its scores and its findings; rows count for the one that they name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    prompts = tmp_path / "prompts.jsonl"
+    rows = [
+        '{"q": "1+2+3?", "a": "1+2= 3, 3+3= 6, total 6", "by": "digits"}',
+        '{"q": "2+2+3?", "a": "2+2= 4, 4+3= 7, total 7", "by": "digits"}',
+        '{"q": "19+29+9?", "a": "19+29= 48, 48+9= 57, total 57", "by": "pairs"}',
+    ]
+    prompts.write_text("\n".join(rows))
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        "data:\n  class_path: simct_pl.PromptDataModule\n  init_args:\n    batch_size: 2\n"
+        f"    train: {{path: {prompts}, prompt_field: q, response_field: a, teacher_name_field: by}}\n"
+    )
+    shown = ["--recipe", "quickstart", "--recipe", "several_teachers", "--recipe", str(recipe), "--score", "true"]
+    assert main([*shown, "--agreement", "false"]) == 0
+    figures = json.loads((tmp_path / "runs/quickstart+several_teachers+mine/preflight.json").read_text())
+    sections = {section["title"]: section for section in figures["sections"]}
+    assert sections["Models"]["headers"] == ["", "student", "digits", "pairs"]
+    responses = [
+        dict(sections[f"Is the teacher better? ({name})"]["rows"])["responses"][:4] for name in ("digits", "pairs")
+    ]
+    assert [words.split()[2] for words in responses] == ["2", "1"]
+    assert sections["A prompt as the teacher pairs reads it"]["text"]
+    shares = {name: figures["teachers"][name]["outside_1_1"] for name in ("digits", "pairs")}
+    assert shares["digits"] != shares["pairs"]
+    assert any(reason.partition(": ")[2].startswith("pairs: ") for reason in figures["reasons"])  # one response is few
+    assert "Units of your own texts (pairs)" in capsys.readouterr().out
+
+
 def test_an_objective_with_classes_reports_them_and_the_scene_can_be_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
