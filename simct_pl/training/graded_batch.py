@@ -68,13 +68,9 @@ class GradedBatch:
         Raises:
             TokenizerError, AlignmentError: see AlignedBatch.of.
         """
-        total = sum(lesson.weight for lesson in lessons.values())
         gradings = []
         for name, lesson in lessons.items():
-            # A share of what all of them grade, and all of what this one grades alone.
-            parts = {lesson.weight / total: None, 1.0: lesson} if len(lessons) > 1 else {1.0: None}
-            for weight, grader in parts.items():
-                members = [i for i, one in enumerate(graders) if one is grader]
+            for weight, members in _parts(lesson, lessons, graders):
                 part = [rollouts[i] for i in members]
                 aligned = AlignedBatch.of(part, lesson.pair, aligner, lesson.context, lesson.objective)
                 gradings.append(Grading(name, members, weight, aligned))
@@ -110,6 +106,17 @@ class GradedBatch:
         """Each graded response's part of the batch's statistics, on the CPU, in the order of `alignments`."""
         num_units = [int(alignment.supervised_U.sum()) for alignment in self.alignments]
         return stats.split(num_units, [alignment.num_supervised_student_tokens for alignment in self.alignments])
+
+
+def _parts(
+    lesson: Lesson, lessons: Mapping[str, Lesson], graders: Sequence[Lesson | None]
+) -> list[tuple[float, list[int]]]:
+    """(weight, places) of what a teacher grades together with all others, and of what it grades alone."""
+    if len(lessons) == 1:
+        return [(1.0, [*range(len(graders))])]
+    total = sum(one.weight for one in lessons.values())
+    parts = (lesson.weight / total, None), (1.0, lesson)
+    return [(weight, [i for i, one in enumerate(graders) if one is grader]) for weight, grader in parts]
 
 
 def record_of(

@@ -108,6 +108,16 @@ def _arguments(objective: Any) -> tuple[str, ...]:
     return ("sum_logprob", "marginal") if isinstance(objective, SimCTLoss) else ("jsd",)
 
 
+def test_the_only_teacher_may_be_named() -> None:
+    """As "teacher": rows that say so are graded, and not left out."""
+    module = distill_module()
+    rollouts = sampled(module)
+    expected = loss_and_gradients(module, rollouts)
+    assert_same(loss_and_gradients(module, named(rollouts, ["teacher", None] * 3)), expected)
+    with pytest.raises(PromptDataError, match="names teacher 'digits'; the recipe's are 'teacher'"):
+        module.align(named(rollouts, ["digits"] * 6))
+
+
 def test_copies_of_the_objective_are_prepared_for_their_own_pair() -> None:
     both = taught_by_both(objective=TokenConditionalLoss("jsd"))
     first, second = (lesson.objective for lesson in both.lessons.values())
