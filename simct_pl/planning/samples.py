@@ -12,6 +12,7 @@ from itertools import islice
 import lightning as L
 
 from simct_pl.data.prompts import PromptDataModule, PromptStream
+from simct_pl.data.source import PromptSource
 from simct_pl.errors import PromptDataError
 from simct_pl.tokenization.pair import TokenizerPair
 from simct_pl.types import Prompt, PromptBatch
@@ -67,12 +68,12 @@ def read_samples(datamodule: L.LightningDataModule, num: int, domain_field: str 
 
 
 def _from_source(datamodule: PromptDataModule, num: int, domain_field: str) -> list[Sample]:
-    held_out = datamodule.val
-    source = held_out if held_out is not None and held_out.response_field else datamodule.train
-    stream = PromptStream(
-        source, system_prompt=datamodule.system_prompt, teacher_system_prompt=datamodule.teacher_system_prompt
-    )
-    prompts = list(islice(stream, num))
+    source, prompts = datamodule.train, list[Prompt]()
+    if datamodule.val is not None:
+        source, prompts = datamodule.val, _first(datamodule, datamodule.val, num)
+    # A response may be a field of its own, or the answer that a conversation ends with.
+    if not any(prompt.response for prompt in prompts):
+        source, prompts = datamodule.train, _first(datamodule, datamodule.train, num)
     last = max((prompt.index for prompt in prompts), default=-1)
     domains = {
         index: str(row[domain_field])
@@ -80,6 +81,14 @@ def _from_source(datamodule: PromptDataModule, num: int, domain_field: str) -> l
         if row.get(domain_field) not in (None, "")
     }
     return [Sample(prompt, domains.get(prompt.index, NO_DOMAIN)) for prompt in prompts]
+
+
+def _first(datamodule: PromptDataModule, source: PromptSource, num: int) -> list[Prompt]:
+    """Prompts of a source, as a run reads them."""
+    stream = PromptStream(
+        source, system_prompt=datamodule.system_prompt, teacher_system_prompt=datamodule.teacher_system_prompt
+    )
+    return list(islice(stream, num))
 
 
 def _from_loaders(datamodule: L.LightningDataModule) -> Iterator[Prompt]:

@@ -102,6 +102,7 @@ class HeldOutMetrics(nn.Module):
             found |= TextKL.of(self.text_kl.compute()).metrics(f"{self.prefix}/text_kl")
         return found
 
+    @torch.inference_mode(False)  # `validate` has it on, and a fit that follows adds to the new sums without it
     def reset(self) -> None:
         self.samples = []
         for name in self.means:

@@ -263,8 +263,9 @@ class SFTModule(AdaptedModule):
         self._held_out = []
         names = [name for name in self.means if name != "accuracy" or self.grader is not None]
         self.log_dict({f"eval/{name}": self._mean(name).compute() for name in names}, prog_bar=True)
-        for name in names:
-            self._mean(name).reset()
+        with torch.inference_mode(False):  # `validate` has it on, and a fit that follows does not
+            for name in names:
+                self._mean(name).reset()
 
     def respond(self, prompts: list[Prompt]) -> list[str]:
         """Greedy responses as text, without the stop; what hits the length limit stays cut."""

@@ -232,6 +232,18 @@ def test_samples_keep_their_domains_and_system_prompts(file: Path) -> None:
     assert [one.prompt.index for one in read_samples(PromptDataModule(PromptSource(str(file))), 2)] == [0, 1]
 
 
+def test_held_out_answers_may_end_conversations(file: Path, tmp_path: Path) -> None:
+    """Reference responses without a field of their own; held-out rows without any are left to training's."""
+    talk = [{"role": "user", "content": "1+2?"}, {"role": "assistant", "content": "3"}]
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text(json.dumps({"talk": talk}) + "\n")
+    train = PromptSource(str(file))
+    [sample] = read_samples(PromptDataModule(train, PromptSource(str(held_out), prompt_field="talk")), 2)
+    assert sample.prompt.response == "3"
+    held_out.write_text(json.dumps({"talk": talk[:1]}) + "\n")
+    assert len(read_samples(PromptDataModule(train, PromptSource(str(held_out), prompt_field="talk")), 2)) == 2
+
+
 def test_a_file_without_prompts_is_refused(file: Path) -> None:
     with pytest.raises(PromptDataError, match="no prompt"):
         read_samples(PromptDataModule(PromptSource(str(file), skip=9)), 4)

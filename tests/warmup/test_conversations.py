@@ -216,7 +216,7 @@ def test_a_fit_and_its_held_out_figures(folder: Path, tmp_path: Path) -> None:
     found = {}
     for which in ("last", "all"):
         sft = SFTModule(str(folder), from_scratch=True, supervised_turns=which)  # type: ignore[arg-type]
-        run = L.Trainer(max_steps=2, default_root_dir=tmp_path, num_sanity_val_steps=0, inference_mode=False, **SILENT)
+        run = L.Trainer(max_steps=2, default_root_dir=tmp_path, num_sanity_val_steps=0, **SILENT)
         (found[which],) = run.validate(sft, data, verbose=False)
         run.fit(sft, datamodule=data)
         assert run.callback_metrics["loss/train"] > 0
