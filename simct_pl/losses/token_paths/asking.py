@@ -207,7 +207,9 @@ class Asker(Shifter):
         teacher's tokens from it on that end within `own`. previous: its token before `covering`.
         """
         shift = self.shift(written, outside, earlier)
-        position = self._position(shift.student_label, range(len(inner) + 1), shift.num_own)
+        is_whole_out = self.joins_whole(previous, shift)
+        label_of = shift.without_base if is_whole_out else shift.student_label
+        position = self._position(label_of, range(len(inner) + 1), shift.num_own)
         links, own_E, is_linked = (
             position.links,
             np.array([own]),
@@ -233,7 +235,7 @@ class Asker(Shifter):
         steps = [Step(CLASSES, first, shift=shift), *later]
         moved = position.moved()
         moved |= {k: DROPPED for k in self.read_behind(previous, shift) if k != own}
-        merged = [*links.merged, *([(shift.base, DROPPED)] if self.joins_whole(previous, shift) else [])]
+        merged = [*links.merged, *([(shift.base, DROPPED)] if is_whole_out else [])]
         found = Categories(CLASSES, moved, steps, own_label, merged, links.num_own, shift=shift)
         return found if shift.is_large else _listed(found, shift)
 

@@ -126,7 +126,10 @@ class Cuts(Neighbours):
         found_E = self._beginning_with_joining("student", read[-1])
         found_E = found_E[self._known("student", read[-1], found_E)[0] & ~other.known(last, found_E)[0]]
         caseless_E = other.first_K[found_E] == CASELESS
-        return np.concatenate([found_E[caseless_E], found_E[~caseless_E][:COMMON]])
+        rest_E = found_E[~caseless_E]
+        # By ranks and not by ids: a SentencePiece vocabulary has its single characters behind all merges.
+        common_E = rest_E[np.argsort(other.merges.rank_K[rest_E], kind="stable")[:COMMON]]
+        return np.concatenate([found_E[caseless_E], common_E])
 
     def _left_apart(self, front: bytes, teachers_E: np.ndarray) -> np.ndarray:
         """Of some teacher tokens of scripts without cases, those that begin a student token which leaves the student's

@@ -59,6 +59,11 @@ class ShiftLabels:
         """Labels of some ids, int64."""
         return _label(self.student_ids, self.student_labels, tokens, self.base)
 
+    def without_base(self, tokens: np.ndarray) -> np.ndarray:
+        """Labels of some student ids where those of the base are left out."""
+        labels = self.student_label(tokens)
+        return np.where(labels == self.base, DROPPED, labels)
+
     def teacher_label(self, tokens: np.ndarray) -> np.ndarray:
         return _label(self.teacher_ids, self.teacher_labels, tokens, DROPPED)
 
