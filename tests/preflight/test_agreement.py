@@ -17,10 +17,11 @@ from simct_pl import (
     TokenConditionalLoss,
     distillation_loss,
 )
-from simct_pl.preflight.agreement import SMOOTHING, Agreement, Scene, measure
+from simct_pl.preflight.agreement import SMOOTHING, Agreement, Scene, measure, whole_loss
 from simct_pl.preflight.languages import LANGUAGES, SUMS, Language
 from simct_pl.preflight.listed_tokenizer import ListedTokenizer, cut_down, longest_match
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer
+from simct_pl.tokenization.pair import TokenizerPair
 from tests.tokenization.real import real_tokenizer
 
 FLOOR = 0.002  # nats a text that smoothing moves by itself
@@ -162,3 +163,11 @@ def test_real_pairs_that_agree_have_nothing_to_learn_by_one_question_a_token(sid
     with torch.no_grad():
         found = made.expected_loss(TokenConditionalLoss(), CommonBoundaryAligner())(made.student.logits(made.p_N))
     assert 0 <= float(found) < 0.005
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sides", [("smollm2", "mistral"), ("deepseek", "smollm2")])
+def test_punctuation_that_one_side_groups_otherwise_teaches_nothing(sides: tuple[str, str]) -> None:
+    """`br`·`/`·`>.` and `br`·`/>`·`.`, with whole vocabularies: a few tokens have no merges to be read."""
+    pair = TokenizerPair(*map(real_tokenizer, sides))
+    assert 0 <= whole_loss(LANGUAGES["markup"], pair, TokenConditionalLoss(), CommonBoundaryAligner()) < 0.005
