@@ -15,8 +15,9 @@ FEW = 0.03  # of the student's tokens: fewer outside of 1:1 units hardly decide 
 NOTE = (
     "What was seen on small tasks with small models (docs/lab.md, docs/proof.md). Whatever the pair: where the teacher "
     "is right on nearly all of your prompts, SeqKD (ablations/seqkd) teaches as much, on answers that can be written "
-    "once, so begin with it; "
-    "and the learning rate decides more than the method, above all what is left of other skills."
+    "once, so begin with it; where only samples of its answers are to be had, or SeqKD on them has stopped teaching, "
+    "the table's method teaches more; and the learning rate decides more than the method, above all what is left of "
+    "other skills."
 )
 
 
