@@ -210,11 +210,8 @@ class Asker(Shifter):
         is_whole_out = self.joins_whole(previous, shift)
         label_of = shift.without_base if is_whole_out else shift.student_label
         position = self._position(label_of, range(len(inner) + 1), shift.num_own)
-        links, own_E, is_linked = (
-            position.links,
-            np.array([own]),
-            int(shift.teacher_label(np.array(covering))) != DROPPED,
-        )
+        links, own_E = position.links, np.array([own])
+        is_linked = int(shift.teacher_label(np.array(covering))) != DROPPED
         position.is_along_K[own] = shift.student_label(own_E)[0] == DROPPED
         if inner or not is_linked:
             self._along_covering(position, shift, covering, inner, own)
