@@ -145,6 +145,9 @@ def settings_of(
         )
     assert teachers
     for name in teachers:
-        if not name.replace("_", "").replace("-", "").isalnum():
-            raise RecipeError(f"A teacher is called {name!r}; expected letters, digits, - and _: metrics are named so.")
+        if name == "student" or not name.replace("_", "").replace("-", "").isalnum():
+            raise RecipeError(
+                f"A teacher is called {name!r}; expected letters, digits, - and _, and not student: metrics and tables "
+                "are named so."
+            )
     return dict(teachers)

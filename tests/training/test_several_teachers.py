@@ -257,6 +257,7 @@ def test_the_teacher_that_a_row_names_answers_it(tmp_path: Path) -> None:
             "chat.teacher belong to a single",
         ),
         ({"teacher": None, "teachers": {"a/b": TeacherSettings("x")}}, "called 'a/b'"),
+        ({"teacher": None, "teachers": {"student": TeacherSettings("x")}}, "called 'student'"),
     ],
 )
 def test_teachers_that_cannot_be_are_refused(values: dict[str, Any], words: str) -> None:
