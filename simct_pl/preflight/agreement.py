@@ -95,7 +95,7 @@ class Scene:
         Raises:
             MissingStopTokenError: if one of them has no stop.
         """
-        return cls.whole(language, TokenizerPair(cut_down(student, language), cut_down(teacher, language)))
+        return cls.whole(language, TokenizerPair(*cut_down([student, teacher], language)))
 
     @classmethod
     def whole(cls, language: Language, pair: TokenizerPair) -> Scene:

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from simct_pl.tokenization.bytes import TokenBytes, as_text
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer
-from simct_pl.tokenization.readings import FOLLOWING, kind
+from simct_pl.tokenization.readings import Reader, followings
 
 LONGEST_TOKEN = 40  # bytes; longer ones are runs of one character
 
@@ -27,12 +27,18 @@ class ListedTokenizer(ModelTokenizer):
         read: ids of some texts.
         stop_id: the id that ends a response.
         name: how errors call it.
+        cut_from: what it was cut down from, which tells what would be merged, and the ids of its tokens there.
     """
 
     def __init__(
-        self, table: TokenBytes, read: Callable[[Sequence[str]], list[list[int]]], stop_id: int, name: str
+        self,
+        table: TokenBytes,
+        read: Callable[[Sequence[str]], list[list[int]]],
+        stop_id: int,
+        name: str,
+        cut_from: tuple[ModelTokenizer, list[int]] | None = None,
     ) -> None:
-        self.table, self.name, self.found_stop_ids = table, name, (stop_id,)
+        self.table, self.name, self.found_stop_ids, self.cut_from = table, name, (stop_id,), cut_from
         self.template: dict[str, object] = {}
         self._read = read
 
@@ -43,7 +49,7 @@ class ListedTokenizer(ModelTokenizer):
     @property
     @override
     def definition(self) -> None:
-        """It has no rules that could be read."""
+        """It has no rules of its own that could be read."""
 
     @cached_property
     @override
@@ -51,22 +57,41 @@ class ListedTokenizer(ModelTokenizer):
         return self.table.fingerprint
 
 
-def cut_down(tokenizer: ModelTokenizer, texts: Collection[str]) -> ListedTokenizer:
-    """A tokenizer that cuts as this one does, with the tokens that lie within some texts, and the first stop.
+def cut_down(tokenizers: Sequence[ModelTokenizer], texts: Collection[str]) -> list[ListedTokenizer]:
+    """Tokenizers that cut as these do, with few of their tokens: those that lie within some texts, the first stop, and
+    what any of them makes of such a token of any, alone and in front of what may follow it.
 
     Raises:
-        MissingStopTokenError: if the tokenizer has no stop.
+        MissingStopTokenError: if one has no stop.
     """
-    table, stop_id = tokenizer.table, tokenizer.stop_ids[0]
+    kept = [_within(tokenizer, texts) for tokenizer in tokenizers]
+    # Objectives that read one side's tokens with the other's tokenizer must find what they read in the list.
+    asked = set[str]()
+    for tokenizer, ids in zip(tokenizers, kept, strict=True):
+        reader = Reader.of(tokenizer)
+        read = (
+            reader.table.tokens[k] + after for k in ids.intersection(reader.text_ids) for after in followings(reader, k)
+        )
+        asked.update(text for data in read if (text := as_text(data)))
+    return [
+        _listed(tokenizer, ids.union(*tokenizer.encode_batch(sorted(asked))))
+        for tokenizer, ids in zip(tokenizers, kept, strict=True)
+    ]
+
+
+def _within(tokenizer: ModelTokenizer, texts: Collection[str]) -> set[int]:
+    """Tokens that lie within some texts, and the first stop."""
+    table = tokenizer.table
     within = {part for text in texts for part in _parts(text.encode())}
-    is_within = [token in within for token in table.tokens]
+    is_within_V = np.array([token in within for token in table.tokens]) & table.is_text_V
     spelt = {token_id for ids in tokenizer.encode_batch(list(texts)) for token_id in ids}
-    kept_ids = spelt | {stop_id} | set(np.flatnonzero(np.array(is_within) & table.is_text_V).tolist())
-    # Objectives that read a token in front of a character of another kind must find what they read in the list.
-    tokens = [text for token_id in kept_ids if (text := as_text(table[token_id] or b""))]
-    read_on = [text + following for text in tokens for following in FOLLOWING if kind(text[-1]) != kind(following)]
-    found = kept_ids.union(*tokenizer.encode_batch(read_on))
-    kept = sorted(token_id for token_id in found if table.is_mapped_V[token_id])
+    return spelt | {tokenizer.stop_ids[0]} | set(np.flatnonzero(is_within_V).tolist())
+
+
+def _listed(tokenizer: ModelTokenizer, ids: Collection[int]) -> ListedTokenizer:
+    """The tokenizer with some of its tokens."""
+    table = tokenizer.table
+    kept = sorted(token_id for token_id in ids if table.is_mapped_V[token_id])
     new_id = {token_id: i for i, token_id in enumerate(kept)}
     small = TokenBytes.from_list(
         [*(table[token_id] for token_id in kept), None],
@@ -80,7 +105,7 @@ def cut_down(tokenizer: ModelTokenizer, texts: Collection[str]) -> ListedTokeniz
 
     # Two tokenizers may share all tokens within some texts, and cut differently.
     small = replace(small, fingerprint=f"{table.fingerprint}/{small.fingerprint}")
-    return ListedTokenizer(small, read, new_id[stop_id], tokenizer.name)
+    return ListedTokenizer(small, read, new_id[tokenizer.stop_ids[0]], tokenizer.name, (tokenizer, kept))
 
 
 def _parts(text: bytes) -> set[bytes]:

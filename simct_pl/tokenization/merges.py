@@ -14,7 +14,7 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -139,12 +139,14 @@ def _last_merge(text: str, vocab: dict[str, int], ranks: dict[tuple[int, int], i
 class Joints:
     """What a tokenizer would merge, where its merges alone decide.
 
-    first_K, last_K: see edge_kinds. joins_trusted, apart_trusted: bool [kinds of the last character, kinds of the first
-    one behind it]: whether all trials of tokens that join, and of tokens that do not, came out as the merges say. The
-    trials are drawn with a fixed seed, half of them from the tokens that were made first, which are common.
+    joining: Merges.joining. rank_K: as in Merges. first_K, last_K: see edge_kinds. joins_trusted, apart_trusted: bool
+    [kinds of the last character, kinds of the first one behind it]: whether all trials of tokens that join, and of
+    tokens that do not, came out as the merges say. The trials are drawn with a fixed seed, half of them from the tokens
+    that were made first, which are common.
     """
 
-    merges: Merges
+    joining: Callable[[int], np.ndarray]
+    rank_K: np.ndarray
     first_K: np.ndarray
     last_K: np.ndarray
     joins_trusted: np.ndarray
@@ -160,21 +162,35 @@ class Joints:
         key = hashlib.blake2b(f"{FORMAT_VERSION} {fingerprint} {definition}".encode(), digest_size=16).hexdigest()
         arrays = cache.load_arrays("joints", key, [*names, *own])
         if arrays is not None:
-            return cls(Merges(*(arrays[name] for name in names)), *(arrays[name] for name in own))
+            return cls._by(Merges(*(arrays[name] for name in names)), *(arrays[name] for name in own))
         merges = Merges.of(definition, len(table))
         if merges is None:
             return None
         edges = edge_kinds(table, text_ids)
         apart, joined = _tried(merges, *edges, table, spell)
-        found = cls(merges, *edges, joined, apart)
+        found = cls._by(merges, *edges, joined, apart)
         arrays = {name: getattr(merges, name) for name in names} | {name: getattr(found, name) for name in own}
         cache.save_arrays("joints", key, arrays)
         return found
 
-    @cached_property
-    def joining(self) -> Callable[[int], np.ndarray]:
-        """Merges.joining, whose answers are kept."""
-        return lru_cache(_MEMORY)(self.merges.joining)
+    @classmethod
+    def _by(cls, merges: Merges, *known: np.ndarray) -> Joints:
+        """known: first_K and what follows it."""
+        return cls(lru_cache(_MEMORY)(merges.joining), merges.rank_K, *known)
+
+    def within(self, kept: Sequence[int]) -> Joints:
+        """The same of a tokenizer which cuts as this one does, and has some of its tokens alone.
+
+        kept: their ids here, sorted; their places are their ids there, where one more stands for all others.
+        """
+        ids_K = np.array(kept, np.int64)
+
+        def joining(token: int) -> np.ndarray:
+            known = self.joining(kept[token]) if token < len(kept) else np.zeros(0, np.int64)
+            return np.flatnonzero(members(ids_K, known))
+
+        rank_K, first_K, last_K = (np.append(of[ids_K], -1) for of in (self.rank_K, self.first_K, self.last_K))
+        return Joints(joining, rank_K, first_K, last_K, self.joins_trusted, self.apart_trusted)
 
     def known(self, last: int, tokens_E: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(tokens that join `last` when they stand behind it, tokens that do not), bool [E] each; in neither: it has to

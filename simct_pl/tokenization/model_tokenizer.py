@@ -39,6 +39,9 @@ class ModelTokenizer:
         TokenizerError: for an argument that its chat template does not use.
     """
 
+    #: A tokenizer that cuts as this one does and has more tokens, with the ids of those that are kept, if there is one.
+    cut_from: tuple[ModelTokenizer, list[int]] | None = None
+
     def __init__(
         self,
         hf: PreTrainedTokenizerFast,

@@ -14,7 +14,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -54,7 +54,7 @@ def without_collecting() -> Iterator[None]:
 class Reader:
     """A tokenizer as something that cuts texts: its table, its stops, and its ids of texts inside a response.
 
-    definition: its tokenizer.json, if it has one.
+    definition: its tokenizer.json, if it has one. cut_from: see ModelTokenizer.
     """
 
     table: TokenBytes
@@ -62,15 +62,19 @@ class Reader:
     spell: Spell
     fingerprint: str
     definition: str | None = None
+    cut_from: tuple[Reader, list[int]] | None = None
 
     @classmethod
+    @lru_cache(8)
     def of(cls, tokenizer: ModelTokenizer) -> Reader:
+        """One for each tokenizer: what is found out about it is."""
         return cls(
             tokenizer.table,
             tokenizer.found_stop_ids,
             lambda texts: spell_inside(tokenizer, texts),
             tokenizer.fingerprint,
             tokenizer.definition,
+            tokenizer.cut_from and (cls.of(tokenizer.cut_from[0]), tokenizer.cut_from[1]),
         )
 
     def read(self, texts: Sequence[bytes]) -> list[list[int] | None]:
@@ -96,6 +100,9 @@ class Reader:
     @cached_property
     def joints(self) -> Joints | None:
         """What it would merge, as far as its merges tell; None if it has none."""
+        if self.cut_from is not None:
+            whole, kept = self.cut_from
+            return None if whole.joints is None else whole.joints.within(kept)
         if self.definition is None:
             return None
         return Joints.of(self.definition, self.table, self.text_ids, self.spell, self.fingerprint)

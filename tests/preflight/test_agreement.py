@@ -20,6 +20,7 @@ from simct_pl import (
 from simct_pl.preflight.agreement import SMOOTHING, Agreement, Scene, measure, whole_loss
 from simct_pl.preflight.languages import LANGUAGES, SUMS, Language
 from simct_pl.preflight.listed_tokenizer import ListedTokenizer, cut_down, longest_match
+from simct_pl.tokenization.bytes import as_text
 from simct_pl.tokenization.model_tokenizer import ModelTokenizer
 from simct_pl.tokenization.pair import TokenizerPair
 from tests.tokenization.real import real_tokenizer
@@ -136,7 +137,7 @@ def test_characters_in_several_tokens_are_written_too(name: str) -> None:
 
 
 def test_a_text_that_is_not_in_the_list_has_a_token_without_bytes() -> None:
-    small = cut_down(toy("pairs"), ["12"])
+    small = cut_down([toy("pairs")], ["12"])[0]
     unknown = len(small.table) - 1
     assert [small.table[i] for i in small.encode("12")] == [b"12"]
     assert small.encode("+12") == [unknown, *small.encode("12")]
@@ -153,7 +154,7 @@ def test_every_objective_that_compares_rows_is_a_method() -> None:
     assert made == objectives
 
 
-@pytest.mark.parametrize("name", ["numbers", "indented code", "lists"])
+@pytest.mark.parametrize("name", ["numbers", "indented code", "lists", "Chinese and Japanese", "emoji"])
 @pytest.mark.parametrize(
     "sides", [("qwen", "mistral"), ("mistral", "qwen"), ("deepseek", "smollm2"), ("smollm2", "deepseek")]
 )
@@ -165,9 +166,30 @@ def test_real_pairs_that_agree_have_nothing_to_learn_by_one_question_a_token(sid
     assert 0 <= float(found) < 0.005
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("sides", [("smollm2", "mistral"), ("deepseek", "smollm2")])
 def test_punctuation_that_one_side_groups_otherwise_teaches_nothing(sides: tuple[str, str]) -> None:
-    """`br`·`/`·`>.` and `br`·`/>`·`.`, with whole vocabularies: a few tokens have no merges to be read."""
-    pair = TokenizerPair(*map(real_tokenizer, sides))
+    """`br`·`/`·`>.` and `br`·`/>`·`.`, with all punctuation that the two have."""
+    both = [real_tokenizer(name) for name in sides]
+    tokens = [as_text(token) for tokenizer in both for token in tokenizer.table.tokens]
+    punctuation = [text for text in tokens if text and not any(map(str.isalnum, text))]
+    pair = TokenizerPair(*cut_down(both, [*LANGUAGES["markup"], *punctuation]))
     assert 0 <= whole_loss(LANGUAGES["markup"], pair, TokenConditionalLoss(), CommonBoundaryAligner()) < 0.005
+
+
+def test_a_line_break_inside_a_teachers_token_changes_little() -> None:
+    """The teacher writes a paragraph in one token before a space and in two before a word: in front of the word, the
+    one token is none that the student's text could have.
+    """
+    made = Scene.of(LANGUAGES["line breaks"], *map(real_tokenizer, ("deepseek", "smollm2")))
+    found = measure(made, TokenConditionalLoss(), CommonBoundaryAligner())
+    assert 0 <= found.loss < 0.1
+    assert found.drift < 0.0025
+    assert found.end < 0.25 * found.start
+
+
+def test_a_teacher_token_begins_what_the_student_reads_in_it_alone() -> None:
+    r"""In front of a `"` the student reads the teacher's `\]` as `\`·`]"`, and alone as `\`·`]`."""
+    made = Scene.of(LANGUAGES["markup"], *map(real_tokenizer, ("smollm2", "deepseek")))
+    found = measure(made, TokenConditionalLoss(), CommonBoundaryAligner())
+    assert 0 <= found.loss < 0.06
+    assert found.drift < 0.001

@@ -8,6 +8,7 @@ import random
 import numpy as np
 import pytest
 
+from simct_pl.preflight.listed_tokenizer import cut_down
 from simct_pl.tokenization.merges import Merges
 from simct_pl.tokenization.readings import Reader
 from tests.tokenization.real import real_tokenizer
@@ -40,6 +41,24 @@ def test_tokens_that_are_said_to_join_are_read_otherwise_and_others_as_they_stan
     assert min(counts) > 200, counts
     assert len(wrong) <= 0.001 * sum(counts), wrong[:10]
     assert len(ids) > 10_000
+
+
+def test_a_tokenizer_with_fewer_tokens_joins_what_the_whole_one_joins() -> None:
+    whole = real_tokenizer("smollm2")
+    (small,) = cut_down([whole], ["See [x](y) and `a_b` or 12 + 3.", "<br/>.\n\nThe end"])
+    found, known = Reader.of(small).joints, Reader.of(whole).joints
+    assert found is not None
+    assert known is not None
+    id_of = {token: k for k, token in enumerate(whole.table.tokens) if whole.table.is_text_V[k]}
+    kept = np.array([id_of.get(token, -1) for token in small.table.tokens])
+    ids = np.flatnonzero(kept >= 0)
+    counts = np.zeros(2, int)
+    for last in ids.tolist():
+        for own, others in zip(found.known(last, ids), known.known(int(kept[last]), kept[ids]), strict=True):
+            np.testing.assert_array_equal(own, others)
+        counts += [len(found.joining(last)), len(known.joining(int(kept[last])))]
+    assert 0 < counts[0] < counts[1]
+    assert found.last_K[-1] == found.first_K[-1] == -1  # what stands for all other tokens
 
 
 def test_merges_of_a_small_tokenizer_by_hand() -> None:

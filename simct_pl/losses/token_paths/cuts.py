@@ -16,7 +16,7 @@ from simct_pl.losses.token_paths.neighbours import LARGE_MEMORY, MANY, UNREAD, F
 from simct_pl.losses.token_paths.vocab_links import VocabLinks
 from simct_pl.tokenization.bytes import as_text
 from simct_pl.tokenization.merges import CASELESS, DIGIT, members
-from simct_pl.tokenization.readings import FOLLOWING, Reader, kind
+from simct_pl.tokenization.readings import FOLLOWING, KINDS, Reader, kind
 
 UNDECIDED = (CASELESS, DIGIT, -1)  # kinds of which what follows often decides
 COMMON = 32  # tokens that were made first
@@ -128,7 +128,7 @@ class Cuts(Neighbours):
         caseless_E = other.first_K[found_E] == CASELESS
         rest_E = found_E[~caseless_E]
         # By ranks and not by ids: a SentencePiece vocabulary has its single characters behind all merges.
-        common_E = rest_E[np.argsort(other.merges.rank_K[rest_E], kind="stable")[:COMMON]]
+        common_E = rest_E[np.argsort(other.rank_K[rest_E], kind="stable")[:COMMON]]
         return np.concatenate([found_E[caseless_E], common_E])
 
     def _left_apart(self, front: bytes, teachers_E: np.ndarray) -> np.ndarray:
@@ -216,3 +216,28 @@ class Cuts(Neighbours):
             side, front, spaces, followed=True
         )
         return tuple(sorted(k for k, firsts in found.items() if not {first, UNREAD}.intersection(firsts)))
+
+    def _ruled_out(self, reader: Reader, text: bytes, ids: Ids) -> int:
+        """Kinds of characters in front of which a side would not have cut a text as it did, as a bit mask.
+
+        Those of the text's own last kind belong to it, and are asked about token by token; so is a character that
+        becomes one with the text's last token.
+        """
+        own = as_text(text[-4:].lstrip(bytes(range(0x80, 0xC0))))
+        if not own:
+            return 0
+        asked = [following for following in FOLLOWING if kind(following) != kind(own[-1])]
+        read = reader.read([text + following.encode() for following in asked])
+        lengths_V = reader.table.lengths_V
+        kept = [
+            found is None or all(lengths_V[a] >= lengths_V[b] for a, b in zip(found, ids, strict=False))
+            for found in read
+        ]
+        survived = {kind(following) for following, is_kept in zip(asked, kept, strict=True) if is_kept}
+        return sum(1 << KINDS.index(name) for name in {kind(following) for following in asked} - survived)
+
+    def _may_end(self, written: Ids, whole: int) -> bool:
+        """Whether anything that may follow a teacher token leaves the student's cuts as they are; see _survived."""
+        text = self._text(self.links.student, written)
+        read = self.links.student.read([text + following for following in self._survived(whole)])
+        return any(ids is None or tuple(ids[: len(written)]) == written for ids in read)

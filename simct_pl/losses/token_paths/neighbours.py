@@ -14,9 +14,8 @@ from typing import Literal
 import numpy as np
 
 from simct_pl.losses.token_paths.vocab_links import SortedTokens, VocabLinks
-from simct_pl.tokenization.bytes import as_text
 from simct_pl.tokenization.merges import members
-from simct_pl.tokenization.readings import FOLLOWING, KINDS, Reader, Readings, followings, kind
+from simct_pl.tokenization.readings import Reader, Readings, followings
 
 MEMORY = 200_000  # answers that are kept
 MOST = 50_000  # where merges tell about nearly all of them
@@ -219,8 +218,7 @@ class Neighbours:
         """
         vocab = self.links
         if outside == 0:
-            found = vocab.readings.teacher.beginning_with(written)
-            return {token: rest[0] for token, rest in found if rest}
+            return self._begun_alone(written)
         front = self._text(vocab.student, written)[:outside]
         if vocab.teacher_bytes.count(part) > MANY:
             return None
@@ -232,6 +230,21 @@ class Neighbours:
             for token, ids in zip(tokens, read, strict=True)
             if ids is not None and len(ids) > length and tuple(ids[:length]) == written
         }
+
+    def _begun_alone(self, written: Ids) -> dict[int, int]:
+        """Teacher tokens that begin as some student tokens do and go past them → what they begin there: of several that
+        what follows decides about, the one which they begin alone.
+        """
+        found: dict[int, set[int]] = {}
+        for token, rest in self.links.readings.teacher.beginning_with(written):
+            if rest:
+                found.setdefault(token, set()).add(rest[0])
+        open_ = [token for token, begun in found.items() if len(begun) > 1]
+        alone = self.links.student.read([self.links.teacher.table.tokens[token] for token in open_])
+        for token, ids in zip(open_, alone, strict=True):
+            own = tuple(ids or ())[len(written) : len(written) + 1]
+            found[token] = found[token].intersection(own) or found[token]
+        return {token: max(begun) for token, begun in found.items()}
 
     def _read_into(
         self, reaching: dict[int, int], part: bytes, last: int | None = None, before: int | None = None
@@ -261,28 +274,3 @@ class Neighbours:
             if len(found) > most:
                 return None
         return found
-
-    def _ruled_out(self, reader: Reader, text: bytes, ids: Ids) -> int:
-        """Kinds of characters in front of which a side would not have cut a text as it did, as a bit mask.
-
-        Those of the text's own last kind belong to it, and are asked about token by token; so is a character that
-        becomes one with the text's last token.
-        """
-        own = as_text(text[-4:].lstrip(bytes(range(0x80, 0xC0))))
-        if not own:
-            return 0
-        asked = [following for following in FOLLOWING if kind(following) != kind(own[-1])]
-        read = reader.read([text + following.encode() for following in asked])
-        lengths_V = reader.table.lengths_V
-        kept = [
-            found is None or all(lengths_V[a] >= lengths_V[b] for a, b in zip(found, ids, strict=False))
-            for found in read
-        ]
-        survived = {kind(following) for following, is_kept in zip(asked, kept, strict=True) if is_kept}
-        return sum(1 << KINDS.index(name) for name in {kind(following) for following in asked} - survived)
-
-    def _may_end(self, written: Ids, whole: int) -> bool:
-        """Whether anything that may follow a teacher token leaves the student's cuts as they are; see _survived."""
-        text = self._text(self.links.student, written)
-        read = self.links.student.read([text + following for following in self._survived(whole)])
-        return any(ids is None or tuple(ids[: len(written)]) == written for ids in read)

@@ -90,14 +90,15 @@ class Shift(ShiftLabels):
         links: VocabLinks,
         readings: Readings,
         begun_E2: np.ndarray,
-        length: int,
         whole: int | None,
         contradicting: tuple[int, ...],
+        lost: np.ndarray,
     ) -> Shift:
-        """begun_E2: (student id, teacher id), what the student begins with behind so many bytes of a teacher token.
+        """begun_E2: (student id, teacher id), what the student begins with behind some bytes of a teacher token.
 
         whole: the teacher token that ends there. contradicting: student tokens in front of which the teacher would have
-        cut otherwise before.
+        cut otherwise before. lost: those in front of which it would have cut before `whole`, unless they go along with
+        a longer token of its own: the rest of it would take a row off the path.
         """
         is_out_K = np.zeros(len(links.student.table), bool)
         is_out_K[list(contradicting)] = True
@@ -111,8 +112,7 @@ class Shift(ShiftLabels):
         edges_E2 = np.column_stack(np.divmod(np.unique(edges_E2 @ [len(is_kept_K), 1]), len(is_kept_K)))
         students, teachers = np.unique(edges_E2[:, 0]), np.flatnonzero(is_kept_K)
         student_labels, teacher_labels = _components(edges_E2, students, teachers)
-        # A token before `whole` in the teacher's eyes: the rest of it would take a row off the path.
-        is_out_K[source_E[links.teacher.table.lengths_V[first_E] < length]] = True
+        is_out_K[lost] = True
         is_out_K[students] = False
         out = np.flatnonzero(is_out_K)
         edges_E3 = np.column_stack([student_labels[np.searchsorted(students, edges_E2[:, 0])], edges_E2])

@@ -54,7 +54,10 @@ class Shifter(Cuts):
             contradicting = tuple(sorted({*contradicting, *into}))
         if whole is not None:
             begun_E2 = np.concatenate([begun_E2, self._also_whole(whole, begun_E2[:, 0])])
-        shift = Shift.build(vocab, behind, begun_E2, len(part), whole, contradicting)
+        kinds = 0 if whole is None else self._ruled_out(vocab.teacher, part, (whole,))
+        ruled_out = np.flatnonzero(~vocab.student_keep_MK[kinds])
+        shorter = behind.source_E[vocab.teacher.table.lengths_V[behind.first_E] < len(part)]
+        shift = Shift.build(vocab, behind, begun_E2, whole, contradicting, np.append(shorter, ruled_out))
         if len(self._equal) > KEPT:
             self._equal.clear()
         return self._equal.setdefault(shift.key, shift)
