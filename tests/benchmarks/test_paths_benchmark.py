@@ -5,12 +5,18 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import paths, texts
-from benchmarks.alignment import SENTENCEPIECE
+from simct_pl.preflight.listed_tokenizer import cut_down
+from simct_pl.tokenization.model_tokenizer import ModelTokenizer
+from simct_pl.tokenization.pair import TokenizerPair
 
 
-@pytest.mark.slow
+def small_pair(student: ModelTokenizer, teacher: ModelTokenizer) -> TokenizerPair:
+    """With few tokens: linking whole vocabularies takes a minute."""
+    return TokenizerPair(*cut_down([student, teacher], [texts.take(texts.repetitive, 400)]))
+
+
 def test_the_table_has_its_rows(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(paths, "BYTE_LEVEL", SENTENCEPIECE)  # one pair to link
+    monkeypatch.setattr(paths, "TokenizerPair", small_pair)
     monkeypatch.setattr(paths, "REPEATS", 1)
     monkeypatch.setattr(paths, "KINDS", {"one syllable": texts.repetitive})
     paths.main(num_tokens=40)

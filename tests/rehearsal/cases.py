@@ -1,4 +1,4 @@
-"""Rehearsals that tests run where "cuda" is fake (simct_pl.rehearsal.fake_cuda.call), in a few seconds each."""
+"""Rehearsals that tests run where "cuda" is fake (simct_pl.rehearsal.fake_cuda.call), in one process."""
 
 from __future__ import annotations
 
@@ -43,6 +43,11 @@ class OnTheHost(SimCTLoss):
     def __call__(self, chunk: UnitChunk) -> UnitLosses:
         losses = super().__call__(chunk)
         return UnitLosses.over_everything(losses.loss_U + torch.ones(len(losses.loss_U)), losses.supervised_U)
+
+
+def everything(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What `instrument` says, and the `figures` of each case: a process of its own for each would import for longer."""
+    return [instrument(), *(figures(**case) for case in cases)]
 
 
 def figures(objective: str | None = None, **case: Any) -> dict[str, Any]:

@@ -9,22 +9,28 @@ import pytest
 from simct_pl.rehearsal import fake_cuda
 
 pytestmark = [
-    pytest.mark.slow,  # each starts a process that imports torch and transformers
+    pytest.mark.slow,  # they start processes that import torch and transformers
     pytest.mark.skipif(not fake_cuda.is_possible(), reason="needs g++ and a torch without CUDA of its own"),
 ]
 CASES = "tests.rehearsal.cases"
+SOUND = [("TokenConditionalLoss", 1), ("SimCTLoss", 1), ("SimCTLoss", 8)]  # objectives, and how many ranks
 # Of one strip of 2,048 tokens in two or three: the paper's pair has 16, and 3,000 for all of them.
 KERNELS_OF_A_STRIP = 195
 
 
-def figures(**case: Any) -> dict[str, Any]:
-    found: dict[str, Any] = fake_cuda.call(f"{CASES}:figures", **case)
-    return found
+Found = dict[tuple[str, int] | None, dict[str, Any]]
+ASKED = [*SOUND, *((name, 1) for name in ("Reading", "Counting", "OnTheHost"))]
 
 
-def test_sizes_values_and_bytes_of_single_operators() -> None:
-    found = fake_cuda.call(f"{CASES}:instrument")
-    assert found == {
+@pytest.fixture(scope="module")
+def found() -> Found:
+    """Of each objective and number of ranks; under None, of single operators."""
+    cases = [{"objective": objective, "ranks": ranks} for objective, ranks in ASKED]
+    return dict(zip([None, *ASKED], fake_cuda.call(f"{CASES}:everything", cases=cases), strict=True))
+
+
+def test_sizes_values_and_bytes_of_single_operators(found: Found) -> None:
+    assert found[None] == {
         "devices": ["cpu", "cuda", "cuda", "cuda"],
         "places": [2, 1],
         "waits": ["nonzero", "upload"],
@@ -33,34 +39,34 @@ def test_sizes_values_and_bytes_of_single_operators() -> None:
     }
 
 
-@pytest.mark.parametrize(("objective", "ranks"), [("TokenConditionalLoss", 1), ("SimCTLoss", 1), ("SimCTLoss", 8)])
-def test_the_loss_waits_for_nothing_and_sends_one_parcel_a_chunk(objective: str, ranks: int) -> None:
-    found = figures(objective=objective, ranks=ranks)
-    assert found["forbidden"] == []
-    parcels = {line: count for line, count in found["uploads"].items() if "parcel.py" in line}
+@pytest.mark.parametrize("case", SOUND)
+def test_the_loss_waits_for_nothing_and_sends_one_parcel_a_chunk(case: tuple[str, int], found: Found) -> None:
+    figures = found[case]
+    assert figures["forbidden"] == []
+    parcels = {line: count for line, count in figures["uploads"].items() if "parcel.py" in line}
     (num_chunks,) = parcels.values()
     assert 3 <= num_chunks <= 4
-    assert found["kernels"]["loss"] < KERNELS_OF_A_STRIP * num_chunks
+    assert figures["kernels"]["loss"] < KERNELS_OF_A_STRIP * num_chunks
     # As planned: bf16 products, by autocast or by FSDP2's param_dtype, and a bf16 teacher.
     for phase in ("student_forward", "teacher", "loss"):
-        assert found["products"][phase] == ["torch.bfloat16"]
-    assert found["bytes"]["loss"] > found["bytes"]["teacher"] > 10**9
+        assert figures["products"][phase] == ["torch.bfloat16"]
+    assert figures["bytes"]["loss"] > figures["bytes"]["teacher"] > 10**9
 
 
-def test_a_loss_that_reads_its_own_value_is_refused() -> None:
-    error = figures(objective="Reading")["error"]
+def test_a_loss_that_reads_its_own_value_is_refused(found: Found) -> None:
+    error = found["Reading", 1]["error"]
     assert "cases.py" in error
     assert "only the device knows" in error
 
 
-def test_a_wait_that_nothing_allows_is_found() -> None:
-    (found,) = figures(objective="Counting")["forbidden"]
-    assert "cases.py" in found
-    assert ": item, " in found
+def test_a_wait_that_nothing_allows_is_found(found: Found) -> None:
+    (wait,) = found["Counting", 1]["forbidden"]
+    assert "cases.py" in wait
+    assert ": item, " in wait
 
 
-def test_a_tensor_on_the_wrong_device_is_refused() -> None:
-    error = figures(objective="OnTheHost")["error"]
+def test_a_tensor_on_the_wrong_device_is_refused(found: Found) -> None:
+    error = found["OnTheHost", 1]["error"]
     assert "device" in error
     assert "cpu" in error
 
