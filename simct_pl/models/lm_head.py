@@ -25,11 +25,13 @@ class LMHead:
     """Hidden states [..., H] → logits [..., vocabulary]: what a model's own forward puts after its last hidden state.
 
     projection: the matrix product; its rows may outnumber the tokenizer's ids. scale, softcap: what follows it.
+    temperature: what all is divided by at last, 1 in a model's own forward.
     """
 
     projection: nn.Linear
     scale: float = 1.0
     softcap: float | None = None
+    temperature: float = 1.0
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> LMHead:
@@ -60,24 +62,29 @@ class LMHead:
         return torch.addmm(bias, states, weight.T, out=out)
 
     def finish(self, projected: Tensor) -> Tensor:
-        """Scale and soft-cap."""
-        if self.scale != 1.0:
-            projected = projected * self.scale
+        """Scale, soft-cap and temperature."""
+        if self._first_factor != 1.0:
+            projected = projected * self._first_factor
         if self.softcap is not None:
-            projected = torch.tanh(projected / self.softcap) * self.softcap
+            projected = torch.tanh(projected / self.softcap) * (self.softcap / self.temperature)
         return projected
+
+    @property
+    def _first_factor(self) -> float:
+        """What the product is scaled by; without a soft-cap the temperature can be in it."""
+        return self.scale if self.softcap is not None else self.scale / self.temperature
 
     # The same in two parts, of which the first needs no memory of its own, and its gradient neither.
 
     def squash_(self, projected: Tensor) -> Tensor:
         """All but the last factor, in place; finish(x) = expand(squash_(x))."""
-        if self.scale != 1.0:
-            projected.mul_(self.scale)
+        if self._first_factor != 1.0:
+            projected.mul_(self._first_factor)
         return projected if self.softcap is None else projected.div_(self.softcap).tanh_()
 
     def expand(self, squashed: Tensor) -> Tensor:
         """The last factor."""
-        return squashed if self.softcap is None else squashed * self.softcap
+        return squashed if self.softcap is None else squashed * (self.softcap / self.temperature)
 
     def squash_backward_(self, squashed: Tensor, gradient: Tensor) -> None:
         """Write the gradient of what was projected over what it was squashed to. gradient: of the latter."""
@@ -85,7 +92,7 @@ class LMHead:
             squashed.copy_(gradient)
         else:
             torch.ops.aten.tanh_backward.grad_input(gradient, squashed, grad_input=squashed)
-        factor = self.scale / (self.softcap or 1.0)
+        factor = self._first_factor / (self.softcap or 1.0)
         if factor != 1.0:
             squashed.mul_(factor)
 

@@ -34,10 +34,11 @@ class TeacherSettings:
 
     model: folder or hub name. weight: of its loss, by the sum over the teachers that grade the same response.
     dtype: of the weights; null: teacher_dtype. kwargs, server: as teacher_kwargs and teacher_server of a single one.
-    chat: arguments of its chat template.
+    chat: arguments of its chat template. temperature: what its logits are divided by; below 1 it teaches what it would
+    sample more surely.
 
     Raises:
-        RecipeError: for a weight that is not positive.
+        RecipeError: for a weight or temperature that is not positive.
     """
 
     model: str
@@ -46,10 +47,12 @@ class TeacherSettings:
     kwargs: dict[str, Any] = field(default_factory=dict)
     server: TeacherServer | None = None
     chat: dict[str, Any] = field(default_factory=dict)
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.weight < float("inf"):
-            raise RecipeError(f"weight of teacher {self.model!r} is {self.weight}; expected a number above 0.")
+        for name in ("weight", "temperature"):
+            if not 0 < (value := getattr(self, name)) < float("inf"):
+                raise RecipeError(f"{name} of teacher {self.model!r} is {value}; expected a number above 0.")
 
 
 class Lesson:
@@ -74,7 +77,7 @@ class Lesson:
         self.name, self.weight, self.objective, self.trusted = name, settings.weight, objective, trusted
         self.path = os.path.expanduser(settings.model)
         self.dtype: DtypeName = settings.dtype
-        self.load_arguments, self.server = settings.kwargs, settings.server
+        self.load_arguments, self.server, self.temperature = settings.kwargs, settings.server, settings.temperature
         self._chat, self._load_tokenizers = settings.chat, load_tokenizers
 
     @cached_property
@@ -117,6 +120,11 @@ class Lesson:
             raise RecipeError(
                 f"teacher_kwargs are {dict(self.load_arguments)}, and the teacher's weights are on a server; give "
                 "them to the server, and leave them out here."
+            )
+        if self.temperature != 1.0:
+            raise RecipeError(
+                f"teacher_temperature is {self.temperature}, and the teacher is on a server, which lists likely tokens "
+                "at temperature 1. Leave one of the two out."
             )
         server.check(self.path, self.pair.teacher, self.objective)
 

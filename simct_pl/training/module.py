@@ -72,6 +72,7 @@ class DistillModule(PairModule):
         lora: fields of peft.LoraConfig: adapters are trained, and not the student; null: all of it, or, where student
             is an adapter folder, that adapter.
         teacher_kwargs: more arguments of the teacher's from_pretrained, such as a quantization_config.
+        teacher_temperature: what the teacher's logits are divided by, for every loss and for the text KL.
         teachers: several, by name. A prompt that names one (Prompt.teacher) is graded by that one alone, any other by
             all of them: its loss is then their weighted mean.
 
@@ -101,6 +102,7 @@ class DistillModule(PairModule):
         teacher_kwargs: dict[str, Any] | None = None,
         teacher_server: TeacherServer | None = None,
         teachers: dict[str, TeacherSettings] | None = None,
+        teacher_temperature: float = 1.0,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -111,7 +113,8 @@ class DistillModule(PairModule):
         self.student_dtype: DtypeName = student_dtype
         self.teacher_dtype: DtypeName = teacher_dtype
         self.trust_remote_code, self.sharding, self.chat = trust_remote_code, sharding, chat or ChatSettings()
-        of_one = {"kwargs": teacher_kwargs or {}, "server": teacher_server, "chat": self.chat.teacher}
+        of_one = {"kwargs": teacher_kwargs or {}, "server": teacher_server, "temperature": teacher_temperature}
+        of_one["chat"] = self.chat.teacher
         self.use_models(student, settings_of(teacher, teachers, of_one), teacher_dtype, objective, lora)
         self.anchor_weight = check_anchor_weight(anchor_weight)
         self.held_out, self.guarded_step = HeldOutByTeacher([*self.lessons]), GuardedStep(optimizer.max_grad_norm)

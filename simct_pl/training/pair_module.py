@@ -124,7 +124,7 @@ def settings_of(
 ) -> dict[str, TeacherSettings]:
     """The teachers by name, from a recipe that has one or several.
 
-    of_one: what it says of a single one beside its path: kwargs, server, chat.
+    of_one: what it says of a single one beside its path: kwargs, server, chat, temperature.
 
     Raises:
         RecipeError: for none, for both, and for values of a single teacher beside several.
@@ -136,12 +136,17 @@ def settings_of(
         )
     if teacher is not None:
         return {TEACHER: TeacherSettings(teacher, **of_one)}
-    places = {"kwargs": "teacher_kwargs", "server": "teacher_server", "chat": "chat.teacher"}
-    given = [places[name] for name, value in of_one.items() if value]
+    places = {
+        "kwargs": "teacher_kwargs",
+        "server": "teacher_server",
+        "chat": "chat.teacher",
+        "temperature": "teacher_temperature",
+    }
+    given = [places[name] for name, value in of_one.items() if value and value != 1.0]
     if given:
         raise RecipeError(
             f"{', '.join(given)} belong to a single teacher, and there are several; say them of each one, as kwargs, "
-            "server and chat in teachers."
+            "server, chat and temperature in teachers."
         )
     assert teachers
     for name in teachers:

@@ -42,7 +42,7 @@ def load_teacher(module: Distilling, lesson: Lesson, device: torch.device) -> Te
     if lesson.server is None:
         size, mesh = module.teacher_batch_tokens, _mesh(module)
         own = lesson.trusted, device, mesh, None, lesson.load_arguments
-        return load_frozen(TEACHER, lesson.path, lesson.dtype, size, *own)
+        return load_frozen(TEACHER, lesson.path, lesson.dtype, size, *own).at(lesson.temperature)
     config = load_config(TEACHER, lesson.path, lesson.trusted)
     return RemoteTeacher(lesson.server, config.get_text_config().vocab_size, device)
 

@@ -5,6 +5,7 @@ checkpoints.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -71,6 +72,11 @@ class FrozenTeacher:
         self.model = model.eval().requires_grad_(False)
         self.max_batch_tokens = max_batch_tokens
         self.head = LMHead.of(model)
+
+    def at(self, temperature: float) -> FrozenTeacher:
+        """The same, its logits divided by a temperature."""
+        self.head = replace(self.head, temperature=temperature)
+        return self
 
     def to(self, device: torch.device) -> FrozenTeacher:
         if self.model.device != device:

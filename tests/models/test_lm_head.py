@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -64,6 +65,26 @@ def test_head_equals_the_models_own_forward(family: str) -> None:
         hidden = model.get_decoder()(input_ids=ids).last_hidden_state
         torch.testing.assert_close(LMHead.of(model)(hidden), model(input_ids=ids).logits)
     verify_head(model)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_temperature_divides_what_the_model_says(family: str) -> None:
+    """After the soft-cap, and in the two parts of a chunk too, with their gradient."""
+    model = FAMILIES[family]()
+    head = replace(LMHead.of(model), temperature=0.4)
+    ids = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
+    with torch.no_grad():
+        hidden = model.get_decoder()(input_ids=ids).last_hidden_state
+        expected = model(input_ids=ids).logits / 0.4
+        projected = head.projection(hidden)
+    torch.testing.assert_close(head(hidden), expected)
+    squashed = head.squash_(projected.clone())
+    torch.testing.assert_close(head.expand(squashed), expected)
+    inputs, weights = projected.clone().requires_grad_(), torch.randn_like(expected)
+    (wanted,) = torch.autograd.grad((head.finish(inputs) * weights).sum(), inputs)
+    last_factor = head.expand(torch.ones(()))
+    head.squash_backward_(squashed, weights * last_factor)
+    torch.testing.assert_close(squashed, wanted)
 
 
 def test_padded_vocabulary_rows_stay_in_the_logits() -> None:

@@ -201,6 +201,12 @@ def test_an_objective_of_hidden_states_is_refused(server: FakeTeacherServer, her
         asking(server).check(here.first_lesson.path, here.pair.teacher, DSKDEta())
 
 
+def test_a_temperature_of_a_teacher_on_a_server_is_refused(server: FakeTeacherServer) -> None:
+    module = unloaded_module(teacher_server=asking(server), teacher_temperature=0.5)
+    with pytest.raises(RecipeError, match=r"teacher_temperature is 0\.5, and the teacher is on a server"):
+        module.first_lesson.check(None, torch.device("cpu"))
+
+
 def test_answers_of_a_teacher_on_a_server_are_refused(server: FakeTeacherServer, tmp_path: Path) -> None:
     module = unloaded_module(teacher_server=asking(server))
     with pytest.raises(RecipeError, match="they are on a server"):
