@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import signal
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from simct_pl.lab.sweep_file import Cell, SweepFile
 
 LOG_TAIL = 12  # lines of a failed cell's log that are shown
+RESULT = "result.json"  # in the folder of a cell that has finished
 
 
 def main(argv: list[str]) -> int:
@@ -49,7 +49,9 @@ def main(argv: list[str]) -> int:
     sweep = SweepFile.load(path)
     cells = sweep.cells((arguments.output / sweep.name).absolute())
     open_cells = [cell for cell in cells if not is_finished(cell)]
-    print(f"{sweep.name}: {len(cells)} cells, {len(cells) - len(open_cells)} of them finished", file=sys.stderr)
+    changed = sum((cell.folder / RESULT).is_file() for cell in open_cells)
+    again = f", {changed} with other recipes than now, which are run again" if changed else ""
+    print(f"{sweep.name}: {len(cells)} cells, {len(cells) - len(open_cells)} of them finished{again}", file=sys.stderr)
     if arguments.list:
         for cell in cells:
             print(f"{'open    ' if cell in open_cells else 'finished'}  {cell.name}")
@@ -91,7 +93,7 @@ def _run(sweep: SweepFile, path: Path, cells: list[Cell], num_cells: int, jobs: 
     )
     with progress.Progress(*columns, console=Console(stderr=True), speed_estimate_period=3600) as bar:
         task = bar.add_task(sweep.name, total=num_cells, completed=num_cells - len(cells))
-        for ended in pool.run([_cleared(cell) for cell in cells], parent.child_tags):
+        for ended in pool.run(cells, parent.child_tags):
             if ended.exit_code == 0:
                 _write_result(ended)
             else:
@@ -109,24 +111,18 @@ def _run(sweep: SweepFile, path: Path, cells: list[Cell], num_cells: int, jobs: 
 
 def is_finished(cell: Cell) -> bool:
     """Whether the cell, as its recipes are now, has been run to its end."""
-    path = cell.folder / "result.json"
+    path = cell.folder / RESULT
     try:
         return bool(json.loads(path.read_text(encoding="utf-8"))["key"] == cell.key)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):  # a damaged one: the cell is run again
         return False
 
 
-def _cleared(cell: Cell) -> Cell:
-    """The cell, without what an earlier attempt left."""
-    shutil.rmtree(cell.folder, ignore_errors=True)
-    return cell
-
-
 def _write_result(ended: Ended) -> None:
     from simct_pl.files.parquet import write_json
 
     result: dict[str, Any] = {"key": ended.cell.key, "cell": ended.cell.name, "seconds": round(ended.seconds, 1)}
-    write_json(ended.cell.folder / "result.json", result)
+    write_json(ended.cell.folder / RESULT, result)
 
 
 def _failure(ended: Ended) -> str:

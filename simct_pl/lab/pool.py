@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.connection
 import os
+import shutil
 import sys
 import threading
 import time
@@ -73,6 +74,8 @@ class CellPool:
             self._stop()
 
     def _start(self, cell: Cell, tags: dict[str, str]) -> None:
+        # What an earlier attempt left goes now and not before: a sweep that is stopped leaves the others' results.
+        shutil.rmtree(cell.folder, ignore_errors=True)
         # What a report finds the cell by; the process tags its run with them.
         own = {"simct.method": cell.method, "simct.seed": str(cell.seed), "simct.cell": cell.name}
         process = self._context.Process(

@@ -84,6 +84,9 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> None:
 def test_a_sweep_that_is_ended_ends_its_cells(tmp_path: Path) -> None:
     sweep_file(tmp_path, {"long": None}, **{"trainer.max_steps": 100_000, "data.init_args.num_train_batches": 100_000})
     log = tmp_path / "runs/sweeps/small/long/seed0/log.txt"
+    other = tmp_path / "runs/sweeps/small/long/seed1/result.json"  # of a cell that waits, and was another once
+    other.parent.mkdir(parents=True)
+    other.write_text('{"key": "of other values"}')
     command = ["simct_pl", "sweep", "--recipe", "small.yaml", "--jobs", "1"]
     with warm.start(command, tmp_path, tmp_path / "printed.txt") as process:
         wait_until(lambda: bool(list(tmp_path.rglob("*.jsonl"))), 300)
@@ -91,7 +94,8 @@ def test_a_sweep_that_is_ended_ends_its_cells(tmp_path: Path) -> None:
         assert processes_of(tmp_path), "else nothing is shown by there being none afterwards"
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) != 0
-    assert not results(tmp_path)
+    assert results(tmp_path) == ["runs/sweeps/small/long/seed1"]
+    assert "0 of them finished, 1 with other recipes than now" in (tmp_path / "printed.txt").read_text()
     wait_until(lambda: not processes_of(tmp_path), 60)
     assert processes_of(tmp_path) == []
 
