@@ -110,8 +110,7 @@ class DistillModule(PairModule):
         self.optimizer_config = optimizer
         self.micro_batch_tokens, self.teacher_batch_tokens = micro_batch_tokens, teacher_batch_tokens
         self.chunk_tokens, self.gradient_checkpointing = chunk_tokens, gradient_checkpointing
-        self.student_dtype: DtypeName = student_dtype
-        self.teacher_dtype: DtypeName = teacher_dtype
+        self.student_dtype, self.teacher_dtype = student_dtype, teacher_dtype
         self.trust_remote_code, self.sharding, self.chat = trust_remote_code, sharding, chat or ChatSettings()
         of_one = {"kwargs": teacher_kwargs or {}, "server": teacher_server, "temperature": teacher_temperature}
         of_one["chat"] = self.chat.teacher
@@ -120,8 +119,7 @@ class DistillModule(PairModule):
         self.held_out, self.guarded_step = HeldOutByTeacher([*self.lessons]), GuardedStep(optimizer.max_grad_norm)
         self._held_out_parts: list[tuple[list[Rollout], GradedBatch]] = []
         self._references: list[Prompt] = []
-        self.phases = PhaseTimer()
-        self.history: list[HeldOutResult] = []
+        self.phases, self.history = PhaseTimer(), list[HeldOutResult]()
 
     # ---- set-up: everything that can be refused is refused before any weights load ----
 
